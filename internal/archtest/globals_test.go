@@ -1,0 +1,133 @@
+package archtest
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"strings"
+	"testing"
+)
+
+// allowedVariables are package variables that are neither a sentinel error nor
+// a table, each with its reason.
+var allowedVariables = map[string]string{}
+
+// TestNoPackageState holds the rule that a package keeps no state: its
+// variables are sentinel errors and constant tables, and nothing runs before
+// main. Tests may do as they like.
+func TestNoPackageState(t *testing.T) {
+	for _, f := range sources(t) {
+		if f.test {
+			continue
+		}
+		for _, problem := range packageState(f) {
+			t.Error(problem)
+		}
+	}
+}
+
+// packageState lists what a file has at package level and should not have.
+func packageState(f sourceFile) []string {
+	var problems []string
+	for _, decl := range f.ast.Decls {
+		switch d := decl.(type) {
+		case *ast.FuncDecl:
+			if d.Recv == nil && d.Name.Name == "init" {
+				problems = append(problems, f.at(d)+": init(): do it where it is needed, and let errors be returned")
+			}
+		case *ast.GenDecl:
+			if d.Tok == token.VAR && !embedded(d) {
+				problems = append(problems, variables(f, d)...)
+			}
+		}
+	}
+	return problems
+}
+
+// embedded reports a file's content brought in by go:embed, which is a
+// constant in all but name.
+func embedded(d *ast.GenDecl) bool {
+	if d.Doc == nil {
+		return false
+	}
+	for _, c := range d.Doc.List {
+		if strings.HasPrefix(c.Text, "//go:embed ") {
+			return true
+		}
+	}
+	return false
+}
+
+func variables(f sourceFile, d *ast.GenDecl) []string {
+	var problems []string
+	for _, s := range d.Specs {
+		spec := s.(*ast.ValueSpec)
+		for i, name := range spec.Names {
+			_, excused := allowedVariables[f.pkg+"."+name.Name]
+			if name.Name == "_" || excused || i < len(spec.Values) && constant(spec.Values[i]) {
+				continue
+			}
+			problems = append(problems, f.at(name)+": package variable "+name.Name+" is neither a sentinel error nor a table")
+		}
+	}
+	return problems
+}
+
+// constant reports a value that can stand at package level: a composite
+// literal (or its address), a []byte("…") conversion, an error, a compiled
+// pattern.
+func constant(e ast.Expr) bool {
+	switch e := e.(type) {
+	case *ast.CompositeLit:
+		return true
+	case *ast.UnaryExpr:
+		_, lit := e.X.(*ast.CompositeLit)
+		return e.Op == token.AND && lit
+	case *ast.CallExpr:
+		switch fun := e.Fun.(type) {
+		case *ast.ArrayType:
+			return true
+		case *ast.SelectorExpr:
+			pkg, _ := fun.X.(*ast.Ident)
+			return pkg != nil && constantCalls[pkg.Name+"."+fun.Sel.Name]
+		}
+	}
+	return false
+}
+
+var constantCalls = map[string]bool{
+	"errors.New":         true,
+	"fmt.Errorf":         true,
+	"regexp.MustCompile": true,
+}
+
+func TestPackageStateIsSeen(t *testing.T) {
+	cases := map[string]int{
+		`var ErrGone = errors.New("gone")`:                       0,
+		`var ErrOld = fmt.Errorf("old: %w", ErrGone)`:            0,
+		`var names = map[int]string{1: "one"}`:                   0,
+		`var oid = &identifier{2, 23}`:                           0,
+		`var magic = []byte("SSHSIG")`:                           0,
+		`var _ net.Listener = (*listener)(nil)`:                  0,
+		"//go:embed man/tool.1\nvar page string":                 0,
+		`func f() { var local int; _ = local }`:                  0,
+		`func (t T) init() {}`:                                   0,
+		`var count int`:                                          1,
+		`var mu, cond = sync.Mutex{}, make(chan int)`:            1,
+		`var client = http.DefaultClient`:                        1,
+		`var ErrA, ErrB = errors.New("a"), errors.New("b")`:      0,
+		`var (a int; b = time.Now(); ErrC = errors.New("c"))`:    2,
+		`func init() { println("early") }`:                       1,
+		"func init() {}\nfunc init() {}\nvar version = \"none\"": 3,
+	}
+	for src, want := range cases {
+		fset := token.NewFileSet()
+		file, err := parser.ParseFile(fset, "x.go", "package x\n"+src, parser.ParseComments|parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatalf("%s: %v", src, err)
+		}
+		if got := packageState(sourceFile{pkg: "x", path: "x.go", ast: file, fset: fset}); len(got) != want {
+			t.Errorf("%s: %d problems, want %d: %q", src, len(got), want, got)
+		}
+	}
+}
