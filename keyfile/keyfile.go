@@ -1,0 +1,217 @@
+// Package keyfile reads and writes the TPM 2.0 key file, PEM type "TSS2
+// PRIVATE KEY", as described by draft-bottomley-tpm-keys-00.
+//
+// It knows bytes and nothing else: no TPM is needed, and none is asked. What
+// comes out of Parse has been checked whole, the public area included, so that
+// nothing made of it can fail or panic later. Reading is generous where other
+// writers are known to err; what is written is the narrow form that all of
+// them read.
+package keyfile
+
+import (
+	"strings"
+	"unicode"
+)
+
+// The limits of what is read. The largest file that a TPM 2.0 can make, RSA
+// 4096 with a policy, is well under a tenth of them.
+const (
+	maxFile        = 64 << 10
+	maxTPM2B       = 2<<10 + 2
+	maxDescription = 1 << 10
+)
+
+// Type says how the key gets into a TPM.
+type Type int
+
+// The types of key that Parse returns.
+const (
+	// Loadable is an object made under its parent: TPM2_Load.
+	Loadable Type = iota + 1
+	// Importable is an object wrapped for its parent elsewhere: TPM2_Import
+	// comes first.
+	Importable
+)
+
+// String gives the name that the draft uses.
+func (t Type) String() string {
+	switch t {
+	case Loadable:
+		return "loadable"
+	case Importable:
+		return "importable"
+	}
+	return "unknown"
+}
+
+// The hierarchies that TPMKey.Parent may name (TPM 2.0 part 2, section 7.4).
+// The parent is then the primary key that the draft's template gives there.
+const (
+	ParentOwner       uint32 = 0x40000001
+	ParentNull        uint32 = 0x40000007
+	ParentEndorsement uint32 = 0x4000000b
+	ParentPlatform    uint32 = 0x4000000c
+)
+
+// The most significant octet of a handle says what it is.
+const (
+	handleTypeMask   uint32 = 0xff000000
+	handleTransient  uint32 = 0x80000000
+	handlePersistent uint32 = 0x81000000
+)
+
+// TPMKey is the content of one key file.
+type TPMKey struct {
+	Type Type
+	// EmptyAuth is TRUE in a file whose key has an empty auth value. It is a
+	// hint that several writers get wrong; only the TPM knows.
+	EmptyAuth bool
+	// Policy has the commands, in order, that satisfy the key's policy digest.
+	Policy []Policy
+	// Secret is the TPM2B_ENCRYPTED_SECRET, its size included, that
+	// TPM2_Import wants. Importable keys have one, loadable ones never.
+	Secret []byte
+	// AuthPolicy has the signed alternatives to Policy.
+	AuthPolicy []AuthPolicy
+	// Description is as it stands in the file: at most 1 KiB, any octets. Use
+	// DisplayDescription to show it.
+	Description string
+	// RSAParent says that the primary key under a hierarchy is RSA 2048 and
+	// not the ECC P-256 one.
+	RSAParent bool
+	// Parent is a TPM handle: a persistent object (0x81…) or a hierarchy. 0
+	// and transient handles (0x80…) are kept as they are in the file; both
+	// mean the owner hierarchy.
+	Parent uint32
+	// Unknown has the tag numbers, 6 to 30, of optional fields that were
+	// skipped.
+	Unknown []int
+	// Pubkey is the TPM2B_PUBLIC, its size included.
+	Pubkey []byte
+	// Privkey is the TPM2B_PRIVATE, its size included.
+	Privkey []byte
+	// Public is what Pubkey says. Parse and NewLoadable always set it;
+	// Marshal goes by Pubkey.
+	Public *Public
+}
+
+// Policy is one command of a TPM policy.
+type Policy struct {
+	CommandCode   uint32 // TPM_CC
+	CommandPolicy []byte // the command's parameters, in the draft's form
+}
+
+// AuthPolicy is one signed policy, which a TPM2_PolicyAuthorize lets in.
+type AuthPolicy struct {
+	Name   string // for display, may be empty
+	Policy []Policy
+}
+
+// NewLoadable returns the key that TPM2_Create made: pubkey and privkey are
+// its TPM2B_PUBLIC and TPM2B_PRIVATE, sizes included, and parent is a
+// persistent handle or a hierarchy other than null, under which a key would
+// end with the next reset of the TPM. The checks are those of Parse.
+func NewLoadable(pubkey, privkey []byte, parent uint32, emptyAuth bool) (*TPMKey, error) {
+	if parent == ParentNull || parent == 0 || parent&handleTypeMask == handleTransient {
+		return nil, malformed("parent", 0, "no lasting key can have the parent %#08x", parent)
+	}
+	k := &TPMKey{
+		Type:      Loadable,
+		EmptyAuth: emptyAuth,
+		Parent:    parent,
+		Pubkey:    append([]byte(nil), pubkey...),
+		Privkey:   append([]byte(nil), privkey...),
+	}
+	if err := k.check(); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// check holds k against the rules of a file, and sets Public.
+func (k *TPMKey) check() error {
+	if k.Type != Loadable && k.Type != Importable {
+		return malformed("type", 0, "there is no key type %d", int(k.Type))
+	}
+	if err := checkSecret(k.Type, k.Secret, 0); err != nil {
+		return err
+	}
+	if len(k.Description) > maxDescription {
+		return malformed("description", 0, "%d octets, at most %d are allowed", len(k.Description), maxDescription)
+	}
+	if err := checkParent(k.Parent, 0); err != nil {
+		return err
+	}
+	public, err := ParsePublic(k.Pubkey)
+	if err != nil {
+		return err
+	}
+	if err := checkTPM2B("privkey", k.Privkey, 0); err != nil {
+		return err
+	}
+	k.Public = public
+	return nil
+}
+
+// checkSecret says whether a key of type t may have secret, which stands at
+// offset.
+func checkSecret(t Type, secret []byte, offset int) error {
+	switch {
+	case t == Importable && len(secret) == 0:
+		return malformed("secret", offset, "missing, an importable key cannot do without")
+	case t == Loadable && len(secret) != 0:
+		return malformed("secret", offset, "a loadable key has none")
+	case len(secret) == 0:
+		return nil
+	}
+	return checkTPM2B("secret", secret, offset)
+}
+
+// checkParent says whether a key can have this parent: the four hierarchies,
+// persistent objects, and the two forms of old writers for the owner.
+func checkParent(parent uint32, offset int) error {
+	switch parent {
+	case 0, ParentOwner, ParentNull, ParentEndorsement, ParentPlatform:
+		return nil
+	}
+	switch parent & handleTypeMask {
+	case handlePersistent, handleTransient:
+		return nil
+	}
+	return malformed("parent", offset, "%#08x is neither a persistent handle nor a hierarchy", parent)
+}
+
+// checkTPM2B says whether b is one sized buffer: two octets of size, as many
+// octets as they say, at least one, and nothing else.
+func checkTPM2B(field string, b []byte, offset int) error {
+	switch {
+	case len(b) > maxTPM2B:
+		return malformed(field, offset, "%d octets, at most %d are allowed", len(b), maxTPM2B)
+	case len(b) < 2:
+		return malformed(field, offset, "%d octets, too short for a size", len(b))
+	}
+	size := int(b[0])<<8 | int(b[1])
+	switch {
+	case size != len(b)-2:
+		return malformed(field, offset, "the size says %d octets, %d follow", size, len(b)-2)
+	case size == 0:
+		return malformed(field, offset, "empty")
+	}
+	return nil
+}
+
+// DisplayDescription returns the description without what could harm a
+// terminal or deceive a reader: control and format characters, those for the
+// direction of text among them, are gone, every kind of white space is a
+// blank, and octets that are not UTF-8 are U+FFFD.
+func (k *TPMKey) DisplayDescription() string {
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsSpace(r):
+			return ' '
+		case unicode.IsGraphic(r):
+			return r
+		}
+		return -1
+	}, k.Description))
+}
