@@ -1,0 +1,138 @@
+// Package agent is the server side of the SSH agent protocol (RFC 9987).
+//
+// An [Agent] answers what clients ask over a listener: which identities there
+// are, and to sign with one of them. It knows no TPM, no files and no sockets:
+// identities come from a [Source] as an immutable [Set], private keys are
+// behind [Key], the user is behind [Prompter], and connections come from any
+// net.Listener. Whoever puts these together decides what they are.
+//
+// # Who waits for whom
+//
+// The requests of one connection are answered in order; connections do not
+// wait for each other. No lock of this package is held while a Key signs, a
+// Prompter asks or a Source looks: while a dialog is open, or a signature
+// takes its time, everybody else lists and signs. The one exception is wanted:
+// a key that needs a PIN asks for it once at a time, and who wants the same
+// key waits in line for that.
+//
+// A client that hangs up ends the context of what was being done for it, and
+// with it its prompt and its place in every line.
+//
+// # What is answered
+//
+// REQUEST_IDENTITIES, SIGN_REQUEST, REMOVE_IDENTITY and REMOVE_ALL_IDENTITIES.
+// Everything else gets SSH_AGENT_FAILURE, as RFC 9987, section 5 asks for what
+// an agent does not do. Where the RFC leaves a choice, or clients do not keep
+// to it, the answer is that of OpenSSH's ssh-agent.
+package agent
+
+import (
+	"context"
+	"crypto"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// A Key makes signatures. Its methods are called from many goroutines at once.
+//
+// Keys are compared with ==, so the type behind the interface must be
+// comparable; a pointer is.
+type Key interface {
+	// AuthRequired says whether a PIN is to be asked for before the first
+	// try. It may be mistaken: a Sign that fails for want of one is followed
+	// by a prompt all the same.
+	AuthRequired() bool
+
+	// Sign signs digest, made with opts.HashFunc(). The signature is encoded
+	// as crypto.Signer's are: ASN.1 for ECDSA, PKCS #1 v1.5 for RSA. auth is
+	// the auth value, the user's PIN, and empty when there is none; Sign does
+	// not keep it. Sign returns soon after ctx ends.
+	//
+	// An error that has, somewhere in its tree, the methods WrongAuth() bool
+	// and TriesLeft() (n int, known bool), and whose WrongAuth is true, says
+	// that the auth value was not the right one, and how many more wrong ones
+	// are taken before the key's keeper locks up.
+	Sign(ctx context.Context, auth, digest []byte, opts crypto.SignerOpts) ([]byte, error)
+}
+
+// A Source has the identities that there are now. It returns the same *Set
+// until something changes, because answers are cached by it. It is asked once
+// or more for every request, and from many goroutines at once.
+type Source interface {
+	Identities() *Set
+}
+
+// A Prompter asks the user.
+type Prompter interface {
+	// AuthValue asks for the auth value of a key. It ends when ctx does, and
+	// takes its dialog with it. The slice returned belongs to the caller, who
+	// overwrites it after use.
+	AuthValue(ctx context.Context, p AuthPrompt) ([]byte, error)
+}
+
+// AuthPrompt is what the user should be told when asked for a PIN.
+type AuthPrompt struct {
+	Name        string // of the key's file
+	Comment     string
+	Fingerprint string // SHA256:…
+	Peer        Peer   // who wants the signature
+	Retry       bool   // the value given before was not the right one
+	TriesLeft   int    // wrong values until lockout, as last heard; 1: this is the last; -1: not known
+}
+
+// Config says what an Agent is made of.
+type Config struct {
+	Source   Source       // required
+	Prompter Prompter     // nil: signatures that need a PIN are refused
+	Log      *slog.Logger // nil: nothing is logged
+
+	// Grace is how long requests in flight may take to finish when Serve is
+	// told to end; 0 means 10 seconds.
+	Grace time.Duration
+}
+
+// Agent answers the requests of SSH agent clients. Make one with New.
+type Agent struct {
+	source   Source
+	prompter Prompter
+	log      *slog.Logger
+	grace    time.Duration
+
+	lines lines // one per key, for prompts
+
+	// mu guards look-ups in what follows, each short. Nothing that could wait
+	// is called under it: no Source, Key or Prompter.
+	mu       sync.Mutex
+	removed  removals
+	listing  *listing        // the last list answer
+	reported *Set            // the last one whose unlisted identities were logged
+	auth     map[string]auth // by blob of the plain public key
+	tries    int             // see AuthPrompt.TriesLeft
+}
+
+// New makes an Agent.
+func New(c Config) *Agent {
+	a := &Agent{
+		source:   c.Source,
+		prompter: c.Prompter,
+		log:      c.Log,
+		grace:    c.Grace,
+		auth:     make(map[string]auth),
+		tries:    triesUnknown,
+	}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	if a.grace == 0 {
+		a.grace = 10 * time.Second
+	}
+	return a
+}
+
+// Reload brings back the identities that clients have removed.
+func (a *Agent) Reload() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.removed.clear()
+}

@@ -1,0 +1,203 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// readTimeout is the time from the first byte of a message to its last.
+	// Between messages a client may be silent for ever.
+	readTimeout = 30 * time.Second
+
+	// writeTimeout is the time in which a client must take its answer.
+	writeTimeout = 30 * time.Second
+)
+
+// conn is one client. Its reader reads on while a request is being answered,
+// for two reasons: to see at once that the client hangs up, and because
+// clients send requests ahead of answers. The answers are given one after the
+// other by run's goroutine.
+type conn struct {
+	a       *Agent
+	nc      net.Conn
+	peer    Peer
+	waiting *queue
+
+	// ctx is that of every request, and ends when the client hangs up.
+	ctx    context.Context
+	hangUp context.CancelFunc
+
+	mu       sync.Mutex // orders the read deadlines of reader and drain
+	draining bool
+	drained  chan struct{} // closed when draining
+}
+
+func newConn(ctx context.Context, a *Agent, nc net.Conn) *conn {
+	c := &conn{a: a, nc: nc, peer: peerOf(nc), waiting: newQueue(), drained: make(chan struct{})}
+	c.ctx, c.hangUp = context.WithCancel(ctx)
+	return c
+}
+
+// run serves the client until it hangs up, breaks the protocol or is drained,
+// and closes the connection.
+func (c *conn) run() {
+	reader := make(chan struct{})
+	go func() {
+		defer close(reader)
+		c.guard(c.read)
+		c.waiting.end()
+	}()
+	c.guard(c.answer)
+	c.close()
+	<-reader
+}
+
+// guard keeps a panic to the connection in which it happens.
+func (c *conn) guard(work func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.a.log.Error("panic, connection closed", "panic", fmt.Sprint(p), "peer", c.peer, "stack", string(debug.Stack()))
+			c.close()
+		}
+	}()
+	work()
+}
+
+// close is for both goroutines and for the server.
+func (c *conn) close() {
+	c.hangUp()
+	c.nc.Close()
+}
+
+// drain ends the reading: what has come is answered, then the connection is
+// closed.
+func (c *conn) drain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.draining {
+		c.draining = true
+		close(c.drained)
+		c.nc.SetReadDeadline(longAgo)
+	}
+}
+
+// longAgo as a deadline ends what is waiting.
+var longAgo = time.Unix(1, 0)
+
+// setReadDeadline leaves the deadline of drain alone.
+func (c *conn) setReadDeadline(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.draining {
+		c.nc.SetReadDeadline(t)
+	}
+}
+
+func (c *conn) isDraining() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.draining
+}
+
+// read queues the client's requests. Its end is that of the requests'
+// context, unless it ended because of drain. What was sent before is still
+// answered, as far as it can be without the context.
+func (c *conn) read() {
+	err := c.readRequests()
+	if c.isDraining() {
+		return
+	}
+	c.hangUp()
+	if !ordinaryEnd(err) {
+		c.a.log.Warn("connection closed", "cause", err, "peer", c.peer)
+	}
+}
+
+func (c *conn) readRequests() error {
+	r := bufio.NewReaderSize(c.nc, 1<<10)
+	begun := func() { c.setReadDeadline(time.Now().Add(readTimeout)) }
+	for !c.isDraining() {
+		if c.waiting.full() {
+			if err := c.awaitRoom(); err != nil {
+				return err
+			}
+			continue
+		}
+		c.setReadDeadline(time.Time{})
+		request, err := readMessage(r, begun)
+		if err != nil {
+			return err
+		}
+		c.waiting.put(request)
+	}
+	return nil
+}
+
+// ordinaryEnd: the client has closed the connection, or we have.
+func ordinaryEnd(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// answer gives the answers, in the order of the requests.
+func (c *conn) answer() {
+	for {
+		request, ok := c.waiting.take()
+		if !ok {
+			return
+		}
+		if err := c.write(c.a.handle(c.ctx, c, request)); err != nil {
+			if !ordinaryEnd(err) {
+				c.a.log.Warn("connection closed", "cause", err, "peer", c.peer)
+			}
+			return
+		}
+	}
+}
+
+func (c *conn) write(answer []byte) error {
+	c.nc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_, err := c.nc.Write(answer)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("client takes no answer: %w", err)
+	}
+	return err
+}
+
+// handle answers one request.
+func (a *Agent) handle(ctx context.Context, c *conn, request []byte) []byte {
+	switch number := request[0]; number {
+	case msgRequestIdentities:
+		return a.list()
+	case msgSignRequest:
+		return a.sign(ctx, c, request)
+	case msgRemoveIdentity:
+		return a.remove(c, request)
+	case msgRemoveAllIdentities, msgRemoveAllRSA1:
+		return a.removeAll(c)
+	default:
+		a.refuseUnsupported(c, number)
+		return failure()
+	}
+}
+
+// refuseUnsupported tells only the log's reader who wants to know it all about
+// extensions: every ssh sends one, and can do without.
+func (a *Agent) refuseUnsupported(c *conn, number byte) {
+	if number == msgExtension {
+		a.log.Debug("refused", slog.String("request", requestName(number)), slog.Any("peer", c.peer))
+		return
+	}
+	a.refuse(c, requestName(number), nil, &refusal{cause: causeUnsupported})
+}

@@ -1,0 +1,139 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// server is one call of Serve.
+type server struct {
+	a *Agent
+	l net.Listener
+
+	// ctx is the parent of all requests. It outlives that of Serve by the
+	// grace that they are given to finish.
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu    sync.Mutex
+	conns map[*conn]struct{}
+	wg    sync.WaitGroup // one for each of conns
+}
+
+// Serve answers the clients that connect to l until ctx ends. Then it closes
+// l and the connections that wait for nothing, lets requests in flight finish
+// for as long as Config.Grace, and returns nil. What has not finished by then
+// is cancelled. It returns an error if l fails for good, or if requests do not
+// even end when they are cancelled. It may be called for several listeners.
+func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
+	s := &server{a: a, l: l, conns: make(map[*conn]struct{})}
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	defer s.cancel()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	err := s.accept(ctx)
+	stop()
+	l.Close()
+	return errors.Join(err, s.drain())
+}
+
+// accept returns nil when ctx has ended.
+func (s *server) accept(ctx context.Context) error {
+	var pause backoff
+	for {
+		nc, err := s.l.Accept()
+		switch {
+		case err == nil:
+			pause.reset()
+			s.start(nc)
+		case ctx.Err() != nil:
+			return nil
+		case passes(err):
+			if pause.delay == 0 {
+				s.a.log.Error("no new connections for now", "err", err)
+			}
+			pause.wait(ctx)
+		default:
+			return fmt.Errorf("accepting connections: %w", err)
+		}
+	}
+}
+
+// passes says whether an error of accept(2) is about the one connection, or
+// about a lack of something, rather than about the listener.
+func passes(err error) bool {
+	var errno syscall.Errno
+	return errors.As(err, &errno) && slices.Contains([]syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
+		syscall.ECONNABORTED, syscall.EINTR, syscall.EPROTO, syscall.EAGAIN,
+	}, errno)
+}
+
+// backoff doubles its pause from 5 milliseconds to a second.
+type backoff struct{ delay time.Duration }
+
+func (b *backoff) reset() { b.delay = 0 }
+
+func (b *backoff) wait(ctx context.Context) {
+	b.delay = min(max(2*b.delay, 5*time.Millisecond), time.Second)
+	select {
+	case <-time.After(b.delay):
+	case <-ctx.Done():
+	}
+}
+
+func (s *server) start(nc net.Conn) {
+	c := newConn(s.ctx, s.a, nc)
+	s.mu.Lock()
+	s.conns[c] = struct{}{}
+	s.mu.Unlock()
+	s.wg.Go(func() {
+		c.run()
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+	})
+}
+
+// drain ends all connections.
+func (s *server) drain() error {
+	done := make(chan struct{})
+	go func() { s.wg.Wait(); close(done) }()
+	s.each((*conn).drain)
+	if within(s.a.grace, done) {
+		return nil
+	}
+	s.cancel()
+	s.each((*conn).close)
+	if within(s.a.grace, done) {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fmt.Errorf("%d requests did not end when they were cancelled", len(s.conns))
+}
+
+func (s *server) each(do func(*conn)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		do(c)
+	}
+}
+
+// within waits for done, but not longer than d.
+func within(d time.Duration, done <-chan struct{}) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
+}
