@@ -3,6 +3,8 @@
 GO      ?= go
 PREFIX  ?= /usr/local
 DESTDIR ?=
+# Where systemd looks for user units: below a home it is share, not lib.
+UNITDIR ?= $(PREFIX)/$(if $(filter $(HOME)/%,$(PREFIX)),share,lib)/systemd/user
 
 # make demo TPM=software uses the software TPM even where there is a real one.
 TPM ?= auto
@@ -92,16 +94,16 @@ install: ## installs binary, man pages, completions and systemd user units (PREF
 	bin/tpm-agent completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/tpm-agent
 	bin/tpm-agent completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tpm-agent
 	bin/tpm-agent completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tpm-agent.fish
-	install -D -m 0644 contrib/systemd-user/tpm-agent.socket $(DESTDIR)$(PREFIX)/lib/systemd/user/tpm-agent.socket
-	sed 's|^ExecStart=[^ ]*|ExecStart=$(PREFIX)/bin/tpm-agent|' contrib/systemd-user/tpm-agent.service >$(DESTDIR)$(PREFIX)/lib/systemd/user/tpm-agent.service
-	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/user/tpm-agent.service
+	install -D -m 0644 contrib/systemd-user/tpm-agent.socket $(DESTDIR)$(UNITDIR)/tpm-agent.socket
+	sed 's|^ExecStart=[^ ]*|ExecStart=$(PREFIX)/bin/tpm-agent|' contrib/systemd-user/tpm-agent.service >$(DESTDIR)$(UNITDIR)/tpm-agent.service
+	chmod 0644 $(DESTDIR)$(UNITDIR)/tpm-agent.service
 	install -D -m 0644 contrib/systemd-user/10-tpm-agent.conf $(DESTDIR)$(PREFIX)/share/tpm-agent/10-tpm-agent.conf
 
 uninstall: ## removes what install put there
 	rm -f $(DESTDIR)$(PREFIX)/bin/tpm-agent
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man1/,$(notdir $(wildcard cmd/tpm-agent/man/*.1)))
 	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tpm-agent $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tpm-agent $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tpm-agent.fish
-	rm -f $(DESTDIR)$(PREFIX)/lib/systemd/user/tpm-agent.socket $(DESTDIR)$(PREFIX)/lib/systemd/user/tpm-agent.service
+	rm -f $(DESTDIR)$(UNITDIR)/tpm-agent.socket $(DESTDIR)$(UNITDIR)/tpm-agent.service
 	rm -f $(DESTDIR)$(PREFIX)/share/tpm-agent/10-tpm-agent.conf
 	-rmdir $(DESTDIR)$(PREFIX)/share/tpm-agent
 
