@@ -1,0 +1,211 @@
+package tpmkey
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+)
+
+// Algorithm is the type and size of a key to make.
+type Algorithm int
+
+// The algorithms that SSH and TPM 2.0 have in common.
+const (
+	ECDSAP256 Algorithm = iota + 1
+	ECDSAP384
+	ECDSAP521
+	RSA2048
+	RSA3072
+	RSA4096
+)
+
+// Algorithms returns all of them.
+func Algorithms() []Algorithm {
+	return []Algorithm{ECDSAP256, ECDSAP384, ECDSAP521, RSA2048, RSA3072, RSA4096}
+}
+
+// String returns the algorithm as "ECDSA P-256" or "RSA 2048".
+func (a Algorithm) String() string {
+	if curve, _ := a.curve(); curve != 0 {
+		return fmt.Sprintf("ECDSA P-%d", a.Bits())
+	}
+	return fmt.Sprintf("RSA %d", a.Bits())
+}
+
+// Bits returns the size of the field or of the modulus.
+func (a Algorithm) Bits() int {
+	switch a {
+	case ECDSAP256:
+		return 256
+	case ECDSAP384:
+		return 384
+	case ECDSAP521:
+		return 521
+	case RSA2048:
+		return 2048
+	case RSA3072:
+		return 3072
+	case RSA4096:
+		return 4096
+	default:
+		return 0
+	}
+}
+
+func (a Algorithm) curve() (tpm2.TPMECCCurve, bool) {
+	switch a {
+	case ECDSAP256:
+		return tpm2.TPMECCNistP256, true
+	case ECDSAP384:
+		return tpm2.TPMECCNistP384, true
+	case ECDSAP521:
+		return tpm2.TPMECCNistP521, true
+	default:
+		return 0, false
+	}
+}
+
+// Template says which key to make.
+type Template struct {
+	Algorithm Algorithm
+	// Auth is the PIN as typed; empty for none. A key with a PIN is
+	// protected by the TPM's lockout, one without is exempt from it, so
+	// that wrong PINs elsewhere do not stop it.
+	Auth []byte
+	// Parent is the handle to make the key under: 0 or a hierarchy's
+	// primary storage key (keyfile.ParentOwner, …), or a persistent
+	// storage key 0x81xxxxxx.
+	Parent uint32
+}
+
+// Create makes a key inside the TPM and returns it wrapped by its parent. It
+// leaves nothing in the TPM. The PIN crosses the bus encrypted.
+//
+// Where the owner hierarchy has a password, a key for it is made under the
+// storage key at 0x81000001, if there is one, and names that as its parent.
+func (t *TPM) Create(ctx context.Context, tm Template) (*keyfile.TPMKey, error) {
+	sk, err := tm.storageKey()
+	if err != nil {
+		return nil, err
+	}
+	var file *keyfile.TPMKey
+	err = t.withTurn(ctx, func(l *link) error {
+		if err := supported(l, tm.Algorithm); err != nil {
+			return err
+		}
+		file, err = t.create(l, tm, sk)
+		if sk.hierarchy != tpm2.TPMRHOwner || !errors.Is(err, ErrOwnerAuth) {
+			return err
+		}
+		p, srkErr := t.readSRK(l)
+		if srkErr != nil || p == nil {
+			return errors.Join(err, srkErr)
+		}
+		file, err = t.create(l, tm, storageKey{persistent: srkHandle})
+		return err
+	})
+	return file, err
+}
+
+// storageKey returns the storage key that the template names.
+func (tm Template) storageKey() (storageKey, error) {
+	switch {
+	case tm.Parent == 0:
+		return storageKey{hierarchy: tpm2.TPMRHOwner, template: eccH}, nil
+	case tm.Parent>>24 == 0x81:
+		return storageKey{persistent: tpm2.TPMHandle(tm.Parent)}, nil
+	case tm.Parent == keyfile.ParentOwner, tm.Parent == keyfile.ParentEndorsement, tm.Parent == keyfile.ParentPlatform:
+		return storageKey{hierarchy: tpm2.TPMHandle(tm.Parent), template: eccH}, nil
+	case tm.Parent == keyfile.ParentNull:
+		return storageKey{}, &UnsupportedError{What: "parent in the null hierarchy", Why: "the key would end with the next reset of the TPM"}
+	default:
+		return storageKey{}, &UnsupportedError{
+			What:      fmt.Sprintf("parent %#x", tm.Parent),
+			Why:       "it is neither a hierarchy nor a persistent handle",
+			Supported: []string{"owner (0x40000001)", "endorsement (0x4000000b)", "platform (0x4000000c)", "0x81000000 to 0x81ffffff"},
+		}
+	}
+}
+
+// supported refuses an algorithm that the TPM does not have, naming those that
+// it has.
+func supported(l *link, a Algorithm) error {
+	if !slices.Contains(Algorithms(), a) {
+		return fmt.Errorf("no such algorithm: %d", a)
+	}
+	ok, err := hasAlgorithm(l, a)
+	if ok || err != nil {
+		return err
+	}
+	list, err := algorithms(l)
+	if err != nil {
+		return err
+	}
+	e := &UnsupportedError{What: a.String()}
+	for _, has := range list {
+		e.Supported = append(e.Supported, has.String())
+	}
+	return e
+}
+
+func (t *TPM) create(l *link, tm Template, sk storageKey) (file *keyfile.TPMKey, err error) {
+	value := authValue(tm.Auth, crypto.SHA256)
+	defer clear(value)
+	err = t.withSession(l, sk, func(s *session) error {
+		return t.withParent(l, sk, func(p *parent) error {
+			if err := l.alive(); err != nil {
+				return err
+			}
+			rsp, err := tpm2.Create{
+				ParentHandle: p.auth(s.use(nil, true)),
+				InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
+					UserAuth: tpm2.TPM2BAuth{Buffer: value},
+				}},
+				InPublic: tpm2.New2B(tm.Algorithm.public(len(value) == 0)),
+			}.Execute(l)
+			if err != nil {
+				return fmt.Errorf("making the key under %v: %w", sk, l.command("TPM2_Create", err))
+			}
+			file, err = keyfile.NewLoadable(tpm2.Marshal(rsp.OutPublic), tpm2.Marshal(rsp.OutPrivate), sk.fileParent(), len(value) == 0)
+			return err
+		})
+	})
+	return file, err
+}
+
+// fileParent is what a key file names the storage key by.
+func (sk storageKey) fileParent() uint32 {
+	if sk.persistent != 0 {
+		return uint32(sk.persistent)
+	}
+	return uint32(sk.hierarchy)
+}
+
+// public returns the public area of a new key. RSA keys may also decrypt: on a
+// TPM without SHA-512, rsa-sha2-512 needs it.
+func (a Algorithm) public(noDA bool) tpm2.TPMTPublic {
+	p := tpm2.TPMTPublic{
+		NameAlg: tpm2.TPMAlgSHA256,
+		ObjectAttributes: tpm2.TPMAObject{
+			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
+			UserWithAuth: true, SignEncrypt: true, NoDA: noDA,
+		},
+	}
+	if curve, ok := a.curve(); ok {
+		p.Type = tpm2.TPMAlgECC
+		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: curve})
+		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
+		return p
+	}
+	p.Type = tpm2.TPMAlgRSA
+	p.ObjectAttributes.Decrypt = true
+	p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{KeyBits: tpm2.TPMKeyBits(a.Bits())})
+	p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{})
+	return p
+}

@@ -1,0 +1,131 @@
+package tpmkey
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// Errors that a caller may branch on. They come wrapped.
+var (
+	// ErrClosed is returned after [TPM.Close].
+	ErrClosed = errors.New("the TPM is closed")
+	// ErrWrongTPM means that a key does not load under any storage key that
+	// this TPM has for it.
+	ErrWrongTPM = errors.New("the key was made under another storage key, or in another TPM, or this TPM was cleared since")
+	// ErrNoParent means that the persistent storage key that a key file
+	// names is not in this TPM.
+	ErrNoParent = errors.New("the storage key that the key was made under is gone")
+	// ErrOwnerAuth means that a storage key would have to be made in a
+	// hierarchy that has a password.
+	ErrOwnerAuth = errors.New("the hierarchy of the storage key has a password")
+	// ErrBadSignature means that the TPM, or something between it and us,
+	// returned a signature that does not verify. It was not passed on.
+	ErrBadSignature = errors.New("the TPM returned a signature that does not verify")
+)
+
+// CommandError is a TPM's refusal of a command.
+type CommandError struct {
+	Command string // as in TPM 2.0 Part 3, such as "TPM2_Load"
+	RC      tpm2.TPMRC
+}
+
+// Error implements error.
+func (e *CommandError) Error() string { return e.Command + ": " + e.RC.Error() }
+
+// Unwrap returns the response code: errors.Is works with tpm2.TPMRC values.
+func (e *CommandError) Unwrap() error { return e.RC }
+
+// AuthError means that the auth value (the PIN) was wrong or is missing.
+type AuthError struct {
+	// Left is the number of further wrong auth values that the TPM takes
+	// before it locks every protected object of the machine; -1 when it
+	// is not known, or the key is not protected by the lockout.
+	Left int
+	err  error
+}
+
+// Error implements error.
+func (e *AuthError) Error() string {
+	switch {
+	case e.Left < 0:
+		return "wrong PIN"
+	case e.Left == 0:
+		return "wrong PIN, and the TPM is locked now"
+	case e.Left == 1:
+		return "wrong PIN (1 try left before the TPM locks)"
+	default:
+		return fmt.Sprintf("wrong PIN (%d tries left before the TPM locks)", e.Left)
+	}
+}
+
+// Unwrap returns the [CommandError].
+func (e *AuthError) Unwrap() error { return e.err }
+
+// WrongAuth tells a caller who does not import this package what happened.
+func (e *AuthError) WrongAuth() bool { return true }
+
+// TriesLeft returns Left, and whether it is known.
+func (e *AuthError) TriesLeft() (n int, known bool) { return e.Left, e.Left >= 0 }
+
+// LockoutError means that the TPM takes no auth value because there were too
+// many wrong ones, of any key and any program on this machine.
+type LockoutError struct {
+	// Wait is the time after which the TPM forgets one wrong try, at most;
+	// 0 when the TPM does not say.
+	Wait time.Duration
+	err  error
+}
+
+// Error implements error.
+func (e *LockoutError) Error() string {
+	const locked = "the TPM is locked after too many wrong PINs, of any program on this machine"
+	if e.Wait == 0 {
+		return locked
+	}
+	return fmt.Sprintf("%s; the next try is possible in at most %v", locked, e.Wait)
+}
+
+// Unwrap returns the [CommandError].
+func (e *LockoutError) Unwrap() error { return e.err }
+
+// UnsupportedError means that this TPM, or tpm-agent, cannot do what was asked.
+type UnsupportedError struct {
+	What      string   // what was asked, such as "RSA 4096"
+	Why       string   // the reason, when it is not just that the TPM has none
+	Supported []string // what can be done instead
+}
+
+// Error implements error.
+func (e *UnsupportedError) Error() string {
+	s := e.What + ": "
+	if e.Why == "" {
+		s += "this TPM does not have it"
+	} else {
+		s += e.Why
+	}
+	if len(e.Supported) > 0 {
+		s += " (supported: " + strings.Join(e.Supported, ", ") + ")"
+	}
+	return s
+}
+
+// isRC reports whether err is the TPM's refusal with one of codes.
+func isRC(err error, codes ...tpm2.TPMRC) bool {
+	for _, rc := range codes {
+		if errors.Is(err, rc) {
+			return true
+		}
+	}
+	return false
+}
+
+// refused reports whether err is the TPM's own answer, as opposed to a
+// connection that failed.
+func refused(err error) bool {
+	var ce *CommandError
+	return errors.As(err, &ce)
+}

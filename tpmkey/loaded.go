@@ -1,0 +1,188 @@
+package tpmkey
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+)
+
+// withLoaded calls fn with the key in the TPM, and flushes it afterwards.
+func (k *Key) withLoaded(l *link, fn func(tpm2.NamedHandle) error) error {
+	h, err := k.load(l)
+	if err != nil {
+		return err
+	}
+	err = fn(tpm2.NamedHandle{Handle: h, Name: k.name})
+	return errors.Join(err, l.release(h, k.name))
+}
+
+// load puts the key into the TPM: from its saved context, which needs no
+// parent, else from its file. A context ends with a reset of the TPM.
+func (k *Key) load(l *link) (tpm2.TPMHandle, error) {
+	if k.saved != nil {
+		h, err := l.loadContext(k.saved, k.name)
+		if !contextGone(err) {
+			return h, err
+		}
+		k.saved = nil
+	}
+	h, err := k.loadFromFile(l)
+	if err != nil {
+		return 0, err
+	}
+	if k.saved, err = l.saveContext(h); err != nil && l.broken != nil {
+		return 0, err
+	}
+	// A TPM that does not save the context has to load the key under its
+	// parent each time, and can sign nevertheless.
+	return h, nil
+}
+
+// loadFromFile loads the key under the storage key that worked before, else
+// under the first of the candidates that the TPM takes.
+func (k *Key) loadFromFile(l *link) (tpm2.TPMHandle, error) {
+	if k.source != nil {
+		h, err := k.loadUnder(l, *k.source)
+		if err == nil || !wrongParent(err) {
+			return h, err
+		}
+		k.source = nil
+	}
+	list, err := k.tpm.candidates(l, k.file)
+	if err != nil {
+		return 0, err
+	}
+	var refusals []error
+	for _, c := range list {
+		h, err := k.loadUnder(l, c.storageKey)
+		if err == nil {
+			k.source = &c.storageKey
+			return h, nil
+		}
+		if !wrongParent(err) && (!c.guess || l.broken != nil) {
+			return 0, err
+		}
+		if !c.guess {
+			refusals = append(refusals, err)
+		}
+	}
+	return 0, errors.Join(refusals...)
+}
+
+// loadUnder runs TPM2_Load, after TPM2_Import for a key that was wrapped for
+// this TPM elsewhere.
+func (k *Key) loadUnder(l *link, sk storageKey) (h tpm2.TPMHandle, err error) {
+	err = k.tpm.withParent(l, sk, func(p *parent) error {
+		private, err := k.private(l, p)
+		if err != nil {
+			return err
+		}
+		l.hold(k.name)
+		rsp, err := tpm2.Load{
+			ParentHandle: p.auth(tpm2.PasswordAuth(nil)),
+			InPrivate:    tpm2.TPM2BPrivate{Buffer: private},
+			InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](k.file.Pubkey[2:]),
+		}.Execute(l)
+		if err = l.command("TPM2_Load", err); err != nil {
+			l.unhold(k.name, err)
+			return underErr(sk, err)
+		}
+		if !bytes.Equal(rsp.Name.Buffer, k.name.Buffer) {
+			return errors.Join(fmt.Errorf("TPM2_Load: the TPM loaded another key than the file's"), l.release(rsp.ObjectHandle, k.name))
+		}
+		h, k.imported = rsp.ObjectHandle, private
+		return nil
+	})
+	if err != nil && h != 0 {
+		// The key is loaded, but its parent could not be flushed.
+		return 0, errors.Join(err, l.release(h, k.name))
+	}
+	return h, err
+}
+
+// private returns the key's TPM2B_PRIVATE without its size, for loading under
+// p. What TPM2_Import returned is kept in memory once it has loaded.
+func (k *Key) private(l *link, p *parent) ([]byte, error) {
+	if k.file.Type != keyfile.Importable {
+		return k.file.Privkey[2:], nil
+	}
+	if k.imported != nil {
+		return k.imported, nil
+	}
+	rsp, err := tpm2.Import{
+		ParentHandle: p.auth(tpm2.PasswordAuth(nil)),
+		ObjectPublic: tpm2.BytesAs2B[tpm2.TPMTPublic](k.file.Pubkey[2:]),
+		Duplicate:    tpm2.TPM2BPrivate{Buffer: k.file.Privkey[2:]},
+		InSymSeed:    tpm2.TPM2BEncryptedSecret{Buffer: k.file.Secret[2:]},
+		Symmetric:    tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
+	}.Execute(l)
+	if err = l.command("TPM2_Import", err); err != nil {
+		return nil, fmt.Errorf("importing the key: %w", err)
+	}
+	return rsp.OutPrivate.Buffer, nil
+}
+
+// underErr says which storage key refused.
+func underErr(sk storageKey, err error) error {
+	if isRC(err, tpm2.TPMRCIntegrity) {
+		err = fmt.Errorf("%w: %w", ErrWrongTPM, err)
+	}
+	return fmt.Errorf("loading the key under %v: %w", sk, err)
+}
+
+// wrongParent reports whether another storage key may do what this one did not.
+func wrongParent(err error) bool {
+	return errors.Is(err, ErrWrongTPM) || errors.Is(err, ErrNoParent)
+}
+
+// contextGone reports whether err is a refusal of TPM2_ContextLoad that will
+// not pass: the TPM was reset since the context was saved, or is another one.
+func contextGone(err error) bool {
+	var ce *CommandError
+	return errors.As(err, &ce) && !passing(ce.RC)
+}
+
+// loadContext runs TPM2_ContextLoad for an object.
+func (l *link) loadContext(saved *tpm2.TPMSContext, name tpm2.TPM2BName) (tpm2.TPMHandle, error) {
+	l.hold(name)
+	rsp, err := tpm2.ContextLoad{Context: *saved}.Execute(l)
+	if err = l.command("TPM2_ContextLoad", err); err != nil {
+		l.unhold(name, err)
+		return 0, err
+	}
+	return rsp.LoadedHandle, nil
+}
+
+// saveContext runs TPM2_ContextSave. The object stays loaded.
+func (l *link) saveContext(h tpm2.TPMHandle) (*tpm2.TPMSContext, error) {
+	rsp, err := tpm2.ContextSave{SaveHandle: h}.Execute(l)
+	if err = l.command("TPM2_ContextSave", err); err != nil {
+		return nil, err
+	}
+	return &rsp.Context, nil
+}
+
+// hold notes that an object of this Name is, or is about to be, in the TPM.
+func (l *link) hold(name tpm2.TPM2BName) { l.held = append(l.held, heldName(name.Buffer)) }
+
+// unhold takes the note back, unless err leaves open what became of the object.
+func (l *link) unhold(name tpm2.TPM2BName, err error) {
+	if err != nil && !refused(err) {
+		return
+	}
+	if i := slices.Index(l.held, heldName(name.Buffer)); i >= 0 {
+		l.held = slices.Delete(l.held, i, i+1)
+	}
+}
+
+// release flushes a loaded object.
+func (l *link) release(h tpm2.TPMHandle, name tpm2.TPM2BName) error {
+	err := l.flush(h)
+	l.unhold(name, err)
+	return err
+}

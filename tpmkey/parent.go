@@ -1,0 +1,263 @@
+package tpmkey
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+)
+
+// srkHandle is where the TCG's provisioning guidance, systemd and Windows put
+// the storage root key.
+const srkHandle tpm2.TPMHandle = 0x81000001
+
+// storageKey is one way to get a parent: a persistent object, or a primary that
+// is made in a hierarchy from a template.
+type storageKey struct {
+	persistent tpm2.TPMHandle
+	hierarchy  tpm2.TPMHandle
+	template   template
+}
+
+// template is a storage key template of the TCG. Templates that differ only in
+// their unique field give different keys.
+type template int
+
+const (
+	// eccH is H-2 of the key file draft: P-256, unique of size zero.
+	eccH template = iota + 1
+	// rsaH is H-1: RSA 2048, unique of size zero.
+	rsaH
+	// eccL is go-tpm's ECCSRKTemplate: P-256, unique of 32 and 32 zeros.
+	// Some tools make keys under it and write that they are under H-2.
+	eccL
+)
+
+func (sk storageKey) String() string {
+	if sk.persistent != 0 {
+		return fmt.Sprintf("the persistent storage key %#x", uint32(sk.persistent))
+	}
+	names := map[template]string{eccH: "P-256", rsaH: "RSA 2048", eccL: "P-256 with a zero-filled template"}
+	return fmt.Sprintf("the %s primary storage key of the %s hierarchy", names[sk.template], hierarchyName(sk.hierarchy))
+}
+
+func hierarchyName(h tpm2.TPMHandle) string {
+	switch h {
+	case tpm2.TPMRHOwner:
+		return "owner"
+	case tpm2.TPMRHEndorsement:
+		return "endorsement"
+	case tpm2.TPMRHPlatform:
+		return "platform"
+	case tpm2.TPMRHNull:
+		return "null"
+	default:
+		return fmt.Sprintf("%#x", uint32(h))
+	}
+}
+
+// parent is a storage key as it is in the TPM, valid inside withParent only
+// but for its saved context.
+type parent struct {
+	handle tpm2.TPMHandle
+	name   tpm2.TPM2BName
+	public *tpm2.TPMTPublic
+	saved  *tpm2.TPMSContext // of a primary
+}
+
+// auth is how a storage key is used: their auth value is empty, also where
+// their hierarchy has a password.
+func (p *parent) auth(s tpm2.Session) tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: p.handle, Name: p.name, Auth: s}
+}
+
+// withParent calls fn with the storage key in the TPM. A primary is made once;
+// from then on its saved context is loaded, which takes a chip milliseconds
+// where making the key takes it up to a second. No slot is held in between.
+func (t *TPM) withParent(l *link, sk storageKey, fn func(*parent) error) error {
+	if sk.persistent != 0 {
+		p, err := t.persistentParent(l, sk.persistent)
+		if err != nil {
+			return err
+		}
+		return fn(p)
+	}
+	p, err := t.loadPrimary(l, sk)
+	if err != nil {
+		return err
+	}
+	err = fn(p)
+	return errors.Join(err, l.release(p.handle, p.name))
+}
+
+// loadPrimary puts a primary into the TPM: from its saved context, else anew.
+func (t *TPM) loadPrimary(l *link, sk storageKey) (*parent, error) {
+	if p := t.parents[sk]; p != nil {
+		h, err := l.loadContext(p.saved, p.name)
+		if err == nil {
+			p.handle = h
+			return p, nil
+		}
+		if !contextGone(err) {
+			return nil, err
+		}
+		// A context does not survive a reset of the TPM.
+		delete(t.parents, sk)
+	}
+	p, err := createPrimary(l, sk)
+	if err != nil {
+		return nil, err
+	}
+	if p.saved, err = l.saveContext(p.handle); err != nil {
+		return nil, errors.Join(err, l.release(p.handle, p.name))
+	}
+	t.parents[sk] = p
+	return p, nil
+}
+
+func createPrimary(l *link, sk storageKey) (*parent, error) {
+	rsp, err := tpm2.CreatePrimary{
+		PrimaryHandle: tpm2.AuthHandle{Handle: sk.hierarchy, Name: tpm2.HandleName(sk.hierarchy), Auth: tpm2.PasswordAuth(nil)},
+		InPublic:      tpm2.New2B(sk.template.public()),
+	}.Execute(l)
+	if err = l.command("TPM2_CreatePrimary", err); err != nil {
+		if isRC(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail, tpm2.TPMRCLockout) {
+			err = fmt.Errorf("%w: %w", ErrOwnerAuth, err)
+		}
+		return nil, fmt.Errorf("making %v: %w", sk, err)
+	}
+	public, err := rsp.OutPublic.Contents()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("public area of %v: %w", sk, err), l.flush(rsp.ObjectHandle))
+	}
+	l.hold(rsp.Name)
+	return &parent{handle: rsp.ObjectHandle, name: rsp.Name, public: public}, nil
+}
+
+// persistentParent reads a persistent storage key. It must be one: a key that
+// is not a restricted decryption key cannot be a parent.
+func (t *TPM) persistentParent(l *link, h tpm2.TPMHandle) (*parent, error) {
+	rsp, err := tpm2.ReadPublic{ObjectHandle: h}.Execute(l)
+	if err = l.command("TPM2_ReadPublic", err); err != nil {
+		if isRC(err, tpm2.TPMRCHandle) {
+			return nil, fmt.Errorf("%w: nothing is at %#x: %w", ErrNoParent, uint32(h), err)
+		}
+		return nil, fmt.Errorf("reading the storage key %#x: %w", uint32(h), err)
+	}
+	public, err := rsp.OutPublic.Contents()
+	if err != nil {
+		return nil, fmt.Errorf("public area of the storage key %#x: %w", uint32(h), err)
+	}
+	if a := public.ObjectAttributes; !a.Restricted || !a.Decrypt || a.SignEncrypt {
+		return nil, &UnsupportedError{What: fmt.Sprintf("parent %#x", uint32(h)), Why: "the object there is not a storage key"}
+	}
+	return &parent{handle: h, name: rsp.Name, public: public}, nil
+}
+
+// srk is what is known of the object at [srkHandle]. It is asked for once per
+// connection.
+type srk struct {
+	known  bool
+	parent *parent // nil when there is no storage key
+}
+
+// readSRK returns the storage key at [srkHandle], nil if there is none.
+func (t *TPM) readSRK(l *link) (*parent, error) {
+	if t.srk.known {
+		return t.srk.parent, nil
+	}
+	p, err := t.persistentParent(l, srkHandle)
+	var unsupported *UnsupportedError
+	if err != nil && !errors.Is(err, ErrNoParent) && !errors.As(err, &unsupported) {
+		return nil, err
+	}
+	t.srk = srk{known: true, parent: p}
+	return p, nil
+}
+
+// candidate is a storage key that a key may have been made under. One that is
+// only a guess is passed over whatever the TPM says about it.
+type candidate struct {
+	storageKey
+	guess bool
+}
+
+// candidates returns the storage keys to try for a key file, in order. The
+// owner's primary is tried at its customary persistent handle first: no key
+// needs to be made then, and no owner password is needed. Foreign tools'
+// mistakes come last, and never cost the making of an RSA key.
+func (t *TPM) candidates(l *link, k *keyfile.TPMKey) ([]candidate, error) {
+	if k.Parent>>24 == 0x81 {
+		return []candidate{{storageKey: storageKey{persistent: tpm2.TPMHandle(k.Parent)}}}, nil
+	}
+	named := storageKey{hierarchy: hierarchyOf(k.Parent), template: eccH}
+	if k.RSAParent {
+		named.template = rsaH
+	}
+	if named.hierarchy != tpm2.TPMRHOwner {
+		return []candidate{{storageKey: named}}, nil
+	}
+	p, err := t.readSRK(l)
+	if err != nil {
+		return nil, err
+	}
+	at := candidate{storageKey: storageKey{persistent: srkHandle}, guess: true}
+	zeros := candidate{storageKey: storageKey{hierarchy: tpm2.TPMRHOwner, template: eccL}, guess: true}
+	switch {
+	case k.RSAParent && p.is(tpm2.TPMAlgRSA):
+		return []candidate{at, {storageKey: named}}, nil
+	case k.RSAParent:
+		return []candidate{{storageKey: named}}, nil
+	case p.is(tpm2.TPMAlgECC):
+		return []candidate{at, {storageKey: named}, zeros}, nil
+	case p.is(tpm2.TPMAlgRSA):
+		return []candidate{{storageKey: named}, zeros, at}, nil
+	default:
+		return []candidate{{storageKey: named}, zeros}, nil
+	}
+}
+
+// is reports whether p is a storage key of the algorithm; nil is none.
+func (p *parent) is(alg tpm2.TPMAlgID) bool { return p != nil && p.public.Type == alg }
+
+// hierarchyOf returns the hierarchy that a key file's parent field means. Zero
+// (old tpm2tss-genkey) and transient handles (which mean nothing outside the
+// process that wrote them) are read as the owner's.
+func hierarchyOf(parent uint32) tpm2.TPMHandle {
+	if parent>>24 != 0x40 {
+		return tpm2.TPMRHOwner
+	}
+	return tpm2.TPMHandle(parent)
+}
+
+// public returns the template's public area.
+func (tp template) public() tpm2.TPMTPublic {
+	aes128 := tpm2.TPMTSymDefObject{
+		Algorithm: tpm2.TPMAlgAES,
+		KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(128)),
+		Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
+	}
+	p := tpm2.TPMTPublic{
+		Type:    tpm2.TPMAlgECC,
+		NameAlg: tpm2.TPMAlgSHA256,
+		ObjectAttributes: tpm2.TPMAObject{
+			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
+			UserWithAuth: true, NoDA: true, Restricted: true, Decrypt: true,
+		},
+	}
+	if tp == rsaH {
+		p.Type = tpm2.TPMAlgRSA
+		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{Symmetric: aes128, KeyBits: 2048})
+		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{})
+		return p
+	}
+	p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{Symmetric: aes128, CurveID: tpm2.TPMECCNistP256})
+	point := &tpm2.TPMSECCPoint{}
+	if tp == eccL {
+		point.X.Buffer, point.Y.Buffer = make([]byte, 32), make([]byte, 32)
+	}
+	p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point)
+	return p
+}

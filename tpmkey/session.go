@@ -1,0 +1,273 @@
+package tpmkey
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hmac"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+const (
+	// sessionAge and sessionUses bound the life of an authorization session
+	// that never gets idle. A resource manager saves and loads it around
+	// every use by somebody else; a session that is kept for ever ties down
+	// the TPM's context counter for all (TPM_RC_CONTEXT_GAP).
+	sessionAge  = time.Minute
+	sessionUses = 10000
+
+	nonceSize    = 16
+	sessionHash  = crypto.SHA256
+	sessionAlg   = tpm2.TPMAlgSHA256
+	sessionKeyAE = 16 // octets of the AES key for parameter encryption
+)
+
+// Bits of TPMA_SESSION (TPM 2.0 Part 2, 8.4).
+const (
+	continueSession = 1 << 0
+	decryptSession  = 1 << 5
+)
+
+// session is a salted HMAC session in the TPM (TPM 2.0 Part 1, 19.6). It is
+// bound to no object, so that one session serves every key of this TPM, each
+// with its own auth value.
+//
+// go-tpm's own sessions fix the auth value when they start, and cut it at the
+// first zero octet inside instead of trimming zeros at its end only; one in
+// eight auth values that are digests would be refused by the TPM, each refusal
+// a step towards the lockout.
+type session struct {
+	handle      tpm2.TPMHandle
+	key         []byte // sessionKey of Part 1, 19.6.8
+	nonceCaller []byte
+	nonceTPM    []byte
+	started     time.Time
+	uses        int
+	boot        bootCount
+}
+
+// withSession calls fn with an authorization session salted to the storage key
+// sk: the one that is kept, or a new one. When the TPM does not know the kept
+// one any more, because it was reset, fn is called again with a new one.
+func (t *TPM) withSession(l *link, sk storageKey, fn func(*session) error) error {
+	if s := t.session; s != nil && (s.uses >= sessionUses || time.Since(s.started) > sessionAge) {
+		if err := t.endSession(l); err != nil {
+			return err
+		}
+	}
+	kept := t.session != nil
+	if !kept {
+		if err := t.startSession(l, sk); err != nil {
+			return err
+		}
+	}
+	t.session.uses++
+	err := fn(t.session)
+	if kept && sessionGone(err) {
+		t.session = nil
+		return t.withSession(l, sk, fn)
+	}
+	return err
+}
+
+// sessionGone reports whether err says that the first session of a command
+// does not exist.
+func sessionGone(err error) bool {
+	if isRC(err, tpm2.TPMRCReferenceS0) {
+		return true
+	}
+	var f1 tpm2.TPMFmt1Error
+	if !errors.As(err, &f1) || !isRC(err, tpm2.TPMRCHandle, tpm2.TPMRCValue) {
+		return false
+	}
+	ofSession, _ := f1.Session()
+	return ofSession
+}
+
+func (t *TPM) startSession(l *link, sk storageKey) error {
+	return t.withParent(l, sk, func(p *parent) error {
+		s, err := startSession(l, p)
+		if err != nil {
+			return err
+		}
+		t.session = s
+		if t.conn.Managed() {
+			return nil
+		}
+		s.boot, err = readBootCount(l)
+		return err
+	})
+}
+
+// startSession runs TPM2_StartAuthSession with a salt that only p can decrypt.
+func startSession(l *link, p *parent) (*session, error) {
+	kem, err := tpm2.ImportEncapsulationKey(p.public)
+	if err != nil {
+		return nil, fmt.Errorf("salting an authorization session to the storage key: %w", err)
+	}
+	salt, secret, err := tpm2.CreateEncryptedSalt(rand.Reader, kem)
+	if err != nil {
+		return nil, fmt.Errorf("salting an authorization session to the storage key: %w", err)
+	}
+	defer clear(salt)
+	s := &session{started: time.Now(), nonceCaller: make([]byte, nonceSize)}
+	if _, err := rand.Read(s.nonceCaller); err != nil {
+		return nil, err
+	}
+	rsp, err := tpm2.StartAuthSession{
+		TPMKey:        p.handle,
+		Bind:          tpm2.TPMRHNull,
+		NonceCaller:   tpm2.TPM2BNonce{Buffer: s.nonceCaller},
+		EncryptedSalt: tpm2.TPM2BEncryptedSecret{Buffer: secret},
+		SessionType:   tpm2.TPMSEHMAC,
+		Symmetric: tpm2.TPMTSymDef{
+			Algorithm: tpm2.TPMAlgAES,
+			KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(8*sessionKeyAE)),
+			Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
+		},
+		AuthHash: sessionAlg,
+	}.Execute(l)
+	if err != nil {
+		return nil, l.command("TPM2_StartAuthSession", err)
+	}
+	s.handle = rsp.SessionHandle
+	s.nonceTPM = rsp.NonceTPM.Buffer
+	s.key = tpm2.KDFa(sessionHash, salt, "ATH", s.nonceTPM, s.nonceCaller, 8*sessionHash.Size())
+	return s, nil
+}
+
+// endSession flushes the kept session, if there is one.
+func (t *TPM) endSession(l *link) error {
+	s := t.session
+	if s == nil {
+		return nil
+	}
+	t.session = nil
+	clear(s.key)
+	err := l.flush(s.handle)
+	if isRC(err, tpm2.TPMRCHandle, tpm2.TPMRCValue) {
+		return nil // the TPM was reset, and the session is gone with it
+	}
+	return err
+}
+
+// use is one use of the session: for the entity whose auth value is auth. With
+// encrypt set, the first parameter of the command is encrypted on its way.
+func (s *session) use(auth []byte, encrypt bool) tpm2.Session {
+	u := &sessionUse{session: s, auth: bytes.TrimRight(auth, "\x00"), attributes: continueSession}
+	if encrypt {
+		u.attributes |= decryptSession
+	}
+	return u
+}
+
+// sessionUse implements tpm2.Session for one command.
+type sessionUse struct {
+	*session
+	auth       []byte
+	attributes byte
+}
+
+var _ tpm2.Session = (*sessionUse)(nil)
+
+func (u *sessionUse) Init(transport.TPM) error           { return nil }
+func (u *sessionUse) CleanupFailure(transport.TPM) error { return nil }
+func (u *sessionUse) NonceTPM() tpm2.TPM2BNonce          { return tpm2.TPM2BNonce{Buffer: u.nonceTPM} }
+func (u *sessionUse) IsEncryption() bool                 { return false }
+func (u *sessionUse) IsDecryption() bool                 { return u.attributes&decryptSession != 0 }
+func (u *sessionUse) Decrypt([]byte) error               { return nil }
+func (u *sessionUse) Handle() tpm2.TPMHandle             { return u.handle }
+
+// NewNonceCaller implements tpm2.Session.
+func (u *sessionUse) NewNonceCaller() error {
+	u.nonceCaller = make([]byte, nonceSize)
+	_, err := rand.Read(u.nonceCaller)
+	return err
+}
+
+// Authorize implements tpm2.Session: cpHash and HMAC of Part 1, 16.7 and 19.6.5.
+func (u *sessionUse) Authorize(cc tpm2.TPMCC, parms, addNonces []byte, names []tpm2.TPM2BName, _ int) (*tpm2.TPMSAuthCommand, error) {
+	h := sessionHash.New()
+	h.Write(binary.BigEndian.AppendUint32(nil, uint32(cc)))
+	for _, name := range names {
+		h.Write(name.Buffer)
+	}
+	h.Write(parms)
+	mac := u.mac(h.Sum(nil), u.nonceCaller, u.nonceTPM, addNonces, u.attributes)
+	return &tpm2.TPMSAuthCommand{
+		Handle:        u.handle,
+		Nonce:         tpm2.TPM2BNonce{Buffer: u.nonceCaller},
+		Attributes:    tpm2.TPMASession{ContinueSession: true, Decrypt: u.IsDecryption()},
+		Authorization: tpm2.TPM2BData{Buffer: mac},
+	}, nil
+}
+
+// Validate implements tpm2.Session: rpHash and HMAC of Part 1, 16.8 and 19.6.5.
+func (u *sessionUse) Validate(rc tpm2.TPMRC, cc tpm2.TPMCC, parms []byte, _ []tpm2.TPM2BName, _ int, auth *tpm2.TPMSAuthResponse) error {
+	h := sessionHash.New()
+	h.Write(binary.BigEndian.AppendUint32(nil, uint32(rc)))
+	h.Write(binary.BigEndian.AppendUint32(nil, uint32(cc)))
+	h.Write(parms)
+	want := tpm2.TPMASession{ContinueSession: true, Decrypt: u.IsDecryption()}
+	if auth.Attributes != want {
+		return errors.New("the response has other session attributes than the command")
+	}
+	mac := u.mac(h.Sum(nil), auth.Nonce.Buffer, u.nonceCaller, nil, u.attributes)
+	if !hmac.Equal(mac, auth.Authorization.Buffer) {
+		return errors.New("the response is not authentic: its HMAC is wrong")
+	}
+	u.nonceTPM = auth.Nonce.Buffer
+	return nil
+}
+
+// mac is the HMAC of Part 1, 19.6.5, equation 17 (unbound session): keyed with
+// the session key and the entity's auth value.
+func (u *sessionUse) mac(pHash, nonceNewer, nonceOlder, addNonces []byte, attributes byte) []byte {
+	key := append(append(make([]byte, 0, len(u.key)+len(u.auth)), u.key...), u.auth...)
+	defer clear(key)
+	m := hmac.New(sessionHash.New, key)
+	m.Write(pHash)
+	m.Write(nonceNewer)
+	m.Write(nonceOlder)
+	m.Write(addNonces)
+	m.Write([]byte{attributes})
+	return m.Sum(nil)
+}
+
+// Encrypt implements tpm2.Session: parameter encryption of Part 1, 21.3.
+func (u *sessionUse) Encrypt(parameter []byte) error {
+	value := append(append(make([]byte, 0, len(u.key)+len(u.auth)), u.key...), u.auth...)
+	defer clear(value)
+	keyIV := tpm2.KDFa(sessionHash, value, "CFB", u.nonceCaller, u.nonceTPM, 8*(sessionKeyAE+aes.BlockSize))
+	defer clear(keyIV)
+	block, err := aes.NewCipher(keyIV[:sessionKeyAE])
+	if err != nil {
+		return err
+	}
+	encryptCFB(block, keyIV[sessionKeyAE:], parameter)
+	return nil
+}
+
+// encryptCFB encrypts data in place with full-block CFB. crypto/cipher's own
+// is deprecated: CFB is not authenticated. Here the session's HMAC does that.
+func encryptCFB(block cipher.Block, iv, data []byte) {
+	n := block.BlockSize()
+	pad := make([]byte, n)
+	for prev := iv; len(data) > 0; data = data[min(n, len(data)):] {
+		block.Encrypt(pad, prev)
+		part := data[:min(n, len(data))]
+		for i := range part {
+			part[i] ^= pad[i]
+		}
+		prev = part
+	}
+	clear(pad)
+}

@@ -1,0 +1,231 @@
+package tpmkey
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"math/big"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+)
+
+// Sign signs digest, the hash opts.HashFunc() of a message, in the TPM. The
+// signature is encoded as by a [crypto.Signer]: ASN.1 for ECDSA, PKCS #1 v1.5
+// for RSA. auth is the PIN as typed, nil for none; it is not changed.
+//
+// The caller waits in line for the TPM, and leaves it when ctx ends; a
+// signature that has not been started by then is not made. No signature is
+// returned that does not verify.
+//
+// Errors: [AuthError], [LockoutError], [ErrWrongTPM], [ErrNoParent],
+// [ErrOwnerAuth], [UnsupportedError], [ErrBadSignature], [CommandError], and
+// what opening the TPM gave.
+func (k *Key) Sign(ctx context.Context, auth, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	hash := opts.HashFunc()
+	if err := k.checkHash(hash, digest); err != nil {
+		return nil, err
+	}
+	value := k.authValue(auth)
+	defer clear(value)
+	var sig []byte
+	err := k.tpm.withTurn(ctx, func(l *link) error {
+		return k.withLoaded(l, func(h tpm2.NamedHandle) (err error) {
+			sig, err = k.authorized(l, h, value, func(key tpm2.AuthHandle) ([]byte, error) {
+				if err := l.alive(); err != nil {
+					return nil, err
+				}
+				return k.sign(l, key, hash, digest)
+			})
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !k.verify(hash, digest, sig) {
+		return nil, ErrBadSignature
+	}
+	return sig, nil
+}
+
+// checkHash refuses what the key can never sign.
+func (k *Key) checkHash(hash crypto.Hash, digest []byte) error {
+	if hashAlg(hash) == tpm2.TPMAlgNull {
+		return &UnsupportedError{What: "signature over " + hash.String(), Why: "only SHA-2 is used"}
+	}
+	if len(digest) != hash.Size() {
+		return fmt.Errorf("digest of %d octets for %v", len(digest), hash)
+	}
+	p := k.file.Public
+	if p.Scheme != uint16(tpm2.TPMAlgNull) && p.SchemeHash != uint16(hashAlg(hash)) {
+		return &UnsupportedError{What: "signature over " + hash.String(), Why: "the key prescribes another hash"}
+	}
+	return nil
+}
+
+// authValue returns a copy of the PIN as the TPM takes it: one that is longer
+// than the digest of the key's nameAlg is replaced by its digest, as tpm2-tss
+// does (the TPM itself refuses it).
+func (k *Key) authValue(pin []byte) []byte { return authValue(pin, nameHash(k.file.Public.NameAlg)) }
+
+func authValue(pin []byte, hash crypto.Hash) []byte {
+	if len(pin) <= hash.Size() {
+		return append([]byte(nil), pin...)
+	}
+	h := hash.New()
+	h.Write(pin)
+	return h.Sum(nil)
+}
+
+// nameHash is the hash of a nameAlg; the key file's parser knows these only.
+func nameHash(alg uint16) crypto.Hash {
+	switch tpm2.TPMAlgID(alg) {
+	case tpm2.TPMAlgSHA384:
+		return crypto.SHA384
+	case tpm2.TPMAlgSHA512:
+		return crypto.SHA512
+	default:
+		return crypto.SHA256
+	}
+}
+
+// authorized calls fn with the loaded key and its authorization: a plain empty
+// password where there is no auth value, else an HMAC in a salted session, so
+// that the auth value never crosses the bus.
+func (k *Key) authorized(l *link, h tpm2.NamedHandle, value []byte, fn func(tpm2.AuthHandle) ([]byte, error)) (sig []byte, err error) {
+	if len(value) == 0 {
+		sig, err = fn(tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: tpm2.PasswordAuth(nil)})
+		return sig, l.authError(err)
+	}
+	err = k.tpm.withSession(l, *k.source, func(s *session) (err error) {
+		sig, err = fn(tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: s.use(value, false)})
+		return err
+	})
+	return sig, l.authError(err)
+}
+
+// sign makes the signature, by TPM2_Sign where it can. RSA keys of others that
+// may only decrypt, and SHA-512 on a TPM that does not know it, go by
+// TPM2_RSA_Decrypt: the private operation over a block that was padded here.
+func (k *Key) sign(l *link, key tpm2.AuthHandle, hash crypto.Hash, digest []byte) ([]byte, error) {
+	pub, isRSA := k.Public().(*rsa.PublicKey)
+	if !isRSA {
+		return signECDSA(l, key, hash, digest)
+	}
+	a := k.file.Public.Attributes
+	known, err := k.tpm.hasHash(l, hash)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case a.Has(keyfile.AttrSign) && known:
+		return signRSA(l, key, hash, digest)
+	case a.Has(keyfile.AttrDecrypt) && k.file.Public.Scheme == uint16(tpm2.TPMAlgNull):
+		return decryptRSA(l, key, pub, hash, digest)
+	default:
+		return nil, &UnsupportedError{
+			What:      "RSA signature over " + hash.String(),
+			Why:       "the TPM does not know the hash, and the key may not decrypt",
+			Supported: []string{"rsa-sha2-256"},
+		}
+	}
+}
+
+func signECDSA(l *link, key tpm2.AuthHandle, hash crypto.Hash, digest []byte) ([]byte, error) {
+	scheme := tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSchemeHash{HashAlg: hashAlg(hash)})
+	sig, err := tpm2Sign(l, key, digest, tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgECDSA, Details: scheme})
+	if err != nil {
+		return nil, err
+	}
+	ecc, err := sig.ECDSA()
+	if err != nil {
+		return nil, l.command("TPM2_Sign", err)
+	}
+	// R and S may be shorter than the curve's order or have leading zeros.
+	return asn1.Marshal(struct{ R, S *big.Int }{
+		new(big.Int).SetBytes(ecc.SignatureR.Buffer),
+		new(big.Int).SetBytes(ecc.SignatureS.Buffer),
+	})
+}
+
+func signRSA(l *link, key tpm2.AuthHandle, hash crypto.Hash, digest []byte) ([]byte, error) {
+	scheme := tpm2.NewTPMUSigScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSchemeHash{HashAlg: hashAlg(hash)})
+	sig, err := tpm2Sign(l, key, digest, tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgRSASSA, Details: scheme})
+	if err != nil {
+		return nil, err
+	}
+	rsassa, err := sig.RSASSA()
+	if err != nil {
+		return nil, l.command("TPM2_Sign", err)
+	}
+	return rsassa.Sig.Buffer, nil
+}
+
+func tpm2Sign(l *link, key tpm2.AuthHandle, digest []byte, scheme tpm2.TPMTSigScheme) (*tpm2.TPMUSignature, error) {
+	rsp, err := tpm2.Sign{
+		KeyHandle:  key,
+		Digest:     tpm2.TPM2BDigest{Buffer: digest},
+		InScheme:   scheme,
+		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
+	}.Execute(l)
+	if err != nil {
+		return nil, l.command("TPM2_Sign", err)
+	}
+	return &rsp.Signature.Signature, nil
+}
+
+// digestInfo is the DER prefix of a DigestInfo (RFC 8017, 9.2, note 1).
+func digestInfo(hash crypto.Hash) []byte {
+	oid := map[crypto.Hash]byte{crypto.SHA256: 1, crypto.SHA384: 2, crypto.SHA512: 3}[hash]
+	n := byte(hash.Size())
+	return []byte{0x30, 17 + n, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, oid, 0x05, 0x00, 0x04, n}
+}
+
+// decryptRSA makes an RSASSA-PKCS1-v1_5 signature by TPM2_RSA_Decrypt over the
+// encoded message of RFC 8017, 9.2.
+func decryptRSA(l *link, key tpm2.AuthHandle, pub *rsa.PublicKey, hash crypto.Hash, digest []byte) ([]byte, error) {
+	tail := append(digestInfo(hash), digest...)
+	block := make([]byte, pub.Size())
+	pad := len(block) - len(tail) - 3
+	if pad < 8 {
+		return nil, &UnsupportedError{What: "RSA signature over " + hash.String(), Why: "the key is too short for it"}
+	}
+	block[1] = 1
+	for i := range pad {
+		block[2+i] = 0xFF
+	}
+	copy(block[3+pad:], tail)
+	rsp, err := tpm2.RSADecrypt{
+		KeyHandle:  key,
+		CipherText: tpm2.TPM2BPublicKeyRSA{Buffer: block},
+		InScheme:   tpm2.TPMTRSADecrypt{Scheme: tpm2.TPMAlgNull},
+	}.Execute(l)
+	if err != nil {
+		return nil, l.command("TPM2_RSA_Decrypt", err)
+	}
+	sig := make([]byte, pub.Size())
+	if len(rsp.Message.Buffer) > len(sig) {
+		return nil, l.command("TPM2_RSA_Decrypt", errors.New("the result is longer than the modulus"))
+	}
+	copy(sig[len(sig)-len(rsp.Message.Buffer):], rsp.Message.Buffer)
+	return sig, nil
+}
+
+// verify checks a signature in software: a fault in the chip or on the bus can
+// give away the private key through a wrong one.
+func (k *Key) verify(hash crypto.Hash, digest, sig []byte) bool {
+	switch pub := k.Public().(type) {
+	case *ecdsa.PublicKey:
+		return ecdsa.VerifyASN1(pub, digest, sig)
+	case *rsa.PublicKey:
+		return rsa.VerifyPKCS1v15(pub, hash, digest, sig) == nil
+	default:
+		return false
+	}
+}
