@@ -1,0 +1,143 @@
+// Package keydir keeps an index of the TPM key files in some directories, as
+// they are at the moment of asking.
+//
+// There is no goroutine and no timer. The kernel queues an inotify event when
+// a file changes, and Entries reads that queue before it answers: what was
+// changed before the call is seen by the call, and as long as nothing changes
+// a call costs a few system calls, whatever the number of keys. Where inotify
+// cannot be had, or cannot know (a file system that others change over the
+// network), files are compared by their metadata instead, once a second.
+package keydir
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+	"golang.org/x/crypto/ssh"
+)
+
+// ErrDuplicate is wrapped by the Problem of a file whose key an earlier file
+// has too. It says what is left out and why; nothing is broken.
+var ErrDuplicate = errors.New("the same key as in another file")
+
+// An Entry is one key. It never changes: a file that does gets a new one.
+type Entry struct {
+	Path         string // of the key file
+	Key          *keyfile.TPMKey
+	Public       ssh.PublicKey
+	Comment      string             // for display: one line, no control characters, never empty
+	Certificates []*ssh.Certificate // for this key; may have expired
+}
+
+// A Problem says why a file, or a whole directory, is of no use. Err does not
+// repeat the path.
+type Problem struct {
+	Path string
+	Err  error
+}
+
+// String puts the path before the error.
+func (p Problem) String() string { return fmt.Sprintf("%s: %v", p.Path, p.Err) }
+
+// An Index knows the keys in its directories. It is safe for concurrent use.
+type Index struct {
+	report func(Problem)
+
+	mu       sync.Mutex // held while the disk is read, never while report runs
+	dirs     []*directory
+	entries  []*Entry
+	problems []Problem
+	told     map[problemID]bool // the problems that report has been called for
+	closed   bool
+}
+
+// Open reads the key files in dirs. A directory that does not exist is a
+// Problem, and is found once it does. report, which may be nil, is called for
+// each Problem once, and again when the file has changed or has another
+// problem; the calls come from within Open, Entries, Problems and Rescan.
+func Open(dirs []string, report func(Problem)) (*Index, error) {
+	return open(dirs, report, host())
+}
+
+func open(dirs []string, report func(Problem), sys system) (*Index, error) {
+	x := &Index{report: report}
+	for _, path := range dirs {
+		if path == "" {
+			return nil, errors.New("open key directory: the path is empty")
+		}
+		abs, err := filepath.Abs(path) // so that a chdir does not change it
+		if err != nil {
+			return nil, fmt.Errorf("open key directory %s: %w", path, err)
+		}
+		same := func(d *directory) bool { return d.path == abs }
+		if !slices.ContainsFunc(x.dirs, same) {
+			x.dirs = append(x.dirs, newDirectory(abs, sys))
+		}
+	}
+	x.update((*directory).reload)
+	return x, nil
+}
+
+// Entries returns the keys that are on the disk now, by directory in the order
+// given to Open, then by file name. A key that is in two files is there once,
+// from the first. The slice must not be modified; it and the entries in it
+// are the same until something changes.
+func (x *Index) Entries() []*Entry {
+	entries, _ := x.update((*directory).sync)
+	return entries
+}
+
+// Problems returns what is wrong now, in the order of Entries. The slice must
+// not be modified.
+func (x *Index) Problems() []Problem {
+	_, problems := x.update((*directory).sync)
+	return problems
+}
+
+// Rescan reads every file again, and tries inotify again where it failed.
+func (x *Index) Rescan() { x.update((*directory).reload) }
+
+// Close gives the descriptors back. The index then stays as it is.
+func (x *Index) Close() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.closed = true
+	var errs []error
+	for _, d := range x.dirs {
+		errs = append(errs, d.unwatch())
+	}
+	return errors.Join(errs...)
+}
+
+// update brings each directory up to date with f, which says whether anything
+// changed, and returns the result. Problems are told with the mutex free, so
+// that report may do what it likes.
+func (x *Index) update(f func(*directory) bool) ([]*Entry, []Problem) {
+	entries, problems, fresh := x.updateLocked(f)
+	if x.report != nil {
+		for _, p := range fresh {
+			x.report(p)
+		}
+	}
+	return entries, problems
+}
+
+func (x *Index) updateLocked(f func(*directory) bool) (entries []*Entry, problems, fresh []Problem) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.closed {
+		return x.entries, x.problems, nil
+	}
+	changed := false
+	for _, d := range x.dirs {
+		changed = f(d) || changed
+	}
+	if changed {
+		fresh = x.assemble()
+	}
+	return x.entries, x.problems, fresh
+}
