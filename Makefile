@@ -18,7 +18,7 @@ GOFUMPT_VERSION     := v0.12.0
 STATICCHECK_VERSION := v0.8.2
 
 # Linters depend on the Go that built them, so each Go has its own.
-TOOLS       := build/tools/$(shell $(GO) env GOVERSION)
+TOOLS       := build/tools/$(shell $(GO) env GOVERSION 2>/dev/null)
 GOFUMPT     := $(TOOLS)/gofumpt-$(GOFUMPT_VERSION)/gofumpt
 STATICCHECK := $(TOOLS)/staticcheck-$(STATICCHECK_VERSION)/staticcheck
 
