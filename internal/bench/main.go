@@ -1,0 +1,79 @@
+// Command bench measures tpm-agent as its users meet it, through the socket of
+// a running daemon, against the same work done with bare TPM commands. It
+// prints ratios of figures that were taken in turns in one run, so that the
+// machine's mood cancels out. Run it by "make bench".
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	program := flag.String("program", "bin/tpm-agent", "the tpm-agent to measure")
+	rounds := flag.Int("rounds", 600, "signatures per kind of key, on either side")
+	quick := flag.Bool("quick", false, "small numbers, to see that everything runs")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	dir, err := os.MkdirTemp("", "tpm-agent-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	b := &bench{ctx: ctx, program: *program, dir: dir, rounds: *rounds, memory: 10000, sizes: []int{1, 1000, 10000}}
+	if *quick {
+		b.rounds, b.memory, b.sizes = 20, 100, []int{1, 100}
+	}
+	return errors.Join(b.signatures(), b.throughput(), b.lists(), b.residentMemory())
+}
+
+// bench holds what every measurement needs.
+type bench struct {
+	ctx     context.Context
+	program string
+	dir     string
+	rounds  int
+	memory  int   // signatures for the memory figures
+	sizes   []int // key directories
+}
+
+// times are durations of one thing done many times.
+type times []time.Duration
+
+func (t times) median() time.Duration {
+	s := slices.Sorted(slices.Values(t))
+	return s[len(s)/2]
+}
+
+func (t times) total() (sum time.Duration) {
+	for _, d := range t {
+		sum += d
+	}
+	return sum
+}
+
+func measure(fn func() error) (time.Duration, error) {
+	start := time.Now()
+	err := fn()
+	return time.Since(start), err
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.3f", float64(d)/float64(time.Millisecond)) }
