@@ -34,6 +34,7 @@ func (k *Key) Sign(ctx context.Context, auth, digest []byte, opts crypto.SignerO
 	value := k.authValue(auth)
 	defer clear(value)
 	var sig []byte
+	verified := make(chan bool, 1)
 	err := k.tpm.withTurn(ctx, func(l *link) error {
 		return k.withLoaded(l, func(h tpm2.NamedHandle) (err error) {
 			sig, err = k.authorized(l, h, value, func(key tpm2.AuthHandle) ([]byte, error) {
@@ -42,13 +43,17 @@ func (k *Key) Sign(ctx context.Context, auth, digest []byte, opts crypto.SignerO
 				}
 				return k.sign(l, key, hash, digest)
 			})
+			if err == nil {
+				// While the TPM flushes the key.
+				go func() { verified <- k.verify(hash, digest, sig) }()
+			}
 			return err
 		})
 	})
 	if err != nil {
 		return nil, err
 	}
-	if !k.verify(hash, digest, sig) {
+	if !<-verified {
 		return nil, ErrBadSignature
 	}
 	return sig, nil
