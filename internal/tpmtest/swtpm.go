@@ -1,0 +1,238 @@
+// Package tpmtest gives tests a real TPM: an swtpm of their own, checked for
+// leftovers when the test ends, and a recorder that counts commands and
+// injects faults between the code under test and that TPM.
+package tpmtest
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// patience bounds everything that this package waits for itself. It is never
+// reached unless something hangs.
+const patience = 20 * time.Second
+
+// SWTPM is a software TPM with a unix socket and a state directory, both in a
+// temporary directory. It serves one connection at a time: who keeps one open
+// makes everybody else wait.
+type SWTPM struct {
+	t   testing.TB
+	dir string
+
+	mu   sync.Mutex
+	proc *process // nil while it does not run
+}
+
+// process is one run of the swtpm program.
+type process struct {
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+	exited chan struct{} // closed once Wait has returned
+}
+
+// Start starts an swtpm and returns when it accepts connections. When the test
+// ends it reports every transient object and every session that is left in the
+// TPM, stops swtpm and waits for it.
+func Start(t testing.TB) *SWTPM {
+	t.Helper()
+	if _, err := exec.LookPath("swtpm"); err != nil {
+		t.Fatalf("tpmtest: this test needs the program swtpm: install the package swtpm (%v)", err)
+	}
+	// Not t.TempDir: its name grows with the test's, and a socket's path must
+	// fit into 108 octets.
+	dir, err := os.MkdirTemp("", "tpm")
+	if err != nil {
+		t.Fatalf("tpmtest: %v", err)
+	}
+	s := &SWTPM{t: t, dir: dir}
+	t.Cleanup(func() {
+		s.checkLeftovers()
+		s.Kill()
+		os.RemoveAll(dir)
+	})
+	s.start()
+	return s
+}
+
+// Address returns the address of the TPM in tpm2-tools' notation,
+// "swtpm:path=…".
+func (s *SWTPM) Address() string { return "swtpm:path=" + s.Socket() }
+
+// Socket returns the path of the server socket, which takes raw TPM commands.
+func (s *SWTPM) Socket() string { return filepath.Join(s.dir, "s") }
+
+// PID returns the process id of swtpm, 0 while it does not run.
+func (s *SWTPM) PID() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proc == nil {
+		return 0
+	}
+	return s.proc.cmd.Process.Pid
+}
+
+// start runs swtpm on a listening socket that is made here. So the socket is
+// there from the first instant, and nobody needs to wait for it to appear.
+func (s *SWTPM) start() {
+	s.t.Helper()
+	os.Remove(s.Socket())
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.Socket(), Net: "unix"})
+	if err != nil {
+		s.t.Fatalf("tpmtest: %v", err)
+	}
+	l.SetUnlinkOnClose(false)
+	defer l.Close()
+	f, err := l.File()
+	if err != nil {
+		s.t.Fatalf("tpmtest: %v", err)
+	}
+	defer f.Close()
+
+	p := &process{exited: make(chan struct{})}
+	p.cmd = exec.Command("swtpm", "socket", "--tpm2",
+		"--server", "type=unixio,fd=3", "--tpmstate", "dir=.,mode=0600",
+		"--flags", "not-need-init,startup-clear")
+	p.cmd.Dir = s.dir
+	p.cmd.Stderr = &p.stderr
+	p.cmd.ExtraFiles = []*os.File{f}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := p.cmd.Start(); err != nil {
+		s.t.Fatalf("tpmtest: starting swtpm: %v", err)
+	}
+	go func() {
+		p.cmd.Wait()
+		close(p.exited)
+	}()
+	s.mu.Lock()
+	s.proc = p
+	s.mu.Unlock()
+}
+
+// take ends the current run in the books and returns it, nil when there is none.
+func (s *SWTPM) take() *process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.proc
+	s.proc = nil
+	return p
+}
+
+// Kill ends swtpm with SIGKILL and waits until it is gone, as when the plug is
+// pulled. The state stays. Killing a TPM that does not run does nothing.
+func (s *SWTPM) Kill() {
+	if p := s.take(); p != nil {
+		p.cmd.Process.Kill()
+		<-p.exited
+	}
+}
+
+// Stop shuts the TPM down in order (TPM2_Shutdown(CLEAR), so that no failed try
+// is counted against the dictionary-attack lockout) and ends swtpm. Nobody else
+// may be connected.
+func (s *SWTPM) Stop() {
+	s.t.Helper()
+	if _, err := s.command(tpmShutdown, []byte{0, 0}); err != nil {
+		s.t.Errorf("tpmtest: shutting down swtpm: %v", err)
+	}
+	s.Kill()
+}
+
+// Restart starts swtpm again with the same state: after Kill or Stop, or, if it
+// still runs, after an orderly Stop. What was transient is gone.
+func (s *SWTPM) Restart() {
+	s.t.Helper()
+	if s.PID() != 0 {
+		s.Stop()
+	}
+	s.start()
+}
+
+// Reset pulls the plug and starts the TPM again: Kill, then Restart. The TPM
+// may count the unclean stop as a failed try.
+func (s *SWTPM) Reset() {
+	s.t.Helper()
+	s.Kill()
+	s.start()
+}
+
+// Replace puts another TPM in place of this one: same address, new seeds.
+// Every key made before belongs to another TPM now.
+func (s *SWTPM) Replace() {
+	s.t.Helper()
+	s.Kill()
+	states, _ := filepath.Glob(filepath.Join(s.dir, "tpm2-*"))
+	for _, f := range states {
+		os.Remove(f)
+	}
+	s.start()
+}
+
+// Pause stops swtpm with SIGSTOP: a TPM that takes commands and does not answer.
+func (s *SWTPM) Pause() { s.signal(syscall.SIGSTOP) }
+
+// Resume ends Pause.
+func (s *SWTPM) Resume() { s.signal(syscall.SIGCONT) }
+
+func (s *SWTPM) signal(sig syscall.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proc == nil {
+		s.t.Fatalf("tpmtest: %v for an swtpm that does not run", sig)
+	}
+	if err := s.proc.cmd.Process.Signal(sig); err != nil {
+		s.t.Fatalf("tpmtest: %v: %v", sig, err)
+	}
+}
+
+// Env returns the environment in which tpm2-tools use this TPM.
+func (s *SWTPM) Env() []string {
+	return append(os.Environ(), "TPM2TOOLS_TCTI="+s.Address())
+}
+
+// Tool runs one of tpm2-tools against this TPM and returns what it prints. It
+// fails the test when the tool fails. Nobody else may be connected meanwhile.
+func (s *SWTPM) Tool(name string, args ...string) []byte {
+	s.t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = s.Env()
+	cmd.Dir = s.dir
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		s.t.Fatalf("tpmtest: %v: %v (tpm2-tools are in the package tpm2-tools)\n%s", cmd.Args, err, &stderr)
+	}
+	return out
+}
+
+// Command sends one bare command without authorization on a connection of its
+// own: code and what follows the header. It returns what follows the header of
+// the answer, or an error for every return code but success.
+func (s *SWTPM) Command(code uint32, parameters []byte) ([]byte, error) {
+	return s.command(code, parameters)
+}
+
+func (s *SWTPM) command(code uint32, parameters []byte) ([]byte, error) {
+	c, err := net.Dial("unix", s.Socket())
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	answer, err := exchange(c, NewCommand(code, parameters))
+	if err != nil {
+		return nil, err
+	}
+	if rc := ReturnCode(answer); rc != 0 {
+		return nil, fmt.Errorf("%s: return code %#x", CommandName(code), rc)
+	}
+	return answer[headerSize:], nil
+}
