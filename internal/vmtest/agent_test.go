@@ -1,0 +1,221 @@
+//go:build vmtest
+
+package vmtest
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
+)
+
+const program = "/bin/tpm-agent"
+
+// patience bounds every wait of these tests: long, as the machine is emulated.
+const patience = time.Minute
+
+// A home is what one user of the agent has: a directory, a TPM, keys.
+type home struct {
+	dir string
+	tpm string
+	env []string
+}
+
+func newHome(t *testing.T, device string) *home {
+	t.Helper()
+	dir := t.TempDir()
+	for _, d := range []string{".ssh", "run"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return &home{
+		dir: dir,
+		tpm: "device:" + device,
+		env: []string{
+			"PATH=/bin", "HOME=" + dir, "XDG_RUNTIME_DIR=" + filepath.Join(dir, "run"), "TMPDIR=/tmp",
+		},
+	}
+}
+
+func (h *home) command(args ...string) *exec.Cmd {
+	cmd := exec.Command(program, append([]string{"--tpm", h.tpm}, args...)...)
+	cmd.Env = h.env
+	return cmd
+}
+
+// keygen makes a key in the TPM and gives its public half as written.
+func (h *home) keygen(t *testing.T, name, pin string, flags ...string) ssh.PublicKey {
+	t.Helper()
+	file := filepath.Join(h.dir, ".ssh", name)
+	args := append([]string{"keygen", "-f", file, "-N", pin, "-C", name}, flags...)
+	if out, err := h.command(args...).CombinedOutput(); err != nil {
+		t.Fatalf("keygen: %v\n%s", err, out)
+	}
+	line, err := os.ReadFile(file + ".pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, comment, _, _, err := ssh.ParseAuthorizedKey(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if comment != name {
+		t.Errorf("%s.pub has comment %q, want %q", name, comment, name)
+	}
+	return key
+}
+
+// askpass lets the agent's prompts be answered with pin.
+func (h *home) askpass(t *testing.T, pin string) {
+	t.Helper()
+	script := filepath.Join(h.dir, "askpass")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\necho '"+pin+"'\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h.env = append(h.env, "SSH_ASKPASS="+script, "SSH_ASKPASS_REQUIRE=force")
+}
+
+// A daemon is a running tpm-agent serve.
+type daemon struct {
+	socket string
+	cmd    *exec.Cmd
+	log    *bytes.Buffer // complete once the process is gone
+}
+
+// serve starts an agent, waits until it answers, and ends it with the test. It
+// must then leave the TPM as it found it.
+func (h *home) serve(t *testing.T, name string) *daemon {
+	t.Helper()
+	d := &daemon{socket: filepath.Join(h.dir, name, "agent.sock"), log: new(bytes.Buffer)}
+	d.cmd = h.command("serve", "--socket", d.socket, "--key-dir", filepath.Join(h.dir, ".ssh"))
+	d.cmd.Stderr = d.log
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.stop(t) })
+	eventually(t, "the agent's socket", func() error {
+		conn, err := net.Dial("unix", d.socket)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	return d
+}
+
+func (d *daemon) stop(t *testing.T) {
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	if err := d.cmd.Wait(); err != nil {
+		t.Errorf("the agent ended with %v", err)
+	}
+	if t.Failed() {
+		t.Logf("the agent's log:\n%s", d.log)
+	}
+}
+
+// client is one connection to the agent, closed with the test.
+func (d *daemon) client(t *testing.T) agent.ExtendedAgent {
+	t.Helper()
+	conn, err := net.Dial("unix", d.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return agent.NewClient(conn)
+}
+
+// openDevices lists the TPM devices that the agent has open.
+func (d *daemon) openDevices() ([]string, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var open []string
+	for _, e := range entries {
+		if target, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && strings.HasPrefix(target, "/dev/tpm") {
+			open = append(open, target)
+		}
+	}
+	return open, nil
+}
+
+// idle tells whether the agent has let go of its device.
+func (d *daemon) idle() error {
+	open, err := d.openDevices()
+	if err == nil && len(open) > 0 {
+		err = fmt.Errorf("still has %v open", open)
+	}
+	return err
+}
+
+// login signs what a client signs to log in, and verifies the answer as the
+// server would.
+func login(a agent.Agent, key ssh.PublicKey, n int) error {
+	data := ssh.Marshal(struct {
+		Session                       []byte
+		Kind                          byte
+		User, Service, Method, Signed string
+		Algorithm                     string
+		Key                           []byte
+	}{
+		bytes.Repeat([]byte{byte(n)}, 32), 50,
+		"demo", "ssh-connection", "publickey", "\x01",
+		key.Type(), key.Marshal(),
+	})
+	signature, err := a.Sign(key, data)
+	if err != nil {
+		return fmt.Errorf("signature %d: %w", n, err)
+	}
+	if err := key.Verify(data, signature); err != nil {
+		return fmt.Errorf("signature %d: %w", n, err)
+	}
+	return nil
+}
+
+// eventually tries until there is no error; each try is a question about an
+// event that nobody announces.
+func eventually(t *testing.T, what string, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v, after %v", what, err, patience)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// leavesNothing waits until the running, idle agent has let go of the TPM.
+func (d *daemon) leavesNothing(t *testing.T) {
+	t.Helper()
+	eventually(t, "an idle agent", d.idle)
+	eventually(t, "the TPM after the agent's work", func() error {
+		left, err := handles()
+		if errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(left) > 0 {
+			return fmt.Errorf("handles %x are left", left)
+		}
+		return nil
+	})
+}
