@@ -2,7 +2,6 @@ package keydir
 
 import (
 	"fmt"
-	"maps"
 	"path/filepath"
 	"slices"
 )
@@ -31,7 +30,7 @@ func (x *Index) assemble() (fresh []Problem) {
 	first := make(map[string]*Entry) // by key blob
 	for _, d := range x.dirs {
 		findings = append(findings, d.findings()...)
-		for _, name := range slices.Sorted(maps.Keys(d.files)) {
+		for _, name := range d.names() {
 			f := d.files[name]
 			if f.content.kind == kindBroken {
 				findings = append(findings, finding{Problem: Problem{d.join(name), f.content.err}, version: f.content})

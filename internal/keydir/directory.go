@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,6 +34,7 @@ type directory struct {
 	sys  system
 
 	files    map[string]*file
+	order    []string             // the names in files, sorted; nil after they changed
 	links    map[string]bool      // names in files: events do not tell of their targets
 	held     map[string]time.Time // names whose writer is not done, with the time of the last event
 	watch    *watch               // nil: compare
@@ -151,6 +154,7 @@ func (d *directory) lose(err error) bool {
 	clear(d.files)
 	clear(d.links)
 	clear(d.held)
+	d.order = nil
 	d.stamp, d.err, d.watchErr = stamp{}, err, nil
 	return changed
 }
@@ -293,6 +297,9 @@ func (d *directory) refresh(name string, e evidence) bool {
 		old.stamp, old.fresh = f.stamp, f.fresh
 		return false
 	}
+	if old == nil {
+		d.order = nil
+	}
 	d.files[name] = f
 	return true
 }
@@ -323,10 +330,21 @@ func (d *directory) exists(name string) bool {
 
 func (d *directory) forget(name string) bool {
 	_, known := d.files[name]
+	if known {
+		d.order = nil
+	}
 	delete(d.files, name)
 	delete(d.links, name)
 	delete(d.held, name)
 	return known
+}
+
+// names returns the names of the files in order.
+func (d *directory) names() []string {
+	if d.order == nil {
+		d.order = slices.Sorted(maps.Keys(d.files))
+	}
+	return d.order
 }
 
 // findings are about the directory itself.

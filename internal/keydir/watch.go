@@ -103,6 +103,9 @@ func (ch *changes) add(mask uint32, name string) {
 		if ch.names == nil {
 			ch.names = make(map[string]bool)
 		}
-		ch.names[name] = ch.names[name] || mask&writingMask == 0
+		// The last event counts: a file may be closed and then opened again. A
+		// change of its mode says nothing about the writer.
+		done := mask&writingMask == 0 || mask&unix.IN_ATTRIB != 0 && ch.names[name]
+		ch.names[name] = done
 	}
 }

@@ -1,0 +1,230 @@
+package keydir
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+	"go.uber.org/goleak"
+	"golang.org/x/crypto/ssh"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m)
+}
+
+// A testKey is a key file as a TPM would have made it: the public part is
+// sound, the private part is for nobody to open here.
+type testKey struct {
+	pem    []byte
+	public ssh.PublicKey
+}
+
+func newKey(t testing.TB) testKey {
+	t.Helper()
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	point, err := priv.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := ssh.NewPublicKey(&priv.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := keyfile.NewLoadable(eccArea(point), sized(make([]byte, 126)), keyfile.ParentOwner, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pem, err := k.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return testKey{pem, public}
+}
+
+// eccArea is a TPM2B_PUBLIC of a P-256 signing key.
+func eccArea(point []byte) []byte {
+	var b []byte
+	for _, v := range []uint16{0x0023, 0x000b, 0x0004, 0x0472, 0, 0x0010, 0x0010, 0x0003, 0x0010} {
+		b = binary.BigEndian.AppendUint16(b, v)
+	}
+	b = append(b, sized(point[1:33])...)
+	return sized(append(b, sized(point[33:])...))
+}
+
+func sized(b []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
+}
+
+// line is what stands in the key's .pub file.
+func (k testKey) line(comment string) string {
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(k.public))) + " " + comment + "\n"
+}
+
+func newCA(t testing.TB) ssh.Signer {
+	t.Helper()
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := ssh.NewSignerFromKey(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// certificate is what stands in the key's -cert.pub file.
+func (k testKey) certificate(t testing.TB, ca ssh.Signer, serial uint64) string {
+	t.Helper()
+	cert := &ssh.Certificate{Key: k.public, Serial: serial, CertType: ssh.UserCert, ValidPrincipals: []string{"me"}, ValidBefore: ssh.CertTimeInfinity}
+	if err := cert.SignCert(rand.Reader, ca); err != nil {
+		t.Fatal(err)
+	}
+	return string(ssh.MarshalAuthorizedKey(cert))
+}
+
+// A clock stands still until it is moved.
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) pass(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+// A bench is an index on a directory, with all that it has reported.
+type bench struct {
+	*Index
+	t     testing.TB
+	dir   string
+	clock *clock
+
+	mu       sync.Mutex
+	reported []Problem
+}
+
+func (b *bench) report(p Problem) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.reported = append(b.reported, p)
+}
+
+// take returns what has been reported since the last time, as "name: error".
+func (b *bench) take() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var list []string
+	for _, p := range b.reported {
+		list = append(list, fmt.Sprintf("%s: %v", filepath.Base(p.Path), p.Err))
+	}
+	b.reported = nil
+	return list
+}
+
+func start(t testing.TB, dir string, change ...func(*system)) *bench {
+	t.Helper()
+	c := &clock{now: time.Now()}
+	sys := host()
+	sys.now = c.Now
+	for _, f := range change {
+		f(&sys)
+	}
+	b := &bench{t: t, dir: dir, clock: c}
+	x, err := open([]string{dir}, b.report, sys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Index = x
+	t.Cleanup(func() {
+		if err := x.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
+
+func (b *bench) write(name string, data []byte) {
+	b.t.Helper()
+	write(b.t, b.path(name), data)
+}
+
+func write(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// want checks the names of the key files that are listed.
+func (b *bench) want(names ...string) {
+	b.t.Helper()
+	var got []string
+	for _, e := range b.Entries() {
+		got = append(got, filepath.Base(e.Path))
+	}
+	if !slices.Equal(got, names) {
+		b.t.Fatalf("listed are %q, want %q", got, names)
+	}
+}
+
+// wantReports checks what has been reported since the last time: one piece of
+// text for each report.
+func (b *bench) wantReports(pieces ...string) {
+	b.t.Helper()
+	b.Entries()
+	got := b.take()
+	ok := len(got) == len(pieces)
+	for i := range min(len(got), len(pieces)) {
+		ok = ok && strings.Contains(got[i], pieces[i])
+	}
+	if !ok {
+		b.t.Fatalf("reported were\n\t%s\nwant\n\t%s", strings.Join(got, "\n\t"), strings.Join(pieces, "\n\t"))
+	}
+}
+
+func (b *bench) only() *Entry {
+	b.t.Helper()
+	list := b.Entries()
+	if len(list) != 1 {
+		b.t.Fatalf("%d keys are listed, want 1", len(list))
+	}
+	return list[0]
+}
+
+// pemBlock wraps der without looking at it.
+func pemBlock(kind string, der []byte) []byte {
+	return fmt.Appendf(nil, "-----BEGIN %s-----\n%s\n-----END %s-----\n", kind, base64.StdEncoding.EncodeToString(der), kind)
+}

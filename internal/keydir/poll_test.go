@@ -1,0 +1,126 @@
+package keydir
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// noEvents is a kernel that has no inotify descriptor left.
+func noEvents(s *system) {
+	s.newWatch = func(string) (*watch, error) {
+		return nil, explainInotify(unix.EMFILE, "fs.inotify.max_user_instances")
+	}
+}
+
+// network is a file system on which others' changes give no events: the watch
+// is on another directory, where nothing happens.
+func network(t *testing.T) func(*system) {
+	quiet := t.TempDir()
+	return func(s *system) {
+		s.newWatch = func(string) (*watch, error) { return newWatch(quiet) }
+		s.remote = func(*os.File) bool { return true }
+	}
+}
+
+func TestWithoutEvents(t *testing.T) {
+	for name, change := range map[string]func(*system){"no inotify": noEvents, "network": network(t)} {
+		t.Run(name, func(t *testing.T) {
+			b := start(t, t.TempDir(), change)
+			one, two := newKey(t), newKey(t)
+			b.want()
+			b.take()
+			b.write("id", one.pem)
+			b.want("id") // the directory's own time tells
+			b.write("id", two.pem)
+			b.clock.pass(comparePause)
+			if string(b.only().Public.Marshal()) != string(two.public.Marshal()) {
+				t.Error("the key written in place is not listed after the pause")
+			}
+			before := b.Entries()
+			b.clock.pass(comparePause)
+			if after := b.Entries(); &after[0] != &before[0] {
+				t.Error("the slice is another though nothing has changed")
+			}
+			must(t, os.Rename(b.path("id"), b.path("other")))
+			b.clock.pass(comparePause)
+			b.want("other")
+			must(t, os.RemoveAll(b.dir))
+			b.want()
+			b.wantReports("no such file")
+			must(t, os.Mkdir(b.dir, 0o700))
+			b.write("back", one.pem)
+			b.want("back")
+		})
+	}
+}
+
+// TestPause: within the pause files are not compared one by one.
+func TestPause(t *testing.T) {
+	b := start(t, t.TempDir(), noEvents)
+	b.write("id", newKey(t).pem)
+	b.want("id")
+	// The call above may have seen the directory in the middle of a tick of
+	// its clock; from the next comparison on it is quiet.
+	b.clock.pass(comparePause)
+	b.want("id")
+	b.write("id", []byte("no key any more"))
+	b.want("id")
+	b.clock.pass(comparePause)
+	b.want()
+}
+
+func TestInotifyLimit(t *testing.T) {
+	fail := true
+	b := start(t, t.TempDir(), func(s *system) {
+		s.newWatch = func(path string) (*watch, error) {
+			if fail {
+				return nil, explainInotify(unix.ENOSPC, "fs.inotify.max_user_watches")
+			}
+			return newWatch(path)
+		}
+	})
+	b.wantReports("no space left on device (the limit is sysctl fs.inotify.max_user_watches)")
+	b.Rescan()
+	b.clock.pass(time.Hour)
+	b.wantReports() // said once
+	if len(b.Problems()) != 1 {
+		t.Errorf("problems are %v", b.Problems())
+	}
+	fail = false
+	b.clock.pass(rewatchPause)
+	b.Entries()
+	b.write("id", newKey(t).pem)
+	b.want("id")
+	b.write("id", []byte("no key any more"))
+	b.want() // at once: events are there again
+	if len(b.Problems()) != 0 {
+		t.Errorf("problems are %v", b.Problems())
+	}
+}
+
+// TestDescriptorLimit runs out of descriptors for real, in the middle of its life.
+func TestDescriptorLimit(t *testing.T) {
+	b := start(t, t.TempDir())
+	b.write("id", newKey(t).pem)
+	b.want("id")
+	e := b.only()
+	var old unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &old))
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}))
+	now := time.Now()
+	chtimesErr := os.Chtimes(b.path("id"), now, now)
+	during := b.Entries()
+	b.Rescan()
+	again := b.Entries()
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old))
+	must(t, chtimesErr)
+	if len(during) != 1 || during[0] != e || len(again) != 1 || again[0] != e {
+		t.Error("the key was lost while there was no descriptor to read it")
+	}
+	b.write("more", newKey(t).pem)
+	b.want("id", "more")
+	b.wantReports()
+}
