@@ -1,0 +1,117 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+)
+
+// kind is a type and size of key, in the words of keygen's -t and -b.
+type kind struct {
+	Type string `json:"type"`
+	Bits int    `json:"bits"`
+}
+
+// String is how OpenSSH shows it: "ECDSA 256".
+func (k kind) String() string { return fmt.Sprintf("%s %d", strings.ToUpper(k.Type), k.Bits) }
+
+// The TPM's numbers for the two types of key (TPM_ALG_ID).
+const algRSA = 0x0001
+
+func kindOf(p *keyfile.Public) kind {
+	if p.Type == algRSA {
+		return kind{"rsa", p.KeyBits}
+	}
+	return kind{"ecdsa", p.KeyBits}
+}
+
+// parentWords names the storage key of a key file. short is for tables.
+func parentWords(k *keyfile.TPMKey) (short, long string) {
+	primary := "P-256"
+	if k.RSAParent {
+		primary = "RSA 2048"
+	}
+	name := ""
+	switch k.Parent {
+	case keyfile.ParentOwner:
+		name = "owner"
+	case keyfile.ParentEndorsement:
+		name = "endorsement"
+	case keyfile.ParentPlatform:
+		name = "platform"
+	case keyfile.ParentNull:
+		name = "null"
+	default:
+		if k.Parent>>24 == 0x81 {
+			short = fmt.Sprintf("%#x", k.Parent)
+			return short, "the persistent key at " + short
+		}
+		// 0 and transient handles are written by others for the owner's.
+		return "owner", fmt.Sprintf("the %s storage key of the owner hierarchy (written as %#x)", primary, k.Parent)
+	}
+	return name, fmt.Sprintf("the %s storage key of the %s hierarchy (%#x)", primary, name, k.Parent)
+}
+
+// publicFile is where the public key of a key file is: its name with .pub in
+// place of .tpm.
+func publicFile(path string) string { return strings.TrimSuffix(path, ".tpm") + ".pub" }
+
+// commentFor is the comment of a key: that in its .pub file if it is there and
+// of the same key, else the description in the key file.
+func commentFor(path string, key *keyfile.TPMKey, public ssh.PublicKey) string {
+	data, err := readSmall(publicFile(path))
+	if err == nil {
+		pub, comment, _, _, err := ssh.ParseAuthorizedKey(data)
+		if err == nil && bytes.Equal(pub.Marshal(), public.Marshal()) {
+			return plain(comment)
+		}
+	}
+	return key.DisplayDescription()
+}
+
+// readSmall reads a regular file of at most 64 KiB, and never waits for a FIFO.
+func readSmall(path string) ([]byte, error) {
+	const most = 64 << 10
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(err, errors.New("not a regular file"))
+	}
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && len(data) > most {
+		return nil, errors.New("too big")
+	}
+	return data, err
+}
+
+// readKey reads a key file and its public key in SSH's form.
+func readKey(path string) (*keyfile.TPMKey, ssh.PublicKey, error) {
+	key, err := keyfile.ReadFile(path)
+	if err != nil {
+		return nil, nil, naming(path, err)
+	}
+	public, err := ssh.NewPublicKey(key.Public.Key)
+	if err != nil {
+		return nil, nil, naming(path, err)
+	}
+	return key, public, nil
+}
+
+// naming puts the file's name before an error that does not have it.
+func naming(path string, err error) error {
+	if strings.Contains(err.Error(), path) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", plain(path), err)
+}

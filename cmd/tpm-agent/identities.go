@@ -1,0 +1,84 @@
+package main
+
+import (
+	"log/slog"
+	"sync"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/keydir"
+	"github.com/tpm-agent/tpm-agent/tpmkey"
+)
+
+// identities is the agent's Source: what is in the key directories, as keys of
+// one TPM. It is the place where files, TPM and protocol meet.
+type identities struct {
+	index    *keydir.Index
+	tpm      *tpmkey.TPM
+	software bool // the keys of this TPM are not protected, and say so
+	log      *slog.Logger
+
+	mu      sync.Mutex
+	entries []*keydir.Entry // what set was made of
+	set     *agent.Set
+	keys    map[*keydir.Entry]*tpmkey.Key // nil: refused, and reported
+}
+
+var _ agent.Source = (*identities)(nil)
+
+// Identities returns the same Set until a file changes. A key keeps its
+// *tpmkey.Key as long as its file does, for that holds its saved context. The
+// index is asked under the lock, so that an older answer never replaces a newer
+// one.
+func (s *identities) Identities() *agent.Set {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	entries := s.index.Entries()
+	if s.set != nil && sameSlice(entries, s.entries) {
+		return s.set
+	}
+	keys := make(map[*keydir.Entry]*tpmkey.Key, len(entries))
+	var ids []agent.Identity
+	for _, e := range entries {
+		key, known := s.keys[e]
+		if !known {
+			key = s.key(e)
+		}
+		keys[e] = key
+		if key != nil {
+			ids = append(ids, s.offers(e, key)...)
+		}
+	}
+	s.entries, s.keys, s.set = entries, keys, agent.NewSet(ids)
+	return s.set
+}
+
+// key makes the TPM's key of an entry, or says once why there is none.
+func (s *identities) key(e *keydir.Entry) *tpmkey.Key {
+	key, err := s.tpm.Key(e.Key)
+	if err != nil {
+		s.log.Warn("not offered", "file", e.Path, "cause", err)
+		return nil
+	}
+	return key
+}
+
+// offers are the identities of one file: the key, and its certificates.
+func (s *identities) offers(e *keydir.Entry, key *tpmkey.Key) []agent.Identity {
+	comment := e.Comment
+	if s.software {
+		comment += " (" + notProtected + ")"
+	}
+	ids := []agent.Identity{{Public: e.Public, Comment: comment, Name: e.Path, Key: key}}
+	for _, certificate := range e.Certificates {
+		var public ssh.PublicKey = certificate
+		ids = append(ids, agent.Identity{Public: public, Comment: comment, Name: e.Path, Key: key})
+	}
+	return ids
+}
+
+// sameSlice reports whether a and b are the same slice of the same array.
+func sameSlice[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}

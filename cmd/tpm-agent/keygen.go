@@ -1,0 +1,347 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+	"github.com/tpm-agent/tpm-agent/tpmkey"
+)
+
+// keygenOptions is the command line. A nil pointer is a question to ask.
+type keygenOptions struct {
+	keyType string
+	bits    int // 0: the type's default
+	comment *string
+	file    *string // without .tpm
+	pin     *string
+	quiet   bool
+	parent  string
+	list    bool
+	json    bool
+}
+
+func newKeygenCmd(g *global) *cobra.Command {
+	var o keygenOptions
+	cmd := &cobra.Command{
+		Use:   "keygen",
+		Short: "Make a key in the TPM",
+		Long:  keygenHelp,
+		Example: `  tpm-agent keygen                            # ECDSA P-256, asks the rest
+  tpm-agent keygen -t rsa -b 2048 -C work -f ~/.ssh/id_work
+  tpm-agent keygen -f ~/.ssh/id_ecdsa -N ''   # asks nothing
+  tpm-agent keygen --list                     # what this TPM can make`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.comment, o.file, o.pin = given(cmd, "comment"), given(cmd, "file"), given(cmd, "pin")
+			if err := o.check(cmd); err != nil {
+				return err
+			}
+			ctx, done := interrupting(cmd)
+			defer done()
+			if o.list {
+				return runKeygenList(ctx, g, o.json)
+			}
+			return runKeygen(ctx, g, o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&o.keyType, "type", "t", "ecdsa", "`TYPE` of the key: ecdsa or rsa")
+	f.IntVarP(&o.bits, "bits", "b", 0, "size in `BITS`: 256, 384 or 521 for ecdsa (default 256); 2048, 3072 or 4096 for rsa (default 2048)")
+	f.StringP("comment", "C", "", "`COMMENT` in the public key (default user@host)")
+	f.StringP("file", "f", "", "save in `FILE`.tpm and FILE.pub (default: asked for)")
+	f.StringP("pin", "N", "", "the new `PIN`; empty for none (default: asked for)")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but questions and errors")
+	f.StringVar(&o.parent, "parent", "owner", "the storage `KEY` that wraps it: owner, endorsement, or a persistent handle 0x81……")
+	f.BoolVar(&o.list, "list", false, "list the kinds of key that this TPM can make, and make none")
+	f.BoolVar(&o.json, "json", false, "with --list: as JSON")
+	mustComplete(cmd, "type", "ecdsa", "rsa")
+	mustComplete(cmd, "bits", "256", "384", "521", "2048", "3072", "4096")
+	mustComplete(cmd, "parent", "owner", "endorsement", "0x81000001")
+	return cmd
+}
+
+const keygenHelp = `Makes a key inside the TPM, much as ssh-keygen(1) makes one on disk. The private
+key never leaves the TPM in a form that anything else could use.
+
+FILE.tpm is the private key, wrapped by the TPM: it works in this TPM only. The
+agent finds it in ~/.ssh. FILE.pub is the public key, for authorized_keys,
+ssh-copy-id and git. Nothing is ever overwritten: if FILE, FILE.tpm or FILE.pub
+is there already, no key is made.
+
+Before anything is saved, the new key signs a test message and the signature is
+verified.
+
+A PIN, if you give one, is asked for when the key is used. It may be short,
+because nobody can guess it away from this TPM, and the TPM locks itself for a
+while after some wrong ones. A key without a PIN can be used by every program of
+yours on this machine, and is not affected by the lock. -N puts the PIN into the
+list of processes, where others can read it for a moment; when it is asked for,
+and standard input is no terminal, it is read from there, twice, a line each.
+
+The types are ecdsa and rsa, because TPMs have no others: there is no Ed25519 in
+TPM 2.0. Not every TPM has every size; --list shows what there is. RSA keys take
+a TPM up to a minute to make, and seconds to sign with.
+
+--parent chooses the storage key that wraps the new key. The default, owner, is
+right almost everywhere: the standard P-256 storage key of the owner hierarchy,
+which every TPM makes again after a restart. A handle 0x81…… stands for a storage
+key that is kept in the TPM.`
+
+// given is the value of a flag if it was given at all: an empty PIN is an
+// answer.
+func given(cmd *cobra.Command, name string) *string {
+	f := cmd.Flags().Lookup(name)
+	if !f.Changed {
+		return nil
+	}
+	value := f.Value.String()
+	return &value
+}
+
+// kinds are the keys that can be asked for, by -t and -b; the first size of a
+// type is its default.
+var kinds = []struct {
+	keyType   string
+	bits      int
+	algorithm tpmkey.Algorithm
+}{
+	{"ecdsa", 256, tpmkey.ECDSAP256},
+	{"ecdsa", 384, tpmkey.ECDSAP384},
+	{"ecdsa", 521, tpmkey.ECDSAP521},
+	{"rsa", 2048, tpmkey.RSA2048},
+	{"rsa", 3072, tpmkey.RSA3072},
+	{"rsa", 4096, tpmkey.RSA4096},
+}
+
+// check refuses option combinations that make no sense, and what would make a
+// public key file that is none.
+func (o *keygenOptions) check(cmd *cobra.Command) error {
+	if !o.list && o.json {
+		return usage("--json goes with --list")
+	}
+	for _, name := range []string{"type", "bits", "comment", "file", "pin", "parent", "quiet"} {
+		if o.list && cmd.Flags().Changed(name) {
+			return usage("--list makes no key, so --%s does not go with it", name)
+		}
+	}
+	if cmd.Flags().Changed("bits") && o.bits == 0 {
+		return usage("-b 0: no key has no bits")
+	}
+	if o.comment != nil && plain(*o.comment) != *o.comment {
+		return usage("-C: the comment must be one line of printable characters")
+	}
+	if o.file != nil {
+		return checkName(*o.file)
+	}
+	return nil
+}
+
+// checkName refuses file names that would not become what one expects.
+func checkName(file string) error {
+	switch base := filepath.Base(file); {
+	case file == "" || strings.HasSuffix(file, "/") || base == "." || base == "..":
+		return usage("%q is no name for a key file", file)
+	case strings.HasSuffix(file, ".tpm"), strings.HasSuffix(file, ".pub"):
+		return withHint(usage("%s: give the name without its suffix; .tpm and .pub are added", plain(file)),
+			"-f %s", shQuote(file[:len(file)-len(".tpm")]))
+	}
+	return nil
+}
+
+// algorithm is the kind of key asked for.
+func (o *keygenOptions) algorithm() (tpmkey.Algorithm, error) {
+	var sizes []string
+	for _, kind := range kinds {
+		if kind.keyType == o.keyType && (o.bits == 0 || kind.bits == o.bits) {
+			return kind.algorithm, nil
+		}
+		if kind.keyType == o.keyType {
+			sizes = append(sizes, strconv.Itoa(kind.bits))
+		}
+	}
+	if len(sizes) > 0 {
+		return 0, usage("-b %d: an %s key has %s bits", o.bits, o.keyType, strings.Join(sizes, ", "))
+	}
+	return 0, noSuchType(o.keyType)
+}
+
+// noSuchType says why a type that ssh-keygen knows cannot be had in a TPM.
+func noSuchType(keyType string) error {
+	const instead = "use -t ecdsa, which servers since OpenSSH 5.7 (2011) take; an ed25519 key made by ssh-keygen can be used beside it, from its file"
+	switch strings.TrimSuffix(keyType, "-sk") {
+	case "ed25519":
+		if keyType == "ed25519-sk" {
+			break
+		}
+		return withHint(usage("-t ed25519: TPM 2.0 has no Ed25519"), instead)
+	case "dsa":
+		return withHint(usage("-t dsa: TPM 2.0 has no DSA, and OpenSSH dropped it"), instead)
+	}
+	if strings.HasSuffix(keyType, "-sk") {
+		return withHint(usage("-t %s: that is a key of a FIDO token, not of the TPM", keyType), "ssh-keygen -t %s makes it", keyType)
+	}
+	return usage("-t %s: the types are ecdsa and rsa", plain(keyType))
+}
+
+// storageKey is the handle that --parent names.
+func storageKey(name string) (uint32, error) {
+	switch name {
+	case "owner":
+		return keyfile.ParentOwner, nil
+	case "endorsement":
+		return keyfile.ParentEndorsement, nil
+	case "null":
+		return 0, usage("--parent null: such a key is lost when the machine restarts")
+	case "platform":
+		return 0, usage("--parent platform: that hierarchy belongs to the firmware")
+	}
+	handle, err := strconv.ParseUint(name, 0, 32)
+	if err != nil || handle>>24 != 0x81 {
+		return 0, usage("--parent %s: must be owner, endorsement or a persistent handle 0x81……", plain(name))
+	}
+	return uint32(handle), nil
+}
+
+// runKeygen asks what was not said, makes the key, tries it, and saves it.
+func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
+	addr, err := g.address()
+	if err != nil {
+		return err
+	}
+	tm, err := o.template()
+	if err != nil {
+		return err
+	}
+	comment, err := o.keyComment()
+	if err != nil {
+		return err
+	}
+	ask := newAsker(g.sys)
+	file, err := o.place(ctx, g.sys, ask)
+	if err != nil {
+		return err
+	}
+	if tm.Auth, err = o.newPIN(ctx, ask); err != nil {
+		return err
+	}
+	defer clear(tm.Auth)
+
+	tpm := openTPM(addr)
+	key, err := makeKey(ctx, tpm, tm)
+	if err == nil {
+		key.where, err = whereabouts(ctx, tpm, addr.Software())
+	}
+	if err := errors.Join(err, tpm.Close()); err != nil {
+		return fmt.Errorf("making the key: %w", err)
+	}
+	key.comment = comment
+	if err := key.save(file); err != nil {
+		return err
+	}
+	if o.quiet {
+		return nil
+	}
+	return key.announce(g.sys.stdout, file)
+}
+
+func (o *keygenOptions) template() (tm tpmkey.Template, err error) {
+	if tm.Algorithm, err = o.algorithm(); err != nil {
+		return tm, err
+	}
+	tm.Parent, err = storageKey(o.parent)
+	return tm, err
+}
+
+// keyComment is user@host, as ssh-keygen has it, unless one was given.
+func (o *keygenOptions) keyComment() (string, error) {
+	if o.comment != nil {
+		return *o.comment, nil
+	}
+	who, err := user.Current()
+	if err != nil {
+		return "", withHint(fmt.Errorf("finding your name for the comment: %w", err), "give a comment with -C")
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return "", withHint(fmt.Errorf("finding the host's name for the comment: %w", err), "give a comment with -C")
+	}
+	return plain(who.Username + "@" + host), nil
+}
+
+// place is where the key goes. It must be free, and there must be a directory.
+func (o *keygenOptions) place(ctx context.Context, sys system, ask *asker) (string, error) {
+	dir, err := sys.sshDir()
+	file := ""
+	switch {
+	case o.file != nil:
+		file = *o.file
+	case err != nil:
+		return "", err
+	default:
+		if file, err = ask.file(ctx, filepath.Join(dir, "id_"+o.keyType)); err != nil {
+			return "", err
+		}
+		if err := checkName(file); err != nil {
+			return "", err
+		}
+	}
+	if err := free(file); err != nil {
+		return "", err
+	}
+	parent := filepath.Dir(file)
+	if parent == dir {
+		// As ssh-keygen does it; a directory of any other name must exist.
+		if err := os.Mkdir(parent, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", err
+		}
+	}
+	if info, err := os.Stat(parent); err != nil {
+		return "", fmt.Errorf("saving the key: %w", err)
+	} else if !info.IsDir() {
+		return "", fmt.Errorf("saving the key: %s is not a directory", plain(parent))
+	}
+	return file, nil
+}
+
+// free makes sure that nothing is in the way: neither what would be written,
+// nor a key that ssh would take the public key for.
+func free(file string) error {
+	for _, name := range []string{file + ".tpm", file + ".pub", file} {
+		_, err := os.Lstat(name)
+		switch {
+		case err == nil:
+			return withHint(fmt.Errorf("%s already exists; no key was made, and nothing was changed", plain(name)),
+				"choose another name with -f, or move it away")
+		case !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("looking for %s: %w", plain(name), err)
+		}
+	}
+	return nil
+}
+
+func (o *keygenOptions) newPIN(ctx context.Context, ask *asker) ([]byte, error) {
+	if o.pin != nil {
+		return []byte(*o.pin), nil
+	}
+	return ask.newPIN(ctx)
+}
+
+// authorizedKey is the line of the .pub file.
+func authorizedKey(pub ssh.PublicKey, comment string) []byte {
+	line := strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(pub)), "\n")
+	if comment != "" {
+		line += " " + comment
+	}
+	return []byte(line + "\n")
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/internal/randomart"
+	"github.com/tpm-agent/tpm-agent/internal/tcti"
+	"github.com/tpm-agent/tpm-agent/keyfile"
+	"github.com/tpm-agent/tpm-agent/tpmkey"
+)
+
+// newKey is a key that was made and tried, and is not saved yet.
+type newKey struct {
+	file    []byte // the key file
+	public  ssh.PublicKey
+	kind    kind
+	comment string
+	where   string // the TPM, for people
+}
+
+// makeKey makes a key in the TPM and tries it in the form in which it will be
+// saved: what signs the test is what was read back from the file's octets.
+func makeKey(ctx context.Context, tpm *tpmkey.TPM, tm tpmkey.Template) (*newKey, error) {
+	made, err := tpm.Create(ctx, tm)
+	if err != nil {
+		return nil, err
+	}
+	data, err := made.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := keyfile.Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("reading back the key file: %w", err)
+	}
+	key, err := tpm.Key(parsed)
+	if err != nil {
+		return nil, err
+	}
+	if err := trySignature(ctx, key, tm.Auth); err != nil {
+		return nil, fmt.Errorf("signing a test message with the new key: %w", err)
+	}
+	public, err := ssh.NewPublicKey(parsed.Public.Key)
+	if err != nil {
+		return nil, err
+	}
+	return &newKey{file: data, public: public, kind: kindOf(parsed.Public)}, nil
+}
+
+// trySignature signs and verifies a message with every signature algorithm that
+// ssh may ask the key for.
+func trySignature(ctx context.Context, key *tpmkey.Key, pin []byte) error {
+	signer, err := ssh.NewSignerFromSigner(&onceSigner{ctx, key, pin})
+	if err != nil {
+		return err
+	}
+	algorithms := []string{signer.PublicKey().Type()}
+	if algorithms[0] == ssh.KeyAlgoRSA {
+		algorithms = []string{ssh.KeyAlgoRSASHA256, ssh.KeyAlgoRSASHA512}
+	}
+	for _, algorithm := range algorithms {
+		message := []byte("tpm-agent test message " + rand.Text())
+		signature, err := signer.(ssh.AlgorithmSigner).SignWithAlgorithm(rand.Reader, message, algorithm)
+		if err != nil {
+			return fmt.Errorf("%s: %w", algorithm, err)
+		}
+		if err := signer.PublicKey().Verify(message, signature); err != nil {
+			return fmt.Errorf("%s: the signature is wrong: %w", algorithm, err)
+		}
+	}
+	return nil
+}
+
+// onceSigner is a key with its PIN and a context, for x/crypto.
+type onceSigner struct {
+	ctx context.Context
+	key *tpmkey.Key
+	pin []byte
+}
+
+func (s *onceSigner) Public() crypto.PublicKey { return s.key.Public() }
+
+func (s *onceSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return s.key.Sign(s.ctx, s.pin, digest, opts)
+}
+
+// save writes both files. The private one comes first: a public key without it
+// would be of no use to anybody.
+func (k *newKey) save(file string) error {
+	private, public := file+".tpm", file+".pub"
+	if err := keyfile.Create(private, k.file, 0o600); err != nil {
+		return fmt.Errorf("saving the key: %w", err)
+	}
+	if err := keyfile.Create(public, authorizedKey(k.public, k.comment), 0o644); err != nil {
+		err = fmt.Errorf("saving the public key: %w", err)
+		if removed := k.unsave(private); removed != nil {
+			return errors.Join(err, fmt.Errorf("removing %s again: %w", plain(private), removed))
+		}
+		return fmt.Errorf("%w; %s was removed again", err, plain(private))
+	}
+	return nil
+}
+
+// unsave removes the private key file if it is still the one just written.
+func (k *newKey) unsave(private string) error {
+	content, err := os.ReadFile(private)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(content, k.file) {
+		return errors.New("somebody else has changed it")
+	}
+	return os.Remove(private)
+}
+
+// announce says what ssh-keygen says, and where the key lives.
+func (k *newKey) announce(w io.Writer, file string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Your identification has been saved in %s\n", plain(file+".tpm"))
+	fmt.Fprintf(&b, "Your public key has been saved in %s\n", plain(file+".pub"))
+	fmt.Fprintf(&b, "The key fingerprint is:\n%s\n", strings.TrimSpace(ssh.FingerprintSHA256(k.public)+" "+k.comment))
+	fmt.Fprintf(&b, "The key's randomart image is:\n%s\n", randomart.SHA256(k.kind.String(), sha256.Sum256(k.public.Marshal())))
+	fmt.Fprintf(&b, "The key lives in %s.\n", k.where)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// whereabouts names the TPM for people.
+func whereabouts(ctx context.Context, tpm *tpmkey.TPM, software bool) (string, error) {
+	if software {
+		return "the software TPM (" + notProtected + ")", nil
+	}
+	c, err := tpm.Capabilities(ctx)
+	if err != nil {
+		return "", fmt.Errorf("asking the TPM what it is: %w", err)
+	}
+	return fmt.Sprintf("the TPM of this machine (%s) and cannot leave it", chipName(c)), nil
+}
+
+// chipName is the TPM as its vendor calls it.
+func chipName(c tpmkey.Capabilities) string {
+	name := strings.Join(strings.Fields(plain(c.Manufacturer+" "+c.Vendor)), " ")
+	if name == "" {
+		name = "unknown vendor"
+	}
+	return name + ", firmware " + plain(c.Firmware)
+}
+
+// makeable is what `keygen --list` shows.
+type makeable struct {
+	TPM          string `json:"tpm"`
+	Protected    bool   `json:"protected"` // false for the software TPM
+	Manufacturer string `json:"manufacturer"`
+	Vendor       string `json:"vendor,omitempty"`
+	Firmware     string `json:"firmware"`
+	Keys         []kind `json:"keys"`
+}
+
+// runKeygenList shows what this TPM can make, in the words of -t and -b.
+func runKeygenList(ctx context.Context, g *global, asJSON bool) error {
+	addr, err := g.address()
+	if err != nil {
+		return err
+	}
+	tpm := openTPM(addr)
+	c, err := tpm.Capabilities(ctx)
+	if err := errors.Join(err, tpm.Close()); err != nil {
+		return fmt.Errorf("asking the TPM what it can make: %w", err)
+	}
+	if !asJSON {
+		return printMakeable(g.sys.stdout, addr, c)
+	}
+	m := makeable{addr.String(), !addr.Software(), plain(c.Manufacturer), plain(c.Vendor), plain(c.Firmware), []kind{}}
+	for _, k := range kinds {
+		if has(c, k.algorithm) {
+			m.Keys = append(m.Keys, kind{k.keyType, k.bits})
+		}
+	}
+	return writeJSON(g.sys.stdout, m)
+}
+
+func printMakeable(w io.Writer, addr tcti.Address, c tpmkey.Capabilities) error {
+	var b strings.Builder
+	mark := ""
+	if addr.Software() {
+		mark = " (" + notProtected + ")"
+	}
+	fmt.Fprintf(&b, "TPM: %s, %s%s\n", addr, chipName(c), mark)
+	for _, k := range kinds {
+		answer := "no"
+		if has(c, k.algorithm) {
+			answer = "yes"
+		}
+		fmt.Fprintf(&b, "-t %-5s -b %-4d  %s\n", k.keyType, k.bits, answer)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func has(c tpmkey.Capabilities, a tpmkey.Algorithm) bool {
+	for _, algorithm := range c.Algorithms {
+		if algorithm == a {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/term"
+)
+
+// system is what the process was given from outside.
+type system struct {
+	stdin, stdout, stderr *os.File
+	environ               []string // as os.Environ returns it
+}
+
+// getenv returns the last value of name, the one that counts.
+func (s system) getenv(name string) (value string) {
+	for _, entry := range s.environ {
+		if rest, ok := strings.CutPrefix(entry, name+"="); ok {
+			value = rest
+		}
+	}
+	return value
+}
+
+// without returns the environment for a child: without what is meant for this
+// process alone (sd_notify, sd_listen_fds) and without the names given.
+func (s system) without(names ...string) []string {
+	names = append(names, "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC")
+	return slices.DeleteFunc(slices.Clone(s.environ), func(entry string) bool {
+		name, _, _ := strings.Cut(entry, "=")
+		return slices.Contains(names, name)
+	})
+}
+
+// home is the user's home directory.
+func (s system) home() (string, error) {
+	if home := s.getenv("HOME"); home != "" {
+		return home, nil
+	}
+	return "", errors.New("HOME is not set")
+}
+
+// sshDir is where OpenSSH keeps a user's keys.
+func (s system) sshDir() (string, error) {
+	home, err := s.home()
+	if err != nil {
+		return "", fmt.Errorf("finding ~/.ssh: %w", err)
+	}
+	return filepath.Join(home, ".ssh"), nil
+}
+
+// socketPath is the socket that was asked for, else the default one.
+func (s system) socketPath(asked string) (string, error) {
+	if asked != "" {
+		return filepath.Abs(asked)
+	}
+	dir := s.getenv("XDG_RUNTIME_DIR")
+	if dir == "" {
+		return "", withHint(errors.New("XDG_RUNTIME_DIR is not set, so there is no default place for the agent's socket"),
+			"log in through a session manager that sets it, or choose a place with --socket PATH")
+	}
+	return filepath.Join(dir, "tpm-agent", "agent.sock"), nil
+}
+
+func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+
+// interruptedError is the cause of a context that a signal ended.
+type interruptedError struct{ signal syscall.Signal }
+
+func (e *interruptedError) Error() string { return "interrupted (" + e.signal.String() + ")" }
+
+// interruptible returns a context that ends with the first of the signals; the
+// second one then has its usual effect. Its cause is an *interruptedError.
+func interruptible(parent context.Context, signals ...os.Signal) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, signals...)
+	go func() {
+		select {
+		case s := <-caught:
+			signal.Stop(caught)
+			cancel(&interruptedError{s.(syscall.Signal)})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(caught)
+		cancel(nil)
+	}
+}

@@ -1,0 +1,216 @@
+package main
+
+// The rules for what a user reads on the terminal.
+//
+//   - What was asked for goes to stdout, and nothing else does: it can be piped.
+//     Everything else goes to stderr.
+//   - An error is one line, `tpm-agent: what failed: why`: lower case, no full
+//     stop, the file or device named. Where there is a fix, a line that begins
+//     with `hint:` says what to type or to do.
+//   - Exit status 0 means that the command did what it says. 1 is a failure, 2 a
+//     command line that makes no sense, 128+n a signal. `serve -- CMD` ends with
+//     CMD's own status.
+//   - A bad option is an error, never a default. What is not supported is
+//     refused by name.
+//   - The user reads PIN, not auth value; key file, not blob; storage key, not
+//     parent or SRK, except where he looks inside (inspect).
+//   - A key of the software TPM is said to be unprotected wherever it is shown.
+//   - What comes from outside (file names, comments) is shown without control
+//     characters.
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+
+	"github.com/tpm-agent/tpm-agent/internal/socket"
+	"github.com/tpm-agent/tpm-agent/internal/tcti"
+	"github.com/tpm-agent/tpm-agent/keyfile"
+	"github.com/tpm-agent/tpm-agent/tpmkey"
+)
+
+// notProtected marks keys of the software TPM.
+const notProtected = "not protected: software TPM"
+
+// The exit statuses.
+const (
+	exitDone    = 0
+	exitFailure = 1
+	exitUsage   = 2
+	exitSignal  = 128 // plus the signal's number
+)
+
+// usageError is a command line that makes no sense.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usage(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// statusError ends the program with the status of a command it ran, silently.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// hintError is an error whose fix is known where it is made.
+type hintError struct {
+	err  error
+	hint string
+}
+
+func (e *hintError) Error() string { return e.err.Error() }
+func (e *hintError) Unwrap() error { return e.err }
+
+func withHint(err error, format string, args ...any) error {
+	return &hintError{err, fmt.Sprintf(format, args...)}
+}
+
+// report prints err by the rules, and returns the exit status. command is the
+// command line up to the flags, such as "tpm-agent keygen".
+func report(stderr io.Writer, command string, err error) int {
+	var status statusError
+	if errors.As(err, &status) {
+		return int(status)
+	}
+	if err == nil {
+		return exitDone
+	}
+	fmt.Fprintf(stderr, "tpm-agent: %s\n", oneLine(err.Error()))
+	var wrong *usageError
+	isUsage := errors.As(err, &wrong)
+	hints := hints(err)
+	if isUsage && len(hints) == 0 {
+		hints = []string{"see " + command + " --help"}
+	}
+	for _, hint := range hints {
+		fmt.Fprintf(stderr, "hint: %s\n", hint)
+	}
+	var interrupted *interruptedError
+	switch {
+	case isUsage:
+		return exitUsage
+	case errors.As(err, &interrupted):
+		return exitSignal + int(interrupted.signal)
+	}
+	return exitFailure
+}
+
+// hints says what can be done about err: what is known of the TPM, of keys and
+// of files, from the particular to the general.
+func hints(err error) []string {
+	var own *hintError
+	if errors.As(err, &own) {
+		return []string{own.hint}
+	}
+	for _, find := range []func(error) string{tpmHint, keyHint, fileHint} {
+		if hint := find(err); hint != "" {
+			return []string{hint}
+		}
+	}
+	return nil
+}
+
+// tpmHint is for a TPM that cannot be reached.
+func tpmHint(err error) string {
+	var denied *tcti.PermissionError
+	switch {
+	case errors.As(err, &denied) && denied.Group != "" && denied.Group != "root":
+		return fmt.Sprintf("sudo usermod -aG %s \"$USER\", then log in again", denied.Group)
+	case errors.As(err, &denied):
+		return fmt.Sprintf("no group but root may use %s; install the package tpm-udev (or tpm2-tss) and log in again", denied.Path)
+	case errors.Is(err, tcti.ErrTPM12):
+		return "a TPM 1.2 cannot be used; some machines can switch to TPM 2.0 (\"fTPM\", \"PTT\") in the firmware's setup"
+	case errors.Is(err, tcti.ErrBusy):
+		return "another program holds the TPM: use --tpm device:/dev/tpmrm0, which many can use at once, or end it"
+	case errors.Is(err, tcti.ErrNoTPM):
+		return "is the TPM turned on in the firmware's setup? To try things out without one: --tpm software (its keys are not protected)"
+	}
+	return ""
+}
+
+// keyHint is for what the TPM says about a key.
+func keyHint(err error) string {
+	var (
+		locked      *tpmkey.LockoutError
+		wrong       *tpmkey.AuthError
+		unsupported *tpmkey.UnsupportedError
+	)
+	switch {
+	case errors.As(err, &locked) && locked.Wait > 0:
+		return fmt.Sprintf("wait %s; keys without a PIN go on working", duration(locked.Wait))
+	case errors.As(err, &locked):
+		return "keys without a PIN go on working; the TPM takes PINs again after a while"
+	case errors.As(err, &wrong):
+		return "every wrong PIN counts towards the TPM's lockout, whichever key it was for"
+	case errors.As(err, &unsupported):
+		return "tpm-agent keygen --list shows what this TPM can make"
+	case errors.Is(err, tpmkey.ErrOwnerAuth):
+		return "with a storage key at 0x81000001 no owner password is needed: tpm2_createprimary -G ecc -a 'fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt' -P PASSWORD -c srk.ctx && tpm2_evictcontrol -P PASSWORD -c srk.ctx 0x81000001"
+	case errors.Is(err, tpmkey.ErrWrongTPM), errors.Is(err, tpmkey.ErrNoParent):
+		return "the key cannot be used here any more: make a new one with tpm-agent keygen, and put it where the old one's public key is"
+	case errors.Is(err, keyfile.ErrLegacy), errors.Is(err, keyfile.ErrSealed), errors.Is(err, keyfile.ErrNoKey):
+		return "tpm-agent reads TPM 2.0 key files: PEM with a TSS2 PRIVATE KEY block"
+	}
+	return ""
+}
+
+// fileHint is for what the file system and the socket say.
+func fileHint(err error) string {
+	var live *socket.InUseError
+	var path *fs.PathError
+	switch {
+	case errors.As(err, &live):
+		return "use it (eval \"$(tpm-agent env)\"), or choose another place with --socket PATH"
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "nothing was kept: make room and try again"
+	case errors.Is(err, syscall.EROFS):
+		return "the file system is mounted read-only: choose another place"
+	case errors.Is(err, fs.ErrPermission) && errors.As(err, &path):
+		return "check who may do that: ls -ld " + shQuote(filepath.Dir(path.Path)) + " " + shQuote(path.Path)
+	}
+	return ""
+}
+
+// duration says a time as one says it: the TPM counts in seconds, people in
+// minutes and hours.
+func duration(d time.Duration) string {
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d seconds", int(d.Round(time.Second)/time.Second))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d minutes", int(d.Round(time.Minute)/time.Minute))
+	}
+	return fmt.Sprintf("%d hours", int(d.Round(time.Hour)/time.Hour))
+}
+
+// oneLine makes an error one line.
+func oneLine(s string) string {
+	return plain(strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
+}
+
+// plain drops what does not print: control characters, which steer terminals,
+// and those that turn the direction of writing.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+}
+
+// writeJSON prints v as data for programs.
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
