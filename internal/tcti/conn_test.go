@@ -189,7 +189,8 @@ func TestMuteTPM(t *testing.T) {
 		s.Pause()
 		ctx, cancel := end(t.Context())
 		_, err := c.Send(ctx, hash(nil))
-		if !errors.Is(err, ctx.Err()) || ctx.Err() == nil {
+		<-ctx.Done() // the connection's clock may be a little faster
+		if !errors.Is(err, ctx.Err()) {
 			t.Errorf("%s: %v", name, err)
 		}
 		cancel()

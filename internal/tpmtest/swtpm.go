@@ -99,6 +99,8 @@ func (s *SWTPM) start() {
 	p := &process{exited: make(chan struct{})}
 	p.cmd = exec.Command("swtpm", "socket", "--tpm2",
 		"--server", "type=unixio,fd=3", "--tpmstate", "dir=.,mode=0600",
+		// The path at which tpm2-tools look for it.
+		"--ctrl", "type=unixio,path="+s.Socket()+".ctrl",
 		"--flags", "not-need-init,startup-clear")
 	p.cmd.Dir = s.dir
 	p.cmd.Stderr = &p.stderr

@@ -1,0 +1,184 @@
+package tpmtest
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// Conn is one open TPM, as the code under test knows it.
+type Conn interface {
+	Send(ctx context.Context, command []byte) (response []byte, err error)
+	Close() error
+	Managed() bool
+}
+
+// Recorder stands between the code under test and a TPM. It writes down what is
+// opened, sent and closed, and injects faults. It may be used by many
+// goroutines at once.
+type Recorder struct {
+	open func(context.Context) (Conn, error)
+
+	mu       sync.Mutex
+	commands [][]byte
+	opened   int
+	closed   int
+	faults   []*armed
+}
+
+// Record returns a recorder in front of what open opens.
+func Record[C Conn](open func(context.Context) (C, error)) *Recorder {
+	return &Recorder{open: func(ctx context.Context) (Conn, error) {
+		c, err := open(ctx)
+		if err != nil {
+			return nil, err // not a nil C in an interface
+		}
+		return c, nil
+	}}
+}
+
+// Open opens a connection through the recorder.
+func (r *Recorder) Open(ctx context.Context) (Conn, error) {
+	c, err := r.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.opened++
+	return &recorded{recorder: r, conn: c}, nil
+}
+
+// Commands returns the names of the commands that were sent since the last
+// Forget, in order: "ContextLoad", "Sign", "FlushContext". Commands that a
+// fault kept from the TPM are among them.
+func (r *Recorder) Commands() []string {
+	var names []string
+	for _, c := range r.Raw() {
+		names = append(names, CommandName(code(c)))
+	}
+	return names
+}
+
+// Raw returns the commands themselves, octet for octet.
+func (r *Recorder) Raw() [][]byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.commands)
+}
+
+// Sent reports whether these octets have been on the wire to the TPM in clear.
+func (r *Recorder) Sent(octets []byte) bool {
+	return slices.ContainsFunc(r.Raw(), func(c []byte) bool { return bytes.Contains(c, octets) })
+}
+
+// Forget empties the list of commands.
+func (r *Recorder) Forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.commands = nil
+}
+
+// Opened returns how many connections were opened in all.
+func (r *Recorder) Opened() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.opened
+}
+
+// StillOpen returns how many connections are opened and not closed yet.
+func (r *Recorder) StillOpen() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.opened - r.closed
+}
+
+// Fault says which commands a fault befalls.
+type Fault struct {
+	Command string // by name, as in CommandName; any command when empty
+	Skip    int    // so many such commands go through first
+	Times   int    // so many are befallen after that; 0 counts as 1
+	Effect  Effect
+}
+
+// armed is a fault and what it has seen so far.
+type armed struct {
+	Fault
+	seen int
+}
+
+// Inject arms a fault. A command belongs to the first fault, in the order in
+// which they were injected, that still waits for one like it: that one befalls
+// it or counts it as skipped, and the later ones do not see it.
+func (r *Recorder) Inject(f Fault) {
+	if f.Effect == nil {
+		panic("tpmtest: a fault without an effect")
+	}
+	if _, ok := commandCode(f.Command); f.Command != "" && !ok {
+		panic("tpmtest: a fault for " + f.Command + ", which is no command")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.faults = append(r.faults, &armed{Fault: f})
+}
+
+// Disarm takes back all faults, and returns how many had not befallen all the
+// commands that they were meant for: a test that expects its fault to happen
+// expects 0.
+func (r *Recorder) Disarm() (unused int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range r.faults {
+		if f.seen < f.Skip+max(f.Times, 1) {
+			unused++
+		}
+	}
+	r.faults = nil
+	return unused
+}
+
+// note writes a command down and returns what befalls it, nil for nothing.
+func (r *Recorder) note(command []byte) Effect {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.commands = append(r.commands, bytes.Clone(command))
+	name := CommandName(code(command))
+	for _, f := range r.faults {
+		if f.Command != "" && !strings.EqualFold(f.Command, name) || f.seen >= f.Skip+max(f.Times, 1) {
+			continue
+		}
+		if f.seen++; f.seen <= f.Skip {
+			return nil
+		}
+		return f.Effect
+	}
+	return nil
+}
+
+// recorded is a connection through a recorder.
+type recorded struct {
+	recorder *Recorder
+	conn     Conn
+	once     sync.Once
+}
+
+func (c *recorded) Managed() bool { return c.conn.Managed() }
+
+func (c *recorded) Send(ctx context.Context, command []byte) ([]byte, error) {
+	effect := c.recorder.note(command)
+	if effect == nil {
+		return c.conn.Send(ctx, command)
+	}
+	return effect(ctx, c.conn, command)
+}
+
+func (c *recorded) Close() error {
+	c.once.Do(func() {
+		c.recorder.mu.Lock()
+		c.recorder.closed++
+		c.recorder.mu.Unlock()
+	})
+	return c.conn.Close()
+}
