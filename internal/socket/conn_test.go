@@ -1,0 +1,137 @@
+package socket
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// accept runs Accept once and gives its result when it comes.
+func accept(l *Listener) (conns chan net.Conn, errs chan error) {
+	conns, errs = make(chan net.Conn, 1), make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			errs <- err
+			return
+		}
+		conns <- c
+	}()
+	return conns, errs
+}
+
+func TestPeer(t *testing.T) {
+	path := shortDir(t) + "/s"
+	l := listen(t, path)
+	if l.Addr().String() != path {
+		t.Errorf("the address is %v", l.Addr())
+	}
+	c := startChild(t, self(t), "connect", path)
+	got, err := l.Accept()
+	must(t, err)
+	pid, uid := got.(interface{ Peer() (pid, uid int) }).Peer()
+	if pid != c.cmd.Process.Pid || uid != os.Geteuid() {
+		t.Errorf("the peer is process %d of uid %d, want %d of %d", pid, uid, c.cmd.Process.Pid, os.Geteuid())
+	}
+	buf := make([]byte, 5)
+	_, err = io.ReadFull(got, buf)
+	must(t, err)
+	got.Write([]byte("answer"))
+	must(t, got.Close())
+	if line := c.line(); line != `read "answer", reset false` {
+		t.Errorf("the peer has %s", line)
+	}
+}
+
+// TestOtherUser opens the socket to everybody, as an administrator may by
+// mistake, and lets another user in: he gets nothing.
+func TestOtherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can start a process of another user")
+	}
+	dir := shortDir(t)
+	path := dir + "/s"
+	l := listen(t, path)
+	refused := make(chan int, 10)
+	l.Refused = func(uid int) { refused <- uid }
+	must(t, os.Chmod(dir, 0o755))
+	must(t, os.Chmod(path, 0o666))
+
+	exe, err := os.ReadFile("/proc/self/exe")
+	must(t, err)
+	must(t, os.WriteFile(dir+"/test", exe, 0o755)) // where the other user can reach it
+	cmd := self(t)
+	cmd.Path, cmd.Dir = dir+"/test", "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	conns, errs := accept(l)
+	c := startChild(t, cmd, "connect", path)
+	// What he has sent is thrown away unread, which his kernel tells him by a
+	// reset; or he is closed before he sends.
+	if got := c.line(); got != `read "", reset true` && got != `read "", reset false` {
+		t.Errorf("another user has %s", got)
+	}
+	if uid := <-refused; uid != 65534 {
+		t.Errorf("uid %d was refused", uid)
+	}
+	// The same Accept is still waiting, and serves the right user.
+	mine, err := net.Dial("unix", path)
+	must(t, err)
+	defer mine.Close()
+	select {
+	case got := <-conns:
+		if _, uid := got.(*Conn).Peer(); uid != 0 {
+			t.Errorf("uid %d was let in", uid)
+		}
+		got.Close()
+	case err := <-errs:
+		t.Error(err)
+	}
+}
+
+func TestAcceptErrors(t *testing.T) {
+	path := shortDir(t) + "/s"
+	l := listen(t, path)
+	c, err := net.Dial("unix", path)
+	must(t, err)
+	defer c.Close()
+	var old unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &old))
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}))
+	_, err = l.Accept()
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old))
+	if !errors.Is(err, unix.EMFILE) {
+		t.Errorf("without descriptors Accept gives %v", err)
+	}
+	got, err := l.Accept() // the connection has waited
+	must(t, err)
+	got.Close()
+	_, errs := accept(l)
+	must(t, l.Close())
+	if err := <-errs; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after Close Accept gives %v", err)
+	}
+}
+
+// TestConnSurvives: Close is about the listener, a request in flight ends as
+// it likes.
+func TestConnSurvives(t *testing.T) {
+	path := shortDir(t) + "/s"
+	l := listen(t, path)
+	c, err := net.Dial("unix", path)
+	must(t, err)
+	defer c.Close()
+	got, err := l.Accept()
+	must(t, err)
+	defer got.Close()
+	must(t, l.Close())
+	_, err = got.Write([]byte("x"))
+	must(t, err)
+	buf := make([]byte, 1)
+	_, err = io.ReadFull(c, buf)
+	must(t, err)
+}

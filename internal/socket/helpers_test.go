@@ -1,0 +1,195 @@
+package socket
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+// The test binary is also the other process in these tests.
+const childEnv = "SOCKET_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if args := os.Getenv(childEnv); args != "" {
+		if err := childMain(strings.Fields(args)); err != nil {
+			fmt.Println("error:", err)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func childMain(args []string) error {
+	switch args[0] {
+	case "bind": // UMASK PATH: the mode before anybody could have mended it
+		if err := setUmask(args[1]); err != nil {
+			return err
+		}
+		l, err := bind(args[2])
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		return printMode(args[2])
+	case "listen": // UMASK PATH: until standard input ends
+		if err := setUmask(args[1]); err != nil {
+			return err
+		}
+		l, err := Listen(args[2])
+		if err != nil {
+			return err
+		}
+		if err := printMode(args[2]); err != nil {
+			return err
+		}
+		io.Copy(io.Discard, os.Stdin)
+		return l.Close()
+	case "connect": // PATH
+		c, err := net.Dial("unix", args[1])
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		c.Write([]byte("hello"))
+		got, err := io.ReadAll(c)
+		fmt.Printf("read %q, reset %v\n", got, errors.Is(err, unix.ECONNRESET))
+		return nil
+	case "inherited":
+		return inheritedChild()
+	}
+	return fmt.Errorf("no child called %s", args[0])
+}
+
+func setUmask(octal string) error {
+	mask, err := strconv.ParseUint(octal, 8, 32)
+	syscall.Umask(int(mask))
+	return err
+}
+
+func printMode(path string) error {
+	fi, err := os.Lstat(path)
+	if err == nil {
+		fmt.Println(fi.Mode())
+	}
+	return err
+}
+
+// A child is a running childMain.
+type child struct {
+	t     testing.TB
+	cmd   *exec.Cmd
+	stdin io.Closer
+	lines *bufio.Scanner
+}
+
+func startChild(t testing.TB, cmd *exec.Cmd, args ...string) *child {
+	t.Helper()
+	// The race detector would wait for a second at each end.
+	cmd.Env = append(cmd.Environ(), childEnv+"="+strings.Join(args, " "), "GORACE=atexit_sleep_ms=0")
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	must(t, err)
+	stdout, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	c := &child{t, cmd, stdin, bufio.NewScanner(stdout)}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return c
+}
+
+func (c *child) line() string {
+	c.t.Helper()
+	if !c.lines.Scan() {
+		c.t.Fatalf("the other process ended early: %v", c.lines.Err())
+	}
+	return c.lines.Text()
+}
+
+// end lets the child end as it likes.
+func (c *child) end() {
+	c.t.Helper()
+	c.stdin.Close()
+	must(c.t, c.cmd.Wait())
+}
+
+func self(t testing.TB) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	must(t, err)
+	return exec.Command(exe)
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// shortDir is a private directory with a path that leaves room for a socket.
+func shortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sock")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func listen(t testing.TB, path string) *Listener {
+	t.Helper()
+	l, err := Listen(path)
+	must(t, err)
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// staleSocket leaves a socket as a killed process does.
+func staleSocket(t testing.TB, path string) {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	must(t, err)
+	l.SetUnlinkOnClose(false)
+	must(t, l.Close())
+}
+
+// files lists the names in dir, to see that nothing is left behind.
+func files(t testing.TB, dir string) string {
+	t.Helper()
+	list, err := os.ReadDir(dir)
+	must(t, err)
+	var names []string
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return strings.Join(names, " ")
+}
+
+// answers says whether somebody listens at path.
+func answers(path string) error {
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+func descriptors(t testing.TB) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	return len(list)
+}
