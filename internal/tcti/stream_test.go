@@ -1,0 +1,241 @@
+package tcti_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tpm-agent/tpm-agent/internal/tcti"
+	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+)
+
+// liar is a server in the place of an swtpm: for every connection it calls
+// serve with the connection, after having read a command.
+func liar(t *testing.T, serve func(c net.Conn)) (address string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			buf := make([]byte, 4096)
+			if _, err := c.Read(buf); err == nil {
+				serve(c)
+				io.Copy(io.Discard, c) // until the other side closes
+			}
+			c.Close()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+	return "swtpm:path=" + path
+}
+
+var good = tpmtest.NewAnswer(0)
+
+// TestLies lets a TPM give every kind of wrong answer. Each must be an error,
+// and close the connection for good.
+func TestLies(t *testing.T) {
+	patched := func(at int, b byte) []byte {
+		a := bytes.Clone(good)
+		a[at] = b
+		return a
+	}
+	for name, c := range map[string]struct {
+		answer []byte
+		is     error
+	}{
+		"hangs up":          {nil, io.ErrUnexpectedEOF},
+		"short header":      {good[:7], io.ErrUnexpectedEOF},
+		"short body":        {patched(5, 20), io.ErrUnexpectedEOF},
+		"size below header": {patched(5, 9), nil},
+		"huge size":         {patched(2, 0xff), nil},
+		"octet too many":    {append(bytes.Clone(good), 7), nil},
+		"two answers":       {append(bytes.Clone(good), good...), nil},
+		"no TPM's tag":      {patched(0, 'H'), nil},
+		"TPM 1.2":           {append([]byte{0, 0xc4}, good[2:]...), tcti.ErrTPM12},
+		"HTTP":              {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), nil},
+	} {
+		address := liar(t, func(conn net.Conn) {
+			conn.Write(c.answer)
+			conn.(*net.UnixConn).CloseWrite()
+		})
+		conn := open(t, address)
+		_, err := conn.Send(t.Context(), hash(nil))
+		if err == nil || c.is != nil && !errors.Is(err, c.is) {
+			t.Errorf("%s: %v", name, err)
+		} else if !strings.Contains(err.Error(), address) {
+			t.Errorf("%s: %v does not say where", name, err)
+		}
+		gone(t, conn)
+	}
+}
+
+// TestUnasked lets octets arrive after a right answer. They must not be taken
+// for the answer to the next command.
+func TestUnasked(t *testing.T) {
+	answered, sent := make(chan struct{}), make(chan struct{})
+	conn := open(t, liar(t, func(c net.Conn) {
+		c.Write(good)
+		<-answered
+		c.Write(good)
+		close(sent)
+	}))
+	if _, err := conn.Send(t.Context(), hash(nil)); err != nil {
+		t.Fatal(err)
+	}
+	close(answered)
+	<-sent
+	if a, err := conn.Send(t.Context(), hash(nil)); err == nil {
+		t.Errorf("took %x for the answer", a)
+	}
+	gone(t, conn)
+}
+
+// TestSlowOctets gets an answer octet by octet.
+func TestSlowOctets(t *testing.T) {
+	conn := open(t, liar(t, func(c net.Conn) {
+		for _, b := range good {
+			c.Write([]byte{b})
+		}
+	}))
+	if a, err := conn.Send(t.Context(), hash(nil)); err != nil || !bytes.Equal(a, good) {
+		t.Error(a, err)
+	}
+}
+
+// TestStall stops in the middle of an answer: the context must end that, and
+// Close too.
+func TestStall(t *testing.T) {
+	halfWay := make(chan struct{}, 1)
+	address := liar(t, func(c net.Conn) {
+		c.Write(good[:9])
+		halfWay <- struct{}{}
+	})
+	conn := open(t, address)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-halfWay; cancel() }()
+	if _, err := conn.Send(ctx, hash(nil)); !errors.Is(err, context.Canceled) {
+		t.Error("cancelled:", err)
+	}
+	gone(t, conn)
+
+	conn = open(t, address)
+	go func() { <-halfWay; conn.Close() }()
+	if _, err := conn.Send(t.Context(), hash(nil)); !errors.Is(err, net.ErrClosed) {
+		t.Error("closed:", err)
+	}
+}
+
+func TestRestart(t *testing.T) {
+	s := tpmtest.Start(t)
+	conn := open(t, s.Address())
+	works(t, conn)
+	s.Reset()
+	if _, err := conn.Send(t.Context(), hash(nil)); !errors.Is(err, tcti.ErrNoTPM) {
+		t.Error("a TPM that was killed:", err)
+	}
+	gone(t, conn)
+	works(t, open(t, s.Address()))
+}
+
+func TestNobodyThere(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	l.Close()
+	for _, address := range []string{
+		"swtpm:path=" + filepath.Join(t.TempDir(), "none"),
+		"swtpm:host=127.0.0.1,port=" + port,
+		"mssim:host=127.0.0.1,port=" + port,
+		"device:" + filepath.Join(t.TempDir(), "none"),
+	} {
+		a, err := tcti.Parse(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Open(t.Context()); !errors.Is(err, tcti.ErrNoTPM) || !strings.Contains(err.Error(), address) {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+}
+
+// TestTurns lets many connect to an swtpm that serves one at a time.
+func TestTurns(t *testing.T) {
+	s := tpmtest.Start(t)
+	errs := make(chan error)
+	for range 20 {
+		go func() {
+			a, _ := tcti.Parse(s.Address())
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			c, err := a.Open(ctx)
+			if err == nil {
+				_, err = c.Send(ctx, hash(nil))
+				err = errors.Join(err, c.Close())
+			}
+			errs <- err
+		}()
+	}
+	for range 20 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestDescriptors counts descriptors around everything that can go wrong.
+func TestDescriptors(t *testing.T) {
+	s := tpmtest.Start(t)
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	sim := simulator(t, s)
+	short := liar(t, func(c net.Conn) { c.Write(good[:3]); c.(*net.UnixConn).CloseWrite() })
+	round := func() {
+		for _, address := range []string{s.Address(), short, "software", sim} {
+			c := open(t, address)
+			c.Send(t.Context(), hash(nil))
+			c.Close()
+		}
+		if a, err := tcti.Parse("swtpm:path=/nowhere"); err != nil {
+			t.Fatal(err)
+		} else if _, err := a.Open(t.Context()); err == nil {
+			t.Error("opened what is not there")
+		}
+	}
+	round()
+	before := descriptors(t)
+	for range 5 {
+		round()
+	}
+	// What the servers in this process hold goes a moment after the clients.
+	for deadline := time.Now().Add(10 * time.Second); descriptors(t) > before; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d descriptors before, %d after", before, descriptors(t))
+		}
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	d, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(d)
+}
