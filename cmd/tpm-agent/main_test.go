@@ -1,8 +1,16 @@
 package main
 
 import (
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -13,4 +21,163 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"tpm-agent": main})
 }
 
-func splitLines(s string) []string { return strings.Split(s, "\n") }
+// TestScripts runs the scripts in testdata/script. Each has a home of its own
+// and a software TPM in it; none touches the user's.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			home := filepath.Join(env.WorkDir, "h")
+			run := filepath.Join(home, "run")
+			env.Vars = append(env.Vars,
+				"HOME="+home, "XDG_RUNTIME_DIR="+run, "XDG_STATE_HOME="+filepath.Join(home, "state"),
+				"SOCK="+filepath.Join(run, "tpm-agent", "agent.sock"),
+				"TPM_AGENT_TPM=software", "SHELL=/bin/sh", "LC_ALL=C.UTF-8", "USER=tester",
+				"GIT_CONFIG_GLOBAL="+filepath.Join(home, "gitconfig"), "GIT_CONFIG_NOSYSTEM=1",
+			)
+			env.Values[daemonsKey{}] = make(map[string]*daemonProcess)
+			return os.MkdirAll(run, 0o700)
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"start":  cmdStart,
+			"signal": cmdSignal,
+			"ended":  cmdEnded,
+			"status": cmdStatus,
+			"mode":   cmdMode,
+			"await":  cmdAwait,
+		},
+		Condition: func(cond string) (bool, error) {
+			switch cond {
+			case "root":
+				return os.Getuid() == 0, nil
+			}
+			return false, errors.New("unknown condition " + cond)
+		},
+	})
+}
+
+// A daemon of a script.
+type daemonProcess struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// cmdStart starts a program in the background, and waits until something
+// accepts connections on $SOCK: start NAME PROGRAM [ARG...]. Its output goes to
+// NAME.out and NAME.log.
+func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: start NAME PROGRAM [ARG...]")
+	}
+	path, err := exec.LookPath(args[1])
+	ts.Check(err)
+	d := &daemonProcess{cmd: exec.Command(path, args[2:]...), done: make(chan struct{})}
+	d.cmd.Args[0] = args[1]
+	d.cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{
+		"HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "TPM_AGENT_TPM", "SHELL", "PATH", "TMPDIR", "LC_ALL", "WORK",
+		"SSH_ASKPASS", "SSH_ASKPASS_REQUIRE", "JOURNAL_STREAM", "NOTIFY_SOCKET", "GOCOVERDIR",
+	} {
+		if value := ts.Getenv(name); value != "" {
+			d.cmd.Env = append(d.cmd.Env, name+"="+value)
+		}
+	}
+	d.cmd.Stdout, err = os.Create(ts.MkAbs(args[0] + ".out"))
+	ts.Check(err)
+	d.cmd.Stderr, err = os.Create(ts.MkAbs(args[0] + ".log"))
+	ts.Check(err)
+	ts.Check(d.cmd.Start())
+	go func() { _ = d.cmd.Wait(); close(d.done) }()
+	ts.Defer(func() { _ = d.cmd.Process.Kill(); <-d.done })
+	ts.Setenv("PID_"+args[0], strconv.Itoa(d.cmd.Process.Pid))
+	daemons(ts)[args[0]] = d
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+		if conn, err := net.Dial("unix", ts.Getenv("SOCK")); err == nil {
+			conn.Close()
+			return
+		}
+		select {
+		case <-d.done:
+			ts.Fatalf("%s ended: %v\n%s", args[0], d.cmd.ProcessState, ts.ReadFile(args[0]+".log"))
+		default:
+		}
+	}
+	ts.Fatalf("%s does not answer on $SOCK", args[0])
+}
+
+// daemons are those that the script has started, by name.
+func daemons(ts *testscript.TestScript) map[string]*daemonProcess {
+	return ts.Value(daemonsKey{}).(map[string]*daemonProcess)
+}
+
+type daemonsKey struct{}
+
+// cmdSignal sends a signal to a daemon: signal NAME TERM|HUP|INT|KILL.
+func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
+	signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL}
+	if neg || len(args) != 2 || signals[args[1]] == 0 || daemons(ts)[args[0]] == nil {
+		ts.Fatalf("usage: signal NAME TERM|HUP|INT|KILL")
+	}
+	ts.Check(daemons(ts)[args[0]].cmd.Process.Signal(signals[args[1]]))
+}
+
+// cmdEnded waits for a daemon to end, and checks its exit status: ended NAME
+// STATUS. A signal that ended it counts as -1.
+func cmdEnded(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 || daemons(ts)[args[0]] == nil {
+		ts.Fatalf("usage: ended NAME STATUS")
+	}
+	d := daemons(ts)[args[0]]
+	select {
+	case <-d.done:
+	case <-time.After(30 * time.Second):
+		ts.Fatalf("%s goes on\n%s", args[0], ts.ReadFile(args[0]+".log"))
+	}
+	if got := strconv.Itoa(d.cmd.ProcessState.ExitCode()); got != args[1] {
+		ts.Fatalf("%s ended with %s, want %s\n%s", args[0], got, args[1], ts.ReadFile(args[0]+".log"))
+	}
+}
+
+// cmdStatus runs a program and checks its exit status: status N PROGRAM
+// [ARG...]. stdout and stderr can be compared as after exec.
+func cmdStatus(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N PROGRAM [ARG...]")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	var exit *exec.ExitError
+	got := 0
+	if errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if strconv.Itoa(got) != args[0] {
+		ts.Fatalf("%s ended with %d, want %s", strings.Join(args[1:], " "), got, args[0])
+	}
+}
+
+// cmdMode checks the mode of a file: mode 600 FILE.
+func cmdMode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: mode OCTAL FILE")
+	}
+	info, err := os.Stat(ts.MkAbs(args[1]))
+	ts.Check(err)
+	if got := strconv.FormatInt(int64(info.Mode().Perm()), 8); got != args[0] {
+		ts.Fatalf("%s has mode %s, want %s", args[1], got, args[0])
+	}
+}
+
+// cmdAwait waits until a file holds a text: await FILE TEXT.
+func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: await FILE TEXT")
+	}
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+		if data, err := os.ReadFile(ts.MkAbs(args[0])); err == nil && strings.Contains(string(data), args[1]) {
+			return
+		}
+	}
+	ts.Fatalf("%q does not come in %s", args[1], args[0])
+}

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -101,7 +102,7 @@ func TestHelpIsComplete(t *testing.T) {
 		if cmd.Short == "" || cmd.Long == "" && cmd.Name() != "help" {
 			t.Errorf("%s has no description", cmd.CommandPath())
 		}
-		for _, line := range splitLines(cmd.Long) {
+		for _, line := range strings.Split(cmd.Long, "\n") {
 			if utf8.RuneCountInString(line) > 82 {
 				t.Errorf("%s: a line of %d characters: %s", cmd.CommandPath(), utf8.RuneCountInString(line), line)
 			}

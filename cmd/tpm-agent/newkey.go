@@ -139,7 +139,7 @@ func (k *newKey) announce(w io.Writer, file string) error {
 // whereabouts names the TPM for people.
 func whereabouts(ctx context.Context, tpm *tpmkey.TPM, software bool) (string, error) {
 	if software {
-		return "the software TPM (" + notProtected + ")", nil
+		return "a TPM in software, for trying things out (" + notProtected + ")", nil
 	}
 	c, err := tpm.Capabilities(ctx)
 	if err != nil {

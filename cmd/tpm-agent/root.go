@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -55,6 +54,7 @@ func newRootCmd(sys system) *cobra.Command {
 		SilenceUsage:  true,
 		Version:       buildVersion().Version,
 	}
+	root.SuggestionsMinimumDistance = 2 // cobra sets it for itself only
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	root.SetHelpCommand(newHelpCmd())
@@ -168,7 +168,7 @@ func newHelpCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			found, rest, err := cmd.Root().Find(args)
 			if err != nil || len(rest) > 0 {
-				return errors.Join(knownCommand(cmd.Root(), args))
+				return knownCommand(cmd.Root(), args)
 			}
 			return found.Help()
 		},

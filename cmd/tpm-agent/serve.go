@@ -53,7 +53,7 @@ func newServeCmd(g *global) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.socket, "socket", "", "`PATH` of the socket to listen on (default $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
 	f.StringArrayVar(&o.keyDirs, "key-dir", nil, "`DIR`ectory with keys; may be given several times (default ~/.ssh)")
-	f.StringVar(&o.logLevel, "log-level", "info", "log from this `LEVEL` on: debug, info, warn or error")
+	f.StringVar(&o.logLevel, "log-level", "", "log from this `LEVEL` on: debug, info, warn or error (default info; warn with a COMMAND)")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "the same as --log-level debug")
 	mustComplete(cmd, "log-level", "debug", "info", "warn", "error")
 	return cmd
@@ -183,7 +183,13 @@ func harden() error {
 func newLogger(sys system, o serveOptions) (*slog.Logger, error) {
 	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
 	level, ok := levels[o.logLevel]
-	if !ok {
+	switch {
+	case ok:
+	case o.logLevel == "" && len(o.command) > 0:
+		level = slog.LevelWarn // its terminal is the command's
+	case o.logLevel == "":
+		level = slog.LevelInfo
+	default:
 		return nil, usage("--log-level %s: must be debug, info, warn or error", plain(o.logLevel))
 	}
 	if o.verbose {
