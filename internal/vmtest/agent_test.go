@@ -160,9 +160,22 @@ func (d *daemon) idle() error {
 	return err
 }
 
+// algorithm is what a client asks for when it signs with a key.
+func algorithm(key ssh.PublicKey, n int) (name string, flags agent.SignatureFlags) {
+	switch {
+	case key.Type() != ssh.KeyAlgoRSA:
+		return key.Type(), 0
+	case n%2 == 0:
+		return ssh.KeyAlgoRSASHA256, agent.SignatureFlagRsaSha256
+	default:
+		return ssh.KeyAlgoRSASHA512, agent.SignatureFlagRsaSha512
+	}
+}
+
 // login signs what a client signs to log in, and verifies the answer as the
 // server would.
-func login(a agent.Agent, key ssh.PublicKey, n int) error {
+func login(a agent.ExtendedAgent, key ssh.PublicKey, n int) error {
+	name, flags := algorithm(key, n)
 	data := ssh.Marshal(struct {
 		Session                       []byte
 		Kind                          byte
@@ -172,11 +185,14 @@ func login(a agent.Agent, key ssh.PublicKey, n int) error {
 	}{
 		bytes.Repeat([]byte{byte(n)}, 32), 50,
 		"demo", "ssh-connection", "publickey", "\x01",
-		key.Type(), key.Marshal(),
+		name, key.Marshal(),
 	})
-	signature, err := a.Sign(key, data)
+	signature, err := a.SignWithFlags(key, data, flags)
 	if err != nil {
 		return fmt.Errorf("signature %d: %w", n, err)
+	}
+	if signature.Format != name {
+		return fmt.Errorf("signature %d is %s, want %s", n, signature.Format, name)
 	}
 	if err := key.Verify(data, signature); err != nil {
 		return fmt.Errorf("signature %d: %w", n, err)

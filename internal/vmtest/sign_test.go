@@ -28,8 +28,10 @@ func TestLogin(t *testing.T) {
 				key := h.keygen(t, "id_"+name, "", flags...)
 				d := h.serve(t, "run")
 				checkList(t, d, key)
-				if err := login(d.client(t), key, 1); err != nil {
-					t.Error(err)
+				for n := range 2 {
+					if err := login(d.client(t), key, n); err != nil {
+						t.Error(err)
+					}
 				}
 				d.leavesNothing(t)
 			})
@@ -83,14 +85,16 @@ func TestPIN(t *testing.T) {
 // TestTwoAgents lets two agents with a key each work at the same time, as two
 // users of one machine do. The resource manager keeps them apart.
 func TestTwoAgents(t *testing.T) {
-	var wg sync.WaitGroup
-	var agents []*daemon
-	for range 2 {
+	var agents [2]*daemon
+	var keys [2]ssh.PublicKey
+	for i := range agents {
 		h := newHome(t, managed)
-		key := h.keygen(t, "id_ecdsa", "")
-		d := h.serve(t, "run")
-		agents = append(agents, d)
-		sign(t, &wg, d, key, 2, 20)
+		keys[i] = h.keygen(t, "id_ecdsa", "")
+		agents[i] = h.serve(t, "run")
+	}
+	var wg sync.WaitGroup
+	for i, d := range agents {
+		sign(t, &wg, d, keys[i], 2, 20)
 	}
 	wg.Wait()
 	for _, d := range agents {
