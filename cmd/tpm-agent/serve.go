@@ -109,6 +109,8 @@ func runServe(cmd *cobra.Command, g *global, o serveOptions) (err error) {
 	if err := harden(); err != nil {
 		return err
 	}
+	signals, done := catchSignals()
+	defer done()
 	l, activated, err := listen(g.sys, o)
 	if err != nil {
 		return err
@@ -128,7 +130,7 @@ func runServe(cmd *cobra.Command, g *global, o serveOptions) (err error) {
 	})
 	s := &server{
 		sys: g.sys, agent: a, index: index, listener: l, log: log,
-		path: l.Addr().String(), announce: len(o.command) == 0 && !activated,
+		path: l.Addr().String(), announce: len(o.command) == 0 && !activated, signals: signals,
 	}
 	return s.run(cmd.Context(), o.command)
 }

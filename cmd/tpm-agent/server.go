@@ -28,19 +28,26 @@ type server struct {
 	log      *slog.Logger
 	path     string // of the socket
 	announce bool   // print SSH_AUTH_SOCK when ready
+	signals  chan os.Signal
 }
 
-// run serves, with command if there is one.
-func (s *server) run(ctx context.Context, command []string) error {
-	signals := make(chan os.Signal, 16)
+// catchSignals takes over the signals of serve. That comes before the socket is
+// made: one who sees it may send a signal, and it is to be removed in the end.
+func catchSignals() (signals chan os.Signal, done func()) {
+	signals = make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	defer signal.Stop(signals)
 	// A log that nobody reads any more (stderr is a closed pipe) must not end
 	// the agent. Ignoring the signal would reach the command; catching does not.
 	broken := make(chan os.Signal, 1)
 	signal.Notify(broken, syscall.SIGPIPE)
-	defer signal.Stop(broken)
+	return signals, func() {
+		signal.Stop(signals)
+		signal.Stop(broken)
+	}
+}
 
+// run serves, with command if there is one.
+func (s *server) run(ctx context.Context, command []string) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	served := make(chan error, 1)
@@ -48,9 +55,9 @@ func (s *server) run(ctx context.Context, command []string) error {
 	s.ready()
 	var err error
 	if len(command) > 0 {
-		err = s.withCommand(command, signals)
+		err = s.withCommand(command)
 	} else {
-		err = s.untilSignal(signals, served)
+		err = s.untilSignal(served)
 	}
 	s.notify(daemon.SdNotifyStopping)
 	stop()
@@ -74,10 +81,10 @@ func (s *server) notify(state string) {
 }
 
 // untilSignal serves until it is told to end, or the listener fails.
-func (s *server) untilSignal(signals <-chan os.Signal, served chan error) error {
+func (s *server) untilSignal(served chan error) error {
 	for {
 		select {
-		case caught := <-signals:
+		case caught := <-s.signals:
 			if caught == syscall.SIGHUP {
 				s.reload()
 				continue
@@ -99,8 +106,8 @@ func (s *server) reload() {
 }
 
 // withCommand runs a command under the agent. Its status becomes ours.
-func (s *server) withCommand(command []string, signals chan os.Signal) error {
-	signal.Notify(signals, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+func (s *server) withCommand(command []string) error {
+	signal.Notify(s.signals, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.sys.stdin, s.sys.stdout, s.sys.stderr
 	cmd.Env = append(s.sys.without("SSH_AUTH_SOCK", "SSH_AGENT_PID"), "SSH_AUTH_SOCK="+s.path)
@@ -111,7 +118,7 @@ func (s *server) withCommand(command []string, signals chan os.Signal) error {
 	go func() { exited <- cmd.Wait() }()
 	for {
 		select {
-		case caught := <-signals:
+		case caught := <-s.signals:
 			s.pass(cmd.Process, caught)
 		case err := <-exited:
 			return commandStatus(err)
