@@ -29,9 +29,10 @@ type softKey struct {
 	deaf     bool          // … or not for its context
 	panics   bool
 
+	ended chan struct{} // each Sign that its context ended sends to it
+
 	mu    sync.Mutex
 	auths []string // what Sign was called with
-	ended atomic.Int32
 }
 
 func (k *softKey) AuthRequired() bool { return k.required }
@@ -44,7 +45,7 @@ func (k *softKey) Sign(ctx context.Context, auth, digest []byte, opts crypto.Sig
 		panic("a key that panics")
 	}
 	if err := k.wait(ctx); err != nil {
-		k.ended.Add(1)
+		k.ended <- struct{}{}
 		return nil, err
 	}
 	k.mu.Lock()
