@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -328,6 +329,34 @@ func TestTakingTurns(t *testing.T) {
 	if left := files(t, dir); left != "" {
 		t.Errorf("left behind: %s", left)
 	}
+}
+
+// TestLockFileReplaced: the holder removes the lock file, so one who has just
+// opened it may come to lock a file that is no longer the one.
+func TestLockFileReplaced(t *testing.T) {
+	path := shortDir(t) + "/s"
+	var wg sync.WaitGroup
+	var holder sync.Mutex
+	for range 8 {
+		wg.Go(func() {
+			for range 2000 {
+				lk, err := takeLock(path)
+				if err != nil {
+					continue
+				}
+				if !holder.TryLock() {
+					t.Error("two hold the lock")
+					return
+				}
+				for range 20 { // time for others to open the file
+					runtime.Gosched()
+				}
+				holder.Unlock()
+				must(t, lk.release())
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestReplacedStays(t *testing.T) {
