@@ -242,7 +242,7 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 	if err == nil {
 		key.where, err = whereabouts(ctx, tpm, addr.Software())
 	}
-	if err := errors.Join(err, tpm.Close()); err != nil {
+	if err := errors.Join(orInterrupted(ctx, err), tpm.Close()); err != nil {
 		return fmt.Errorf("making the key: %w", err)
 	}
 	key.comment = comment

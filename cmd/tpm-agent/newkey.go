@@ -175,7 +175,7 @@ func runKeygenList(ctx context.Context, g *global, asJSON bool) error {
 	}
 	tpm := openTPM(addr)
 	c, err := tpm.Capabilities(ctx)
-	if err := errors.Join(err, tpm.Close()); err != nil {
+	if err := errors.Join(orInterrupted(ctx, err), tpm.Close()); err != nil {
 		return fmt.Errorf("asking the TPM what it can make: %w", err)
 	}
 	if !asJSON {

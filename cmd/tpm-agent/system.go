@@ -77,6 +77,15 @@ type interruptedError struct{ signal syscall.Signal }
 
 func (e *interruptedError) Error() string { return "interrupted (" + e.signal.String() + ")" }
 
+// orInterrupted is err, or the interruption that brought it about: what the TPM
+// says to somebody who stops in the middle is of no interest.
+func orInterrupted(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
 // interruptible returns a context that ends with the first of the signals; the
 // second one then has its usual effect. Its cause is an *interruptedError.
 func interruptible(parent context.Context, signals ...os.Signal) (context.Context, func()) {
