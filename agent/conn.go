@@ -38,13 +38,17 @@ type conn struct {
 	ctx    context.Context
 	hangUp context.CancelFunc
 
+	closing sync.Once
+	closed  chan struct{} // closed with nc
+
 	mu       sync.Mutex // orders the read deadlines of reader and drain
 	draining bool
 	drained  chan struct{} // closed when draining
 }
 
 func newConn(ctx context.Context, a *Agent, nc net.Conn) *conn {
-	c := &conn{a: a, nc: nc, peer: peerOf(nc), waiting: newQueue(), drained: make(chan struct{})}
+	c := &conn{a: a, nc: nc, peer: peerOf(nc), waiting: newQueue(),
+		closed: make(chan struct{}), drained: make(chan struct{})}
 	c.ctx, c.hangUp = context.WithCancel(ctx)
 	return c
 }
@@ -77,6 +81,7 @@ func (c *conn) guard(work func()) {
 // close is for both goroutines and for the server.
 func (c *conn) close() {
 	c.hangUp()
+	c.closing.Do(func() { close(c.closed) })
 	c.nc.Close()
 }
 

@@ -9,7 +9,7 @@ import (
 // awaitRoom waits until the queue takes requests again. The client is not read
 // meanwhile, and so does not tell by an end of file that it hangs up, which
 // would let it keep its prompt open for ever; it is watched for that in
-// another way.
+// another way. What it sent before is still read and answered then.
 func (c *conn) awaitRoom() error {
 	c.setReadDeadline(time.Time{})
 	watched := make(chan struct{})
@@ -23,7 +23,7 @@ func (c *conn) awaitRoom() error {
 	select {
 	case <-c.waiting.room:
 	case <-c.drained:
-	case <-c.ctx.Done():
+	case <-c.closed:
 		err = net.ErrClosed
 	}
 	c.setReadDeadline(longAgo) // ends the watch
