@@ -53,7 +53,7 @@ $(STATICCHECK):
 
 check: export CGO_ENABLED = 0
 check: tools ## the fast gate: format, vet, staticcheck, shellcheck, import table, unit tests
-	@.ci/deps check
+	@.ci/deps check test
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(GOFUMPT) -l) || exit 1; \
 		[ -z "$$bad" ] || { echo "gofumpt would change:"; echo "$$bad"; exit 1; }
 	$(GO) vet ./...
