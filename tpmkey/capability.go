@@ -120,20 +120,6 @@ func properties(l *link, first tpm2.TPMPT, count uint32) (map[tpm2.TPMPT]uint32,
 	return m, nil
 }
 
-// transientHandles returns the handles of the objects in the TPM's slots.
-func transientHandles(l *link) ([]tpm2.TPMHandle, error) {
-	const firstTransient = 0x80000000
-	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: firstTransient, PropertyCount: 64}.Execute(l)
-	if err != nil {
-		return nil, l.command("TPM2_GetCapability", err)
-	}
-	list, err := rsp.CapabilityData.Data.Handles()
-	if err != nil {
-		return nil, l.command("TPM2_GetCapability", err)
-	}
-	return list.Handle, nil
-}
-
 // propertyText decodes properties that hold four characters each. A vendor may
 // put anything there: what is not printable ASCII is left out.
 func propertyText(values ...uint32) string {

@@ -123,3 +123,6 @@ func hashAlg(h crypto.Hash) tpm2.TPMAlgID {
 		return tpm2.TPMAlgNull
 	}
 }
+
+// File returns the key file that the key was made from.
+func (k *Key) File() *keyfile.TPMKey { return k.file }

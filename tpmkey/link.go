@@ -20,9 +20,12 @@ const headerSize = 10
 type link struct {
 	ctx      context.Context // of the one who has the turn
 	conn     Conn
-	answered int        // commands that got a response
-	broken   error      // why conn is of no more use
-	held     []heldName // objects that may be in the TPM because of this turn
+	answered int   // commands that got a response
+	broken   error // why conn is of no more use
+	// What may be in the TPM because of this turn.
+	held    []heldName
+	unnamed []unnamed
+	boot    bootCount // as last read by making
 }
 
 // heldName is the Name of an object in the TPM.

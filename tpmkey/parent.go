@@ -118,11 +118,15 @@ func (t *TPM) loadPrimary(l *link, sk storageKey) (*parent, error) {
 }
 
 func createPrimary(l *link, sk storageKey) (*parent, error) {
-	rsp, err := tpm2.CreatePrimary{
-		PrimaryHandle: tpm2.AuthHandle{Handle: sk.hierarchy, Name: tpm2.HandleName(sk.hierarchy), Auth: tpm2.PasswordAuth(nil)},
-		InPublic:      tpm2.New2B(sk.template.public()),
-	}.Execute(l)
-	if err = l.command("TPM2_CreatePrimary", err); err != nil {
+	var rsp *tpm2.CreatePrimaryResponse
+	err := l.making(firstTransient, func() (err error) {
+		rsp, err = tpm2.CreatePrimary{
+			PrimaryHandle: tpm2.AuthHandle{Handle: sk.hierarchy, Name: tpm2.HandleName(sk.hierarchy), Auth: tpm2.PasswordAuth(nil)},
+			InPublic:      tpm2.New2B(sk.template.public()),
+		}.Execute(l)
+		return l.command("TPM2_CreatePrimary", err)
+	})
+	if err != nil {
 		if isRC(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail, tpm2.TPMRCLockout) {
 			err = fmt.Errorf("%w: %w", ErrOwnerAuth, err)
 		}

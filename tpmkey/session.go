@@ -94,16 +94,10 @@ func sessionGone(err error) bool {
 
 func (t *TPM) startSession(l *link, sk storageKey) error {
 	return t.withParent(l, sk, func(p *parent) error {
-		s, err := startSession(l, p)
-		if err != nil {
+		return l.making(firstSession, func() (err error) {
+			t.session, err = startSession(l, p)
 			return err
-		}
-		t.session = s
-		if t.conn.Managed() {
-			return nil
-		}
-		s.boot, err = readBootCount(l)
-		return err
+		})
 	})
 }
 
@@ -138,7 +132,7 @@ func startSession(l *link, p *parent) (*session, error) {
 	if err != nil {
 		return nil, l.command("TPM2_StartAuthSession", err)
 	}
-	s.handle = rsp.SessionHandle
+	s.handle, s.boot = rsp.SessionHandle, l.boot
 	s.nonceTPM = rsp.NonceTPM.Buffer
 	s.key = tpm2.KDFa(sessionHash, salt, "ATH", s.nonceTPM, s.nonceCaller, 8*sessionHash.Size())
 	return s, nil

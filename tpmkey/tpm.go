@@ -181,7 +181,7 @@ func (t *TPM) drop(l *link) {
 	// The connection failed already: how closing it goes tells nothing.
 	_ = t.conn.Close()
 	if !t.conn.Managed() {
-		t.lost.add(l.held, t.session)
+		t.lost.add(l, t.session)
 	}
 	t.conn, t.session = nil, nil
 }

@@ -1,0 +1,145 @@
+package tpmkey_test
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/tpmkey"
+)
+
+// TestManyAtOnce: turns are given one at a time, and every signature is right.
+func TestManyAtOnce(t *testing.T) {
+	f := start(t)
+	keys := []struct {
+		key *tpmkey.Key
+		pin string
+		h   crypto.Hash
+	}{
+		{f.create(t, tpmkey.ECDSAP256, ""), "", crypto.SHA256},
+		{f.create(t, tpmkey.ECDSAP384, "1234"), "1234", crypto.SHA384},
+		{f.create(t, tpmkey.RSA2048, "5678"), "5678", crypto.SHA512},
+	}
+	var wg sync.WaitGroup
+	for i := range 24 {
+		k := keys[i%len(keys)]
+		wg.Go(func() {
+			for range 5 {
+				sig, err := k.key.Sign(testContext(t), []byte(k.pin), digest(k.h), k.h)
+				if err != nil || !verifies(k.key.Public(), k.h, sig) {
+					t.Errorf("%v: %v", k.key.Public(), err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := f.Opened(); n > 10 {
+		t.Errorf("the TPM was opened %d times", n)
+	}
+}
+
+// TestLeavingTheLine: a client that goes away while it waits costs the TPM no
+// command, and one whose turn has begun costs no signature.
+func TestLeavingTheLine(t *testing.T) {
+	f := start(t)
+	key := f.create(t, tpmkey.ECDSAP256, "")
+	mustSign(t, key, "", crypto.SHA256)
+	busy, release := make(chan struct{}), make(chan struct{})
+	f.Inject(tpmtest.Fault{Command: "ContextLoad", Effect: tpmtest.Hold(func() { close(busy) }, release)})
+
+	first, hangUp := context.WithCancel(testContext(t))
+	results := make(chan error, 2)
+	f.Forget()
+	go func() {
+		_, err := key.Sign(first, nil, digest(crypto.SHA256), crypto.SHA256)
+		results <- err
+	}()
+	<-busy
+	waiting, leave := context.WithCancel(testContext(t))
+	go func() {
+		_, err := key.Sign(waiting, nil, digest(crypto.SHA256), crypto.SHA256)
+		results <- err
+	}()
+	leave()
+	if err := <-results; !errors.Is(err, context.Canceled) {
+		t.Errorf("the one who waited: %v, want context.Canceled", err)
+	}
+	hangUp()
+	close(release)
+	if err := <-results; !errors.Is(err, context.Canceled) {
+		t.Errorf("the one whose turn it was: %v, want context.Canceled", err)
+	}
+	if n := count(f.Commands(), "Sign"); n != 0 {
+		t.Errorf("%d signatures were made that nobody waits for", n)
+	}
+	mustSign(t, key, "", crypto.SHA256)
+}
+
+// TestMuteTPM: a client does not wait longer for its place in the line than it
+// wants to, while the TPM keeps silent.
+func TestMuteTPM(t *testing.T) {
+	f := start(t)
+	key := f.create(t, tpmkey.ECDSAP256, "")
+	mustSign(t, key, "", crypto.SHA256)
+	f.Pause()
+	done := make(chan error, 1)
+	go func() {
+		_, err := key.Sign(testContext(t), nil, digest(crypto.SHA256), crypto.SHA256)
+		done <- err
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := key.Sign(ctx, nil, digest(crypto.SHA256), crypto.SHA256); err == nil {
+		t.Error("a mute TPM signed")
+	}
+	f.Resume()
+	if err := <-done; err != nil {
+		t.Errorf("when the TPM speaks again: %v", err)
+	}
+}
+
+// TestLetsOthersIn: on a TPM that serves one client at a time, two that are
+// never idle both get on.
+func TestLetsOthersIn(t *testing.T) {
+	f := start(t)
+	a := f.create(t, tpmkey.ECDSAP256, "")
+	second := f.newTPM(t)
+	b, err := second.Key(a.File())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(testContext(t))
+	defer stop()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			if _, err := a.Sign(ctx, nil, digest(crypto.SHA256), crypto.SHA256); err != nil && ctx.Err() == nil {
+				t.Errorf("the busy one: %v", err)
+				return
+			}
+		}
+	})
+	mustSign(t, b, "", crypto.SHA256)
+	stop()
+	wg.Wait()
+}
+
+// TestOpenFails: the device is tried anew each time.
+func TestOpenFails(t *testing.T) {
+	broken := errors.New("no such device")
+	opened := 0
+	tpm := tpmkey.New(func(context.Context) (tpmkey.Conn, error) { opened++; return nil, broken })
+	defer tpm.Close()
+	for range 3 {
+		if _, err := tpm.Capabilities(testContext(t)); !errors.Is(err, broken) {
+			t.Errorf("%v, want what opening gave", err)
+		}
+	}
+	if opened != 3 {
+		t.Errorf("opened %d times, want a try each time", opened)
+	}
+}
