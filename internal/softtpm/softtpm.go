@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -61,10 +62,12 @@ func Start(ctx context.Context, dir string) (*TPM, error) {
 	return t, nil
 }
 
-// start runs swtpm with one end of a pair of sockets. swtpm ends by itself when
-// the other end closes, which the kernel does for a process however it dies: so
-// it cannot outlive us. Nor can anybody start a second swtpm on the state while
-// the first still runs, as swtpm inherits the descriptor that holds the lock.
+// start runs swtpm with one end of a pair of sockets. It cannot outlive us: it
+// ends when the other end closes, and should that find it at work on a command
+// (swtpm 0.7 then cannot deliver the answer, and turns in circles for ever) the
+// kernel kills it, however we die. Nor can anybody start a second swtpm on the
+// state while the first still runs, as swtpm inherits the descriptor that holds
+// the lock.
 func start(path, dir string, lock *os.File) (*TPM, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
@@ -81,16 +84,30 @@ func start(path, dir string, lock *os.File) (*TPM, error) {
 	t.cmd.ExtraFiles = []*os.File{theirs, lock}
 	// Away from the terminal: its Ctrl-C is for us, and swtpm must be there
 	// until it has been shut down in order.
-	t.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := t.cmd.Start(); err != nil {
+	t.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if err := t.run(); err != nil {
 		ours.Close()
 		return nil, err
 	}
-	go func() {
-		t.cmd.Wait()
-		close(t.exited)
-	}()
 	return t, nil
+}
+
+// run starts swtpm, and waits for its end in the background. The kernel takes
+// the death of the thread that started a process for that of its parent, so
+// that thread is kept as long as swtpm runs.
+func (t *TPM) run() error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := t.cmd.Start()
+		started <- err
+		if err == nil {
+			t.cmd.Wait()
+			close(t.exited)
+		}
+	}()
+	return <-started
 }
 
 // socketPair returns our end as a connection, and the other as a file to pass on.

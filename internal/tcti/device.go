@@ -26,10 +26,11 @@ import (
 // goroutines, and it is taken up again.
 type device struct {
 	rm     bool
-	jobs   chan []byte // commands; closed by hangUp
-	done   chan result // answers, one each; has room for one
-	wake   int         // eventfd: readable once hangUp was called
-	closed chan error  // what close said; has room for one
+	jobs   chan []byte   // commands
+	done   chan result   // answers, one each; has room for one
+	quit   chan struct{} // closed by hangUp, for the owner between commands
+	wake   int           // eventfd: readable once hangUp was called, for one that polls
+	closed chan error    // what close said; has room for one
 }
 
 type result struct {
@@ -47,6 +48,7 @@ func newDevice(fd int, rm bool) (*device, error) {
 		rm:     rm,
 		jobs:   make(chan []byte),
 		done:   make(chan result, 1),
+		quit:   make(chan struct{}),
 		wake:   wake,
 		closed: make(chan error, 1),
 	}
@@ -59,19 +61,24 @@ func (d *device) grace() time.Duration { return closeGrace }
 
 // own is the goroutine that owns fd.
 func (d *device) own(fd int) {
-	for command := range d.jobs {
-		answer, err := d.roundTrip(fd, command)
-		d.done <- result{answer, err}
+	for {
+		select {
+		case command := <-d.jobs:
+			answer, err := d.roundTrip(fd, command)
+			d.done <- result{answer, err}
+		case <-d.quit:
+			err := errors.Join(unix.Close(fd), unix.Close(d.wake))
+			d.closed <- os.NewSyscallError("close", err)
+			return
+		}
 	}
-	err := errors.Join(unix.Close(fd), unix.Close(d.wake))
-	d.closed <- os.NewSyscallError("close", err)
 }
 
 // hangUp makes the owner give up waiting and close the descriptor, and waits
 // until it has. An exchange that runs is given its error first.
 func (d *device) hangUp(bool) error {
-	unix.Write(d.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
-	close(d.jobs)
+	unix.Write(d.wake, []byte{1, 0, 0, 0, 0, 0, 0, 1}) // a counter; any number will do
+	close(d.quit)
 	return <-d.closed
 }
 
@@ -80,6 +87,8 @@ func (d *device) exchange(ctx context.Context, command []byte) ([]byte, error) {
 	defer cancel()
 	select {
 	case d.jobs <- command:
+	case <-d.quit:
+		return nil, os.ErrClosed
 	case <-ctx.Done():
 		return nil, fmt.Errorf("nothing was sent: %w", ctx.Err())
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -79,43 +80,64 @@ func (s *SWTPM) PID() int {
 	return s.proc.cmd.Process.Pid
 }
 
-// start runs swtpm on a listening socket that is made here. So the socket is
-// there from the first instant, and nobody needs to wait for it to appear.
+// start runs swtpm on listening sockets that are made here. So they are there
+// from the first instant, and nobody needs to wait for them to appear.
 func (s *SWTPM) start() {
 	s.t.Helper()
-	os.Remove(s.Socket())
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.Socket(), Net: "unix"})
+	commands := s.listen(s.Socket())
+	defer commands.Close()
+	control := s.listen(s.Socket() + ".ctrl") // where tpm2-tools look for it
+	defer control.Close()
+
+	p := &process{exited: make(chan struct{})}
+	p.cmd = exec.Command("swtpm", "socket", "--tpm2",
+		"--server", "type=unixio,fd=3", "--ctrl", "type=unixio,fd=4",
+		"--tpmstate", "dir=.,mode=0600", "--flags", "not-need-init,startup-clear")
+	p.cmd.Dir = s.dir
+	p.cmd.Stderr = &p.stderr
+	p.cmd.ExtraFiles = []*os.File{commands, control}
+	// A test that is killed, or panics, takes its TPM with it.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := p.run(); err != nil {
+		s.t.Fatalf("tpmtest: starting swtpm: %v", err)
+	}
+	s.mu.Lock()
+	s.proc = p
+	s.mu.Unlock()
+}
+
+// listen returns a listening socket to pass on.
+func (s *SWTPM) listen(path string) *os.File {
+	s.t.Helper()
+	os.Remove(path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		s.t.Fatalf("tpmtest: %v", err)
 	}
 	l.SetUnlinkOnClose(false)
 	defer l.Close()
-	f, err := l.File()
+	f, err := l.File() // a duplicate
 	if err != nil {
 		s.t.Fatalf("tpmtest: %v", err)
 	}
-	defer f.Close()
+	return f
+}
 
-	p := &process{exited: make(chan struct{})}
-	p.cmd = exec.Command("swtpm", "socket", "--tpm2",
-		"--server", "type=unixio,fd=3", "--tpmstate", "dir=.,mode=0600",
-		// The path at which tpm2-tools look for it.
-		"--ctrl", "type=unixio,path="+s.Socket()+".ctrl",
-		"--flags", "not-need-init,startup-clear")
-	p.cmd.Dir = s.dir
-	p.cmd.Stderr = &p.stderr
-	p.cmd.ExtraFiles = []*os.File{f}
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
-		s.t.Fatalf("tpmtest: starting swtpm: %v", err)
-	}
+// run starts swtpm and waits for its end in the background. Pdeathsig is about
+// the thread that starts a process, so that one is kept as long.
+func (p *process) run() error {
+	started := make(chan error)
 	go func() {
-		p.cmd.Wait()
-		close(p.exited)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			p.cmd.Wait()
+			close(p.exited)
+		}
 	}()
-	s.mu.Lock()
-	s.proc = p
-	s.mu.Unlock()
+	return <-started
 }
 
 // take ends the current run in the books and returns it, nil when there is none.

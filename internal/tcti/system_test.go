@@ -1,0 +1,112 @@
+package tcti
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// machine makes a /dev and a /sys with these files ("PATH=CONTENT").
+func machine(t *testing.T, files ...string) system {
+	t.Helper()
+	root := t.TempDir()
+	for _, f := range files {
+		name, content, _ := strings.Cut(f, "=")
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return system{dev: filepath.Join(root, "dev"), sys: filepath.Join(root, "sys")}
+}
+
+func TestAutoExplains(t *testing.T) {
+	for name, c := range map[string]struct {
+		files []string
+		is    error
+		says  string
+	}{
+		"nothing":       {nil, ErrNoTPM, "firmware"},
+		"1.2":           {[]string{"dev/tpm0", "sys/class/tpm/tpm0/tpm_version_major=1\n"}, ErrTPM12, "tpm0"},
+		"1.2, no node":  {[]string{"sys/class/tpm/tpm0/tpm_version_major=1\n"}, ErrTPM12, "tpm0"},
+		"raw only":      {[]string{"dev/tpm0", "sys/class/tpm/tpm0/tpm_version_major=2\n"}, ErrNoTPM, "device:"},
+		"no node":       {[]string{"sys/class/tpm/tpm0/tpm_version_major=2\n"}, ErrNoTPM, "container"},
+		"other manager": {[]string{"dev/tpm1", "dev/tpmrm1"}, ErrNoTPM, "tpmrm1"},
+	} {
+		s := machine(t, c.files...)
+		_, err := s.openAuto(t.Context())
+		if !errors.Is(err, c.is) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, other := range []error{ErrNoTPM, ErrTPM12} {
+			if other != c.is && errors.Is(err, other) {
+				t.Errorf("%s: is %v too", name, other)
+			}
+		}
+	}
+}
+
+// TestExamine describes a device in a /sys of its own.
+func TestExamine(t *testing.T) {
+	path, _ := fakeDevice(t, echo)
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		t.Fatal(err)
+	}
+	number := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	for name, c := range map[string]struct {
+		path, class, version string
+		managed              bool
+		err                  error
+	}{
+		"manager":               {"/dev/x", "tpmrm", "", true, nil},
+		"raw":                   {"/dev/x", "tpm", "2", false, nil},
+		"raw with a lying name": {"/dev/tpmrm0", "tpm", "2", false, nil},
+		"1.2":                   {"/dev/tpm0", "tpm", "1", false, ErrTPM12},
+		"no /sys, manager":      {"/dev/tpmrm0", "", "", true, nil},
+		"no /sys, raw":          {"/dev/tpm0", "", "", false, nil},
+	} {
+		s := machine(t)
+		node := filepath.Join(s.sys, "dev/char", number)
+		if c.class != "" {
+			if err := os.MkdirAll(node, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("../../../class/"+c.class, filepath.Join(node, "subsystem")); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(node, "tpm_version_major"), []byte(c.version+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		managed, err := s.examine(fd, c.path)
+		if managed != c.managed || !errors.Is(err, c.err) {
+			t.Errorf("%s: %v, %v", name, managed, err)
+		}
+	}
+}
+
+func TestPermissionErrorAdvice(t *testing.T) {
+	for advice, e := range map[string]PermissionError{
+		"usermod -aG tss me": {Group: "tss", joinable: true, user: "me"},
+		"since after":        {Group: "tss", joinable: true, member: true, user: "me"},
+		"udev":               {Group: "root"},
+	} {
+		if !strings.Contains(e.Error(), advice) {
+			t.Errorf("%v does not say %q", e.Error(), advice)
+		}
+	}
+}
