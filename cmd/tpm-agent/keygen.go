@@ -39,7 +39,7 @@ func newKeygenCmd(g *global) *cobra.Command {
 		Long:  keygenHelp,
 		Example: `  tpm-agent keygen                            # ECDSA P-256, asks the rest
   tpm-agent keygen -t rsa -b 2048 -C work -f ~/.ssh/id_work
-  tpm-agent keygen -f ~/.ssh/id_ecdsa -N ''   # asks nothing
+  tpm-agent keygen -N ''                      # no PIN, asks nothing
   tpm-agent keygen --list                     # what this TPM can make`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -59,7 +59,7 @@ func newKeygenCmd(g *global) *cobra.Command {
 	f.StringVarP(&o.keyType, "type", "t", "ecdsa", "`TYPE` of the key: ecdsa or rsa")
 	f.IntVarP(&o.bits, "bits", "b", 0, "size in `BITS`: 256, 384 or 521 for ecdsa (default 256); 2048, 3072 or 4096 for rsa (default 2048)")
 	f.StringP("comment", "C", "", "`COMMENT` in the public key (default user@host)")
-	f.StringP("file", "f", "", "save in `FILE`.tpm and FILE.pub (default: asked for)")
+	f.StringP("file", "f", "", "save in `FILE`.tpm and FILE.pub (default: asked for; with -N ~/.ssh/id_TYPE)")
 	f.StringP("pin", "N", "", "the new `PIN`; empty for none (default: asked for)")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but questions and errors")
 	f.StringVar(&o.parent, "parent", "owner", "the storage `KEY` that wraps it: owner, endorsement, or a persistent handle 0x81……")
@@ -88,6 +88,8 @@ while after some wrong ones. A key without a PIN can be used by every program of
 yours on this machine, and is not affected by the lock. -N puts the PIN into the
 list of processes, where others can read it for a moment; when it is asked for,
 and standard input is no terminal, it is read from there, twice, a line each.
+With -N nothing is asked at all: without -f the key is saved as ~/.ssh/id_ecdsa or
+~/.ssh/id_rsa.
 
 The types are ecdsa and rsa, because TPMs have no others: there is no Ed25519 in
 TPM 2.0. Not every TPM has every size; --list shows what there is. RSA keys take
@@ -288,6 +290,8 @@ func (o *keygenOptions) place(ctx context.Context, sys system, ask *asker) (stri
 		file = *o.file
 	case err != nil:
 		return "", err
+	case o.pin != nil: // who gives the PIN wants no questions
+		file = filepath.Join(dir, "id_"+o.keyType)
 	default:
 		if file, err = ask.file(ctx, filepath.Join(dir, "id_"+o.keyType)); err != nil {
 			return "", err

@@ -150,12 +150,15 @@ func whereabouts(ctx context.Context, tpm *tpmkey.TPM, software bool) (string, e
 
 // chipName is the TPM as its vendor calls it.
 func chipName(c tpmkey.Capabilities) string {
-	name := strings.Join(strings.Fields(plain(c.Manufacturer+" "+c.Vendor)), " ")
+	name := words(c.Manufacturer + " " + c.Vendor)
 	if name == "" {
 		name = "unknown vendor"
 	}
-	return name + ", firmware " + plain(c.Firmware)
+	return name + ", firmware " + words(c.Firmware)
 }
+
+// words is a string of the TPM's, which are padded in many ways.
+func words(s string) string { return strings.Join(strings.Fields(plain(s)), " ") }
 
 // makeable is what `keygen --list` shows.
 type makeable struct {
@@ -181,7 +184,7 @@ func runKeygenList(ctx context.Context, g *global, asJSON bool) error {
 	if !asJSON {
 		return printMakeable(g.sys.stdout, addr, c)
 	}
-	m := makeable{addr.String(), !addr.Software(), plain(c.Manufacturer), plain(c.Vendor), plain(c.Firmware), []kind{}}
+	m := makeable{addr.String(), !addr.Software(), words(c.Manufacturer), words(c.Vendor), words(c.Firmware), []kind{}}
 	for _, k := range kinds {
 		if has(c, k.algorithm) {
 			m.Keys = append(m.Keys, kind{k.keyType, k.bits})

@@ -174,7 +174,7 @@ func fileHint(err error) string {
 	case errors.Is(err, syscall.EROFS):
 		return "the file system is mounted read-only: choose another place"
 	case errors.Is(err, fs.ErrPermission) && errors.As(err, &path):
-		return "check who may do that: ls -ld " + shQuote(filepath.Dir(path.Path)) + " " + shQuote(path.Path)
+		return "look who may do that: ls -ld " + shQuote(filepath.Dir(path.Path))
 	}
 	return ""
 }
