@@ -105,6 +105,26 @@ func TestSoftware(t *testing.T) {
 	}
 }
 
+// TestSoftwareGivenUp gives a command up that the software TPM works on. It must
+// be shut down all the same, and the next one start.
+func TestSoftwareGivenUp(t *testing.T) {
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	for range 5 {
+		c := open(t, "software")
+		works(t, c)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		// TPM2_SelfTest(full) takes longer than that.
+		_, err := c.Send(ctx, tpmtest.NewCommand(0x143, []byte{1}))
+		cancel()
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestSignals sends commands while another goroutine floods the process with
 // the signal that Go preempts goroutines with, and compares every answer.
 func TestSignals(t *testing.T) {
@@ -199,5 +219,44 @@ func TestMuteTPM(t *testing.T) {
 		next := open(t, s.Address())
 		works(t, next)
 		next.Close() // swtpm serves one at a time
+	}
+}
+
+// BenchmarkSend compares a command through a Conn with the bare socket.
+func BenchmarkSend(b *testing.B) {
+	s := tpmtest.Start(b)
+	command := tpmtest.NewCommand(ccGetTestResult, nil)
+	b.Run("bare", func(b *testing.B) {
+		c, err := net.Dial("unix", s.Socket())
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer c.Close()
+		buf := make([]byte, 4096)
+		for b.Loop() {
+			c.Write(command)
+			if _, err := c.Read(buf); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("conn", func(b *testing.B) {
+		c := open(b, s.Address())
+		defer c.Close()
+		ctx, cancel := context.WithTimeout(b.Context(), time.Hour)
+		defer cancel()
+		for b.Loop() {
+			if _, err := c.Send(ctx, command); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// BenchmarkSoftware starts and stops the private software TPM.
+func BenchmarkSoftware(b *testing.B) {
+	b.Setenv("XDG_STATE_HOME", b.TempDir())
+	for b.Loop() {
+		open(b, "software").Close()
 	}
 }
