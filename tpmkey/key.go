@@ -22,7 +22,7 @@ type Key struct {
 	// Whoever has the TPM's turn may touch the fields below.
 	source   *storageKey // under which the key loaded
 	imported []byte      // TPM2B_PRIVATE without its size, once loaded
-	saved    *tpm2.TPMSContext
+	saved    savedContext
 }
 
 // Key returns the key of a key file, without asking the TPM anything. A key

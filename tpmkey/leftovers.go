@@ -163,9 +163,3 @@ func (l *link) handles(first tpm2.TPMHandle) ([]tpm2.TPMHandle, error) {
 	}
 	return list.Handle, nil
 }
-
-// flush removes an object or a session from the TPM.
-func (l *link) flush(h tpm2.TPMHandle) error {
-	_, err := tpm2.FlushContext{FlushHandle: h}.Execute(l)
-	return l.command("TPM2_FlushContext", err)
-}

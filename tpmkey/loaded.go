@@ -147,26 +147,6 @@ func contextGone(err error) bool {
 	return errors.As(err, &ce) && !passing(ce.RC)
 }
 
-// loadContext runs TPM2_ContextLoad for an object.
-func (l *link) loadContext(saved *tpm2.TPMSContext, name tpm2.TPM2BName) (tpm2.TPMHandle, error) {
-	l.hold(name)
-	rsp, err := tpm2.ContextLoad{Context: *saved}.Execute(l)
-	if err = l.command("TPM2_ContextLoad", err); err != nil {
-		l.unhold(name, err)
-		return 0, err
-	}
-	return rsp.LoadedHandle, nil
-}
-
-// saveContext runs TPM2_ContextSave. The object stays loaded.
-func (l *link) saveContext(h tpm2.TPMHandle) (*tpm2.TPMSContext, error) {
-	rsp, err := tpm2.ContextSave{SaveHandle: h}.Execute(l)
-	if err = l.command("TPM2_ContextSave", err); err != nil {
-		return nil, err
-	}
-	return &rsp.Context, nil
-}
-
 // hold notes that an object of this Name is, or is about to be, in the TPM.
 func (l *link) hold(name tpm2.TPM2BName) { l.held = append(l.held, heldName(name.Buffer)) }
 

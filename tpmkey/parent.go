@@ -64,7 +64,7 @@ type parent struct {
 	handle tpm2.TPMHandle
 	name   tpm2.TPM2BName
 	public *tpm2.TPMTPublic
-	saved  *tpm2.TPMSContext // of a primary
+	saved  savedContext // of a primary
 }
 
 // auth is how a storage key is used: their auth value is empty, also where

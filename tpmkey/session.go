@@ -30,12 +30,6 @@ const (
 	sessionKeyAE = 16 // octets of the AES key for parameter encryption
 )
 
-// Bits of TPMA_SESSION (TPM 2.0 Part 2, 8.4).
-const (
-	continueSession = 1 << 0
-	decryptSession  = 1 << 5
-)
-
 // session is a salted HMAC session in the TPM (TPM 2.0 Part 1, 19.6). It is
 // bound to no object, so that one session serves every key of this TPM, each
 // with its own auth value.

@@ -11,6 +11,7 @@ import (
 	"math/big"
 
 	"github.com/google/go-tpm/tpm2"
+	"golang.org/x/crypto/cryptobyte"
 
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
@@ -143,46 +144,54 @@ func (k *Key) sign(l *link, key tpm2.AuthHandle, hash crypto.Hash, digest []byte
 }
 
 func signECDSA(l *link, key tpm2.AuthHandle, hash crypto.Hash, digest []byte) ([]byte, error) {
-	scheme := tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSchemeHash{HashAlg: hashAlg(hash)})
-	sig, err := tpm2Sign(l, key, digest, tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgECDSA, Details: scheme})
+	sig, err := tpm2Sign(l, key, tpm2.TPMAlgECDSA, hash, digest)
 	if err != nil {
 		return nil, err
 	}
-	ecc, err := sig.ECDSA()
-	if err != nil {
-		return nil, l.command("TPM2_Sign", err)
+	var r, s cryptobyte.String
+	if !sig.ReadUint16LengthPrefixed(&r) || !sig.ReadUint16LengthPrefixed(&s) || !sig.Empty() {
+		return nil, l.damaged("TPM2_Sign")
 	}
 	// R and S may be shorter than the curve's order or have leading zeros.
-	return asn1.Marshal(struct{ R, S *big.Int }{
-		new(big.Int).SetBytes(ecc.SignatureR.Buffer),
-		new(big.Int).SetBytes(ecc.SignatureS.Buffer),
-	})
+	return asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(r), new(big.Int).SetBytes(s)})
 }
 
 func signRSA(l *link, key tpm2.AuthHandle, hash crypto.Hash, digest []byte) ([]byte, error) {
-	scheme := tpm2.NewTPMUSigScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSchemeHash{HashAlg: hashAlg(hash)})
-	sig, err := tpm2Sign(l, key, digest, tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgRSASSA, Details: scheme})
+	sig, err := tpm2Sign(l, key, tpm2.TPMAlgRSASSA, hash, digest)
 	if err != nil {
 		return nil, err
 	}
-	rsassa, err := sig.RSASSA()
-	if err != nil {
-		return nil, l.command("TPM2_Sign", err)
+	var octets cryptobyte.String
+	if !sig.ReadUint16LengthPrefixed(&octets) || !sig.Empty() {
+		return nil, l.damaged("TPM2_Sign")
 	}
-	return rsassa.Sig.Buffer, nil
+	return octets, nil
 }
 
-func tpm2Sign(l *link, key tpm2.AuthHandle, digest []byte, scheme tpm2.TPMTSigScheme) (*tpm2.TPMUSignature, error) {
-	rsp, err := tpm2.Sign{
-		KeyHandle:  key,
-		Digest:     tpm2.TPM2BDigest{Buffer: digest},
-		InScheme:   scheme,
-		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
-	}.Execute(l)
+// tpm2Sign runs TPM2_Sign (TPM 2.0 Part 3, 20.2) and returns the part of the
+// TPMT_SIGNATURE (Part 2, 11.3.4) that depends on the algorithm.
+func tpm2Sign(l *link, key tpm2.AuthHandle, alg tpm2.TPMAlgID, hash crypto.Hash, digest []byte) (sig cryptobyte.String, err error) {
+	b := cryptobyte.NewBuilder(make([]byte, 0, 96))
+	addSized(b, digest)
+	b.AddUint16(uint16(alg))
+	b.AddUint16(uint16(hashAlg(hash)))
+	b.AddUint16(uint16(tpm2.TPMSTHashCheck)) // no ticket: the digest is from outside
+	b.AddUint32(uint32(tpm2.TPMRHNull))
+	addSized(b, nil)
+	parameters, err := b.Bytes()
 	if err != nil {
-		return nil, l.command("TPM2_Sign", err)
+		return nil, err
 	}
-	return &rsp.Signature.Signature, nil
+	out, err := l.authorized("TPM2_Sign", tpm2.TPMCCSign, key, parameters)
+	if err != nil {
+		return nil, err
+	}
+	sig = out
+	var gotAlg, gotHash uint16
+	if !sig.ReadUint16(&gotAlg) || !sig.ReadUint16(&gotHash) || gotAlg != uint16(alg) || gotHash != uint16(hashAlg(hash)) {
+		return nil, l.damaged("TPM2_Sign")
+	}
+	return sig, nil
 }
 
 // digestInfo is the DER prefix of a DigestInfo (RFC 8017, 9.2, note 1).

@@ -35,7 +35,7 @@ var table = map[string]row{
 	"cmd/tpm-agent": everything,
 
 	"keyfile": {imports: []string{"golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"}},
-	"tpmkey":  {imports: []string{"keyfile", "github.com/google/go-tpm/...", "golang.org/x/sync/semaphore"}, tests: []string{"internal/tcti"}},
+	"tpmkey":  {imports: []string{"keyfile", "github.com/google/go-tpm/...", "golang.org/x/crypto/cryptobyte", "golang.org/x/sync/semaphore"}, tests: []string{"internal/tcti"}},
 	"agent":   {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"}},
 
 	"internal/keydir":    {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
