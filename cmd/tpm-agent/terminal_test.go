@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,6 +68,9 @@ func (s *seat) control(f func(fd int) error) {
 // waitFor reads until the screen shows text, which may come once only.
 func (s *seat) waitFor(text string) {
 	s.t.Helper()
+	if err := s.person.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		s.t.Fatal(err)
+	}
 	buf := make([]byte, 4096)
 	for {
 		if _, after, found := bytes.Cut(s.seen.Bytes(), []byte(text)); found {
