@@ -155,6 +155,13 @@ func ordinaryEnd(err error) bool {
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
+// reply is what a request gets: the answer, and what is left to do when the
+// client has it.
+type reply struct {
+	answer []byte
+	after  func() // may be nil
+}
+
 // answer gives the answers, in the order of the requests.
 func (c *conn) answer() {
 	for {
@@ -162,7 +169,12 @@ func (c *conn) answer() {
 		if !ok {
 			return
 		}
-		if err := c.write(c.a.handle(c.ctx, c, request)); err != nil {
+		r := c.a.handle(c.ctx, c, request)
+		err := c.write(r.answer)
+		if r.after != nil {
+			r.after()
+		}
+		if err != nil {
 			if !ordinaryEnd(err) {
 				c.a.log.Warn("connection closed", "cause", err, "peer", c.peer)
 			}
@@ -181,19 +193,19 @@ func (c *conn) write(answer []byte) error {
 }
 
 // handle answers one request.
-func (a *Agent) handle(ctx context.Context, c *conn, request []byte) []byte {
+func (a *Agent) handle(ctx context.Context, c *conn, request []byte) reply {
 	switch number := request[0]; number {
 	case msgRequestIdentities:
-		return a.list()
+		return reply{answer: a.list()}
 	case msgSignRequest:
 		return a.sign(ctx, c, request)
 	case msgRemoveIdentity:
-		return a.remove(c, request)
+		return reply{answer: a.remove(c, request)}
 	case msgRemoveAllIdentities, msgRemoveAllRSA1:
-		return a.removeAll(c)
+		return reply{answer: a.removeAll(c)}
 	default:
 		a.refuseUnsupported(c, number)
-		return failure()
+		return reply{answer: failure()}
 	}
 }
 
@@ -204,5 +216,5 @@ func (a *Agent) refuseUnsupported(c *conn, number byte) {
 		a.log.Debug("refused", slog.String("request", requestName(number)), slog.Any("peer", c.peer))
 		return
 	}
-	a.refuse(c, requestName(number), nil, &refusal{cause: causeUnsupported})
+	a.refuse(slog.Any("peer", c.peer), requestName(number), nil, &refusal{cause: causeUnsupported})
 }

@@ -71,7 +71,7 @@ func FuzzSignRequest(f *testing.F) {
 		defer ours.Close()
 		c := newConn(context.Background(), a, theirs)
 		defer c.close()
-		answer := a.handle(c.ctx, c, append([]byte{msgSignRequest}, b...))[lengthSize:]
+		answer := a.handle(c.ctx, c, append([]byte{msgSignRequest}, b...)).answer[lengthSize:]
 		if bytes.Equal(answer, failed) {
 			return
 		}

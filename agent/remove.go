@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"log/slog"
+
 	"maps"
 	"time"
 
@@ -59,17 +61,17 @@ func (a *Agent) lookup(blob string) (*identity, *refusal) {
 func (a *Agent) remove(c *conn, request []byte) []byte {
 	var m removeRequest
 	if err := ssh.Unmarshal(request, &m); err != nil {
-		a.refuse(c, "remove", nil, &refusal{causeMalformed, err})
+		a.refuse(slog.Any("peer", c.peer), "remove", nil, &refusal{causeMalformed, err})
 		return failure()
 	}
 	set := a.source.Identities()
 	id := set.byBlob[string(m.Blob)]
 	if id == nil {
-		a.refuse(c, "remove", nil, &refusal{cause: causeUnknownKey})
+		a.refuse(slog.Any("peer", c.peer), "remove", nil, &refusal{cause: causeUnknownKey})
 		return failure()
 	}
 	if a.hide(id) == 0 {
-		a.refuse(c, "remove", id, &refusal{cause: causeRemoved})
+		a.refuse(slog.Any("peer", c.peer), "remove", id, &refusal{cause: causeRemoved})
 		return failure()
 	}
 	a.log.Info("removed", "key", id.Name, "fingerprint", id.fingerprint(), "peer", c.peer)

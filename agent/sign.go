@@ -16,17 +16,20 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// sign answers SIGN_REQUEST.
-func (a *Agent) sign(ctx context.Context, c *conn, request []byte) []byte {
+// sign answers SIGN_REQUEST. A success is logged when the client has its answer
+// already; who it was is looked up before, for it may be gone by then.
+func (a *Agent) sign(ctx context.Context, c *conn, request []byte) reply {
 	begun := time.Now()
+	peer := slog.Attr{Key: "peer", Value: c.peer.LogValue()}
 	id, sig, err := a.signature(ctx, c, request)
+	took := slog.Duration("duration", time.Since(begun))
 	if err != nil {
-		a.refuse(c, "sign", id, err, slog.Duration("duration", time.Since(begun)))
-		return failure()
+		a.refuse(peer, "sign", id, err, took)
+		return reply{answer: failure()}
 	}
-	a.log.Info("signed", "key", id.Name, "fingerprint", id.fingerprint(), "algorithm", sig.Format,
-		"peer", c.peer, "duration", time.Since(begun))
-	return signed(sig)
+	return reply{signed(sig), func() {
+		a.log.Info("signed", "key", id.Name, "fingerprint", id.fingerprint(), "algorithm", sig.Format, peer, took)
+	}}
 }
 
 // signature returns the identity also with an error, if it is known by then.
@@ -132,7 +135,7 @@ func wireECDSA(raw []byte) ([]byte, error) {
 
 // refuse logs why a request gets a failure; id may be nil. That a client does
 // not wait any longer is nothing that somebody should look into.
-func (a *Agent) refuse(c *conn, what string, id *identity, r *refusal, more ...any) {
+func (a *Agent) refuse(peer slog.Attr, what string, id *identity, r *refusal, more ...any) {
 	level := slog.LevelWarn
 	if r.cause == causeHungUp {
 		level = slog.LevelInfo
@@ -141,6 +144,6 @@ func (a *Agent) refuse(c *conn, what string, id *identity, r *refusal, more ...a
 	if id != nil {
 		attrs = append(attrs, "key", id.Name, "fingerprint", id.fingerprint())
 	}
-	attrs = append(append(attrs, r.attrs()...), slog.Any("peer", c.peer))
+	attrs = append(append(attrs, r.attrs()...), peer)
 	a.log.Log(context.Background(), level, "refused", append(attrs, more...)...)
 }
