@@ -63,13 +63,6 @@ func (t times) median() time.Duration {
 	return s[len(s)/2]
 }
 
-func (t times) total() (sum time.Duration) {
-	for _, d := range t {
-		sum += d
-	}
-	return sum
-}
-
 func measure(fn func() error) (time.Duration, error) {
 	start := time.Now()
 	err := fn()
