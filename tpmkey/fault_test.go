@@ -55,8 +55,8 @@ func TestRetriesEndWithTheClient(t *testing.T) {
 	}})
 	_, err := key.Sign(ctx, nil, digest(crypto.SHA256), crypto.SHA256)
 	var command *tpmkey.CommandError
-	if !errors.As(err, &command) || command.RC != tpm2.TPMRCRetry || command.Command != "TPM2_Sign" {
-		t.Errorf("Sign: %v, want TPM2_Sign: TPM_RC_RETRY", err)
+	if !errors.As(err, &command) || command.RC != tpm2.TPMRCRetry || command.Command != "TPM2_Sign" || !errors.Is(err, context.Canceled) {
+		t.Errorf("Sign: %v, want context.Canceled and TPM2_Sign: TPM_RC_RETRY", err)
 	}
 	f.Disarm()
 	mustSign(t, key, "", crypto.SHA256)

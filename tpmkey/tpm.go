@@ -107,13 +107,17 @@ func (t *TPM) withTurn(ctx context.Context, fn func(*link) error) error {
 			return err
 		}
 		err = fn(l)
-		if l.broken == nil {
-			return err
+		if l.broken != nil {
+			t.drop(l)
+			if stale && l.answered == 0 {
+				continue
+			}
 		}
-		t.drop(l)
-		if !stale || l.answered > 0 {
-			return err
+		if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
+			// It may have failed by itself, but nobody waited any more.
+			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		}
+		return err
 	}
 }
 
@@ -123,7 +127,7 @@ func (t *TPM) connect(ctx context.Context) (*link, error) {
 	if t.conn == nil {
 		conn, err := t.open(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("opening the TPM: %w", err)
+			return nil, err
 		}
 		t.conn, t.opened = conn, time.Now()
 		t.srk = srk{}
