@@ -29,9 +29,14 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			home := filepath.Join(env.WorkDir, "h")
 			run := filepath.Join(home, "run")
+			repository, err := filepath.Abs("../..")
+			if err != nil {
+				return err
+			}
 			env.Vars = append(env.Vars,
 				"HOME="+home, "XDG_RUNTIME_DIR="+run, "XDG_STATE_HOME="+filepath.Join(home, "state"),
 				"SOCK="+filepath.Join(run, "tpm-agent", "agent.sock"),
+				"REPOSITORY="+repository,
 				"TPM_AGENT_TPM=software", "SHELL=/bin/sh", "LC_ALL=C.UTF-8", "USER=tester",
 				"GIT_CONFIG_GLOBAL="+filepath.Join(home, "gitconfig"), "GIT_CONFIG_NOSYSTEM=1",
 			)
@@ -45,6 +50,7 @@ func TestScripts(t *testing.T) {
 			"status": cmdStatus,
 			"mode":   cmdMode,
 			"await":  cmdAwait,
+			"readme": cmdReadme,
 		},
 		Condition: func(cond string) (bool, error) {
 			switch cond {

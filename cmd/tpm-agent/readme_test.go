@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// cmdReadme takes the commands out of the README: readme TYPED TARGETS. TYPED
+// gets those that a user types at a prompt, TARGETS those that show that the
+// targets of make exist.
+func cmdReadme(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: readme TYPED TARGETS")
+	}
+	root := ts.Getenv("REPOSITORY")
+	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+	ts.Check(err)
+	var typed, targets strings.Builder
+	for _, command := range consoleCommands(string(text)) {
+		fmt.Fprintln(&typed, answered(command))
+	}
+	for _, m := range regexp.MustCompile(`(?m)^(?:sudo )?(make [a-z]+)`).FindAllStringSubmatch(string(text), -1) {
+		fmt.Fprintf(&targets, "cd %q && %s -n >/dev/null || exit 1\n", root, m[1])
+	}
+	if typed.Len() == 0 || targets.Len() == 0 {
+		ts.Fatalf("no commands in the README: this test looks at nothing")
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(typed.String()), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(targets.String()), 0o600))
+}
+
+// consoleCommands are the lines behind a prompt in the console blocks.
+func consoleCommands(text string) (list []string) {
+	in := false
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		switch command, prompt := strings.CutPrefix(line, "$ "); {
+		case strings.HasPrefix(line, "```"):
+			in = line == "```console"
+		case in && prompt:
+			list = append(list, command)
+		}
+	}
+	return list
+}
+
+// answered adds what a person does with a command beside typing it.
+func answered(command string) string {
+	switch {
+	case strings.HasPrefix(command, "tpm-agent keygen"):
+		return command + ` <<<$'\n\n\n'` // the default file, no PIN
+	case strings.HasSuffix(command, "&"):
+		return command + "\nwait_for"
+	default:
+		return command + " </dev/null"
+	}
+}
