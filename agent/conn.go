@@ -47,8 +47,10 @@ type conn struct {
 }
 
 func newConn(ctx context.Context, a *Agent, nc net.Conn) *conn {
-	c := &conn{a: a, nc: nc, peer: peerOf(nc), waiting: newQueue(),
-		closed: make(chan struct{}), drained: make(chan struct{})}
+	c := &conn{
+		a: a, nc: nc, peer: peerOf(nc), waiting: newQueue(),
+		closed: make(chan struct{}), drained: make(chan struct{}),
+	}
 	c.ctx, c.hangUp = context.WithCancel(ctx)
 	return c
 }

@@ -166,7 +166,7 @@ func TestManyClients(t *testing.T) {
 				}
 				return
 			}
-			sig, err := client.NewClient(nc).(client.ExtendedAgent).SignWithFlags(id.Public, []byte{byte(i)}, 2)
+			sig, err := client.NewClient(nc).SignWithFlags(id.Public, []byte{byte(i)}, 2)
 			if err == nil {
 				err = id.Public.Verify([]byte{byte(i)}, sig)
 			}

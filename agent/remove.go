@@ -2,7 +2,6 @@ package agent
 
 import (
 	"log/slog"
-
 	"maps"
 	"time"
 

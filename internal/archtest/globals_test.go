@@ -10,8 +10,7 @@ import (
 
 // allowedVariables are package variables that are neither a sentinel error nor
 // a table, each with its reason.
-var allowedVariables = map[string]string{
-}
+var allowedVariables = map[string]string{}
 
 // TestNoPackageState holds the rule that a package keeps no state: its
 // variables are sentinel errors and constant tables, and nothing runs before
