@@ -133,15 +133,23 @@ func TestOneDialogPerKey(t *testing.T) {
 	second.Close()
 	first.Close()
 	<-closed // the first one's dialog
-	for {    // the second one may have come to its turn before it was seen to be gone
-		<-open
-		select {
-		case answer <- "1234":
-		case <-closed:
-			continue
+	// The second one may come to its turn, and even get its PIN, before it is
+	// seen to be gone.
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		for {
+			select {
+			case <-open:
+			case <-done:
+				return
+			}
+			select {
+			case answer <- "1234":
+			case <-closed:
+			}
 		}
-		break
-	}
+	}()
 	verify(t, id.Public, nil, recv(t, third))
 }
 
