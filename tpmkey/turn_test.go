@@ -86,11 +86,16 @@ func TestMuteTPM(t *testing.T) {
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	mustSign(t, key, "", crypto.SHA256)
 	f.Pause()
-	done := make(chan error, 1)
+	done, busy := make(chan error, 1), make(chan struct{})
+	f.Inject(tpmtest.Fault{Effect: func(ctx context.Context, c tpmtest.Conn, cmd []byte) ([]byte, error) {
+		close(busy)
+		return c.Send(ctx, cmd)
+	}})
 	go func() {
 		_, err := key.Sign(testContext(t), nil, digest(crypto.SHA256), crypto.SHA256)
 		done <- err
 	}()
+	<-busy
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := key.Sign(ctx, nil, digest(crypto.SHA256), crypto.SHA256); err == nil {
