@@ -1,0 +1,99 @@
+package main
+
+import (
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	sshagent "golang.org/x/crypto/ssh/agent"
+
+	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+)
+
+// TestCrowd: 64 clients of a running daemon and its TPM at once, and one more
+// that sends garbage. One of the 64 hangs up with its request under way; the
+// other 63 get their signatures.
+func TestCrowd(t *testing.T) {
+	sw := tpmtest.Start(t)
+	dir := t.TempDir()
+	key, socket := filepath.Join(dir, "id"), filepath.Join(dir, "run", "s")
+	if out, err := program(t, "--tpm", sw.Address(), "keygen", "-q", "-N", "", "-f", key).CombinedOutput(); err != nil {
+		t.Fatalf("keygen: %v\n%s", err, out)
+	}
+	line, err := os.ReadFile(key + ".pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, _, _, _, err := ssh.ParseAuthorizedKey(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve := program(t, "--tpm", sw.Address(), "serve", "--socket", socket, "--key-dir", dir)
+	if err := serve.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = serve.Process.Signal(syscall.SIGTERM); _ = serve.Wait() }()
+
+	garbage := connect(t, socket)
+	if _, err := io.WriteString(garbage, "GET / HTTP/1.1\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	var right atomic.Int32
+	for i := range 64 {
+		conn := connect(t, socket)
+		if i == 32 {
+			request := ssh.Marshal(struct {
+				Number     byte
+				Blob, Data []byte
+				Flags      uint32
+			}{13, public.Marshal(), []byte{1}, 0})
+			if _, err := conn.Write(append([]byte{0, 0, 0, byte(len(request))}, request...)); err != nil {
+				t.Fatal(err)
+			}
+			conn.Close()
+			continue
+		}
+		wg.Go(func() {
+			data := []byte{byte(i)}
+			sig, err := sshagent.NewClient(conn).Sign(public, data)
+			if err == nil {
+				err = public.Verify(data, sig)
+			}
+			if err != nil {
+				t.Errorf("client %d: %v", i, err)
+				return
+			}
+			right.Add(1)
+		})
+	}
+	wg.Wait()
+	if n := right.Load(); n != 63 {
+		t.Errorf("%d right signatures, want 63", n)
+	}
+	if answer, _ := io.ReadAll(garbage); len(answer) > 0 {
+		t.Errorf("garbage was answered with %x", answer)
+	}
+}
+
+// connect waits for the daemon to listen.
+func connect(t *testing.T, socket string) net.Conn {
+	t.Helper()
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			t.Cleanup(func() { conn.Close() })
+			return conn
+		}
+		if time.Since(start) > 20*time.Second {
+			t.Fatal(err)
+		}
+	}
+}
