@@ -68,6 +68,7 @@ test: build ## everything that needs no virtual machine: unit, race, software TP
 	@.ci/deps test
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 20m ./...
 	contrib/systemd-user/check
+	$(GO) run ./internal/bench -quick
 	.ci/fuzz $(FUZZTIME)
 
 fuzz: ## every fuzz target, longer (LONGFUZZTIME each)

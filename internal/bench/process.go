@@ -28,9 +28,8 @@ func (b *bench) startTPM(name string) (*swtpm, error) {
 	}
 	s := &swtpm{socket: filepath.Join(b.dir, name+".sock")}
 	s.cmd = exec.CommandContext(b.ctx, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state,
-		"--server", "type=unixio,path="+s.socket, "--ctrl", "type=unixio,path="+s.socket+".ctrl",
+		"--server", "type=unixio,path="+s.socket,
 		"--flags", "not-need-init,startup-clear")
-	s.cmd.Stderr = os.Stderr
 	if err := s.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting swtpm (Debian package swtpm): %w", err)
 	}
