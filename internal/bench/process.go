@@ -33,7 +33,13 @@ func (b *bench) startTPM(name string) (*swtpm, error) {
 	if err := s.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting swtpm (Debian package swtpm): %w", err)
 	}
-	return s, await("swtpm", func() bool { _, err := os.Stat(s.socket); return err == nil })
+	return s, await("swtpm", func() bool {
+		conn, err := net.Dial("unix", s.socket)
+		if err != nil {
+			return false
+		}
+		return conn.Close() == nil
+	})
 }
 
 func (s *swtpm) address() string { return "swtpm:path=" + s.socket }

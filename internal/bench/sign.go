@@ -72,24 +72,40 @@ func (s *signer) sign(c net.Conn) error {
 	return err
 }
 
+// ping asks for the list of keys, which takes the daemon no work.
+func ping(c net.Conn) error {
+	if _, err := c.Write([]byte{0, 0, 0, 1, 11}); err != nil { // REQUEST_IDENTITIES
+		return err
+	}
+	_, err := answer(c)
+	return err
+}
+
+// answer reads one message.
+func answer(c net.Conn) ([]byte, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(c, head[:]); err != nil {
+		return nil, err
+	}
+	body := make([]byte, binary.BigEndian.Uint32(head[:]))
+	_, err := io.ReadFull(c, body)
+	return body, err
+}
+
 // signature returns the signature of one request.
 func (s *signer) signature(c net.Conn) (*ssh.Signature, error) {
 	if _, err := c.Write(s.request); err != nil {
 		return nil, err
 	}
-	var head [4]byte
-	if _, err := io.ReadFull(c, head[:]); err != nil {
+	body, err := answer(c)
+	if err != nil {
 		return nil, err
 	}
-	answer := make([]byte, binary.BigEndian.Uint32(head[:]))
-	if _, err := io.ReadFull(c, answer); err != nil {
-		return nil, err
-	}
-	if len(answer) < 5 || answer[0] != 14 { // SSH_AGENT_SIGN_RESPONSE
+	if len(body) < 5 || body[0] != 14 { // SSH_AGENT_SIGN_RESPONSE
 		return nil, errors.New("the agent refused")
 	}
 	sig := new(ssh.Signature)
-	return sig, ssh.Unmarshal(answer[5:], sig)
+	return sig, ssh.Unmarshal(body[5:], sig)
 }
 
 func writeKey(dir, name string, file *keyfile.TPMKey) error {
@@ -104,11 +120,12 @@ func writeKey(dir, name string, file *keyfile.TPMKey) error {
 }
 
 // signatures compares a signature through the socket with the bare commands, in
-// turns, each side on a software TPM of its own. What verifying takes, which is
-// part of tpm-agent's side, is shown beside.
+// turns, each side on a software TPM of its own. Two parts of tpm-agent's side
+// are shown beside: verifying in software, and the way through the socket and
+// back to a process that was idle for as long as a signature takes.
 func (b *bench) signatures() error {
 	fmt.Printf("One signature, median of %d, in turns of %d (ms)\n", b.rounds, turn)
-	fmt.Printf("%-12s %12s %12s %8s %14s\n", "key", "bare TPM", "tpm-agent", "ratio", "verifying")
+	fmt.Printf("%-12s %12s %12s %8s %12s %10s\n", "key", "bare TPM", "tpm-agent", "ratio", "verifying", "socket")
 	other, err := b.startTPM("bare")
 	if err != nil {
 		return err
@@ -147,18 +164,20 @@ func (b *bench) compare(other *swtpm, a tpmkey.Algorithm) error {
 		return err
 	}
 	verify := func() error { return s.key.Verify(make([]byte, 300), sig) }
-	var ours, theirs, verifying times
+	var ours, theirs, verifying, socket times
 	for n := 0; n < b.rounds; n += turn {
 		t1, err1 := b.turn(bareSide.signature)
 		t2, err2 := b.turn(func() error { return s.sign(c) })
 		t3, err3 := b.turn(verify)
-		if err := errors.Join(err1, err2, err3); err != nil {
+		t4, err4 := b.turnAfter(t1.median(), func() error { return ping(c) })
+		if err := errors.Join(err1, err2, err3, err4); err != nil {
 			return err
 		}
-		theirs, ours, verifying = append(theirs, t1...), append(ours, t2...), append(verifying, t3...)
+		theirs, ours = append(theirs, t1...), append(ours, t2...)
+		verifying, socket = append(verifying, t3...), append(socket, t4...)
 	}
-	fmt.Printf("%-12v %12s %12s %8.2f %14s\n", a, ms(theirs.median()), ms(ours.median()),
-		float64(ours.median())/float64(theirs.median()), ms(verifying.median()))
+	fmt.Printf("%-12v %12s %12s %8.2f %12s %10s\n", a, ms(theirs.median()), ms(ours.median()),
+		float64(ours.median())/float64(theirs.median()), ms(verifying.median()), ms(socket.median()))
 	return nil
 }
 
@@ -167,9 +186,13 @@ const turn = 20
 
 // turn measures one side's turn. The first few, which find the caches filled
 // with the other side's things or have to load the key, do not count.
-func (b *bench) turn(signature func() error) (times, error) {
+func (b *bench) turn(signature func() error) (times, error) { return b.turnAfter(0, signature) }
+
+// turnAfter pauses before each.
+func (b *bench) turnAfter(pause time.Duration, signature func() error) (times, error) {
 	var took times
 	for i := range turn + 5 {
+		time.Sleep(pause)
 		t, err := measure(signature)
 		if err != nil {
 			return nil, err
