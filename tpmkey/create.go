@@ -32,7 +32,7 @@ func Algorithms() []Algorithm {
 
 // String returns the algorithm as "ECDSA P-256" or "RSA 2048".
 func (a Algorithm) String() string {
-	if curve, _ := a.curve(); curve != 0 {
+	if _, ok := a.curve(); ok {
 		return fmt.Sprintf("ECDSA P-%d", a.Bits())
 	}
 	return fmt.Sprintf("RSA %d", a.Bits())

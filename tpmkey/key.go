@@ -57,8 +57,6 @@ func usable(file *keyfile.TPMKey) error {
 		return refuse("a restricted key signs nothing that comes from outside the TPM")
 	case !a.Has(keyfile.AttrUserWithAuth):
 		return refuse("it is used by policy only (no userWithAuth), and policies are not supported yet")
-	case file.Parent == keyfile.ParentNull && file.Type == keyfile.Loadable && a.Has(keyfile.AttrSTClear):
-		return refuse("it ended with the last reset of the TPM")
 	}
 	switch pub := p.Key.(type) {
 	case *ecdsa.PublicKey:
