@@ -136,9 +136,12 @@ func (a Address) String() string {
 	return string(a.kind)
 }
 
-// Software reports whether this is the private software TPM, whose keys nothing
-// protects but file modes.
-func (a Address) Software() bool { return a.kind == kindSoftware }
+// Software reports whether this is a program that plays TPM, whose keys nothing
+// protects but the modes of its files. Only such programs listen where swtpm and
+// mssim addresses point.
+func (a Address) Software() bool {
+	return a.kind == kindSoftware || a.kind == kindSWTPM || a.kind == kindMSSIM
+}
 
 // Open opens the TPM. The context bounds opening only, which can wait for
 // another program to let go of the TPM; every Send has a context of its own.
