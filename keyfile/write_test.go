@@ -236,6 +236,7 @@ func TestWriteWithoutPermission(t *testing.T) {
 	if err := os.Chmod(dir, 0o555); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { os.Chmod(dir, 0o700) }) // or only root could remove it
 	unprivileged(t, func() {
 		for name, write := range writers {
 			path := filepath.Join(dir, name)
