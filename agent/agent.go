@@ -30,6 +30,7 @@ import (
 	"context"
 	"crypto"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 )
@@ -81,11 +82,61 @@ type AuthPrompt struct {
 	TriesLeft   int    // wrong values until lockout, as last heard; 1: this is the last; -1: not known
 }
 
+// ConfirmPrompt is what the user should be told when a key may only be used
+// with his consent.
+type ConfirmPrompt struct {
+	Name        string // of the key's file; "" for a key that has none
+	Comment     string
+	Fingerprint string // SHA256:…
+	Peer        Peer   // who wants the signature
+	User, Host  string // what it logs in to, if the client has proven that; "" where not known
+}
+
+// Clock measures lifetimes. It goes on while the machine sleeps: a key that
+// was added for an hour is gone after a night.
+type Clock interface {
+	// Now is the time since some fixed moment.
+	Now() time.Duration
+
+	// AfterFunc calls f in a goroutine of its own when d has passed, soon
+	// after waking up if the machine slept through that moment. stop prevents
+	// a call that has not begun.
+	AfterFunc(d time.Duration, f func()) (stop func())
+}
+
+// Upstream is another agent, whose keys are offered behind our own.
+type Upstream struct {
+	Name string // for the log
+	Dial func(context.Context) (net.Conn, error)
+}
+
 // Config says what an Agent is made of.
 type Config struct {
 	Source   Source       // required
 	Prompter Prompter     // nil: signatures that need a PIN are refused
 	Log      *slog.Logger // nil: nothing is logged
+
+	// Upstreams get, in this order, what is not for us.
+	Upstreams []Upstream
+
+	// Clock is time.Now's monotonic one if it is nil, which stands still while
+	// the machine sleeps.
+	Clock Clock
+
+	// Lifetime is that of keys that are added without one; 0 is for ever.
+	Lifetime time.Duration
+
+	// NoSoftwareKeys refuses to hold private keys in memory.
+	NoSoftwareKeys bool
+
+	// AllowSHA1 signs with ssh-rsa and SHA-1 for RSA keys if a client asks
+	// for nothing better. Such a signature may be forged by who can find a
+	// collision of SHA-1.
+	AllowSHA1 bool
+
+	// KeyFile makes the identity of a key file that is added at run time,
+	// from the file's content; nil: none can be added.
+	KeyFile func(content []byte) (Identity, error)
 
 	// Grace is how long requests in flight may take to finish when Serve is
 	// told to end; 0 means 10 seconds.
