@@ -164,7 +164,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 			}
 			continue
 		}
-		return &Conn{UnixConn: c, pid: int(cred.Pid), uid: int(cred.Uid)}, nil
+		return newConn(c, cred), nil
 	}
 }
 
@@ -189,17 +189,6 @@ func (l *Listener) Close() error {
 	})
 	return l.closeErr
 }
-
-// A Conn is a connection that knows its peer.
-type Conn struct {
-	*net.UnixConn
-	pid, uid int
-}
-
-// Peer returns the process and the user that made the connection, as they
-// were when it was made: the descriptor may have been handed on since. The
-// pid is 0 when the process lives in a namespace that cannot be seen.
-func (c *Conn) Peer() (pid, uid int) { return c.pid, c.uid }
 
 func credentials(c *net.UnixConn) (*unix.Ucred, error) {
 	raw, err := c.SyscallConn()
