@@ -127,7 +127,7 @@ func TestOneDialogPerKey(t *testing.T) {
 	send(t, third, request)
 
 	nc := s.dial(t)
-	listed(t, ask(t, nc, listThem))
+	countListed(t, ask(t, nc, listThem))
 	verify(t, other.Public, nil, ask(t, nc, signMessage(other.Public.Marshal(), nil, 0)))
 
 	second.Close()

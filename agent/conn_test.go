@@ -33,7 +33,7 @@ func TestPipelinedInOrder(t *testing.T) {
 	}
 	go nc.Write(all) // the answers tell whether it worked
 	for i := range 300 {
-		if n := listed(t, recv(t, nc)); n != 1 {
+		if n := countListed(t, recv(t, nc)); n != 1 {
 			t.Fatalf("%d keys", n)
 		}
 		verify(t, id.Public, []byte{byte(i)}, recv(t, nc))
@@ -124,7 +124,7 @@ func TestNobodyWaitsForASignature(t *testing.T) {
 	send(t, stuck, signMessage(slow.Public.Marshal(), nil, 0))
 	<-key.begun
 	nc := s.dial(t)
-	listed(t, ask(t, nc, listThem))
+	countListed(t, ask(t, nc, listThem))
 	verify(t, fast.Public, nil, ask(t, nc, signMessage(fast.Public.Marshal(), nil, 0)))
 	key.gate <- struct{}{}
 	verify(t, slow.Public, nil, recv(t, stuck))
@@ -193,7 +193,7 @@ func TestDeadlines(t *testing.T) {
 		stop := inBubble(t, Config{Source: fixed(plain("k", p256()))}, l)
 		nc := l.dial()
 		time.Sleep(1000 * time.Hour) // silence between messages is no offence
-		listed(t, ask(t, nc, listThem))
+		countListed(t, ask(t, nc, listThem))
 
 		begun := time.Now()
 		nc.Write([]byte{0, 0})
@@ -266,7 +266,7 @@ func TestOutOfDescriptors(t *testing.T) {
 		if d := time.Since(begun); d != 35*time.Millisecond {
 			t.Errorf("accepted after %v", d)
 		}
-		listed(t, ask(t, nc, listThem))
+		countListed(t, ask(t, nc, listThem))
 		if log.count("no new connections") != 1 {
 			t.Errorf("log: %s", &log)
 		}

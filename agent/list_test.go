@@ -48,7 +48,7 @@ func TestManyIdentities(t *testing.T) {
 			nc := s.dial(t)
 			for range 2 {
 				answer := ask(t, nc, listThem)
-				if n := listed(t, answer); !tt.want(n) || len(answer) > maxListMessage {
+				if n := countListed(t, answer); !tt.want(n) || len(answer) > maxListMessage {
 					t.Errorf("%d keys in %d bytes", n, len(answer))
 				}
 			}
@@ -103,11 +103,11 @@ func TestReload(t *testing.T) {
 	s := serve(t, Config{Source: fixed(plain("a", p256()))})
 	nc := s.dial(t)
 	ask(t, nc, []byte{msgRemoveAllIdentities})
-	if n := listed(t, ask(t, nc, listThem)); n != 0 {
+	if n := countListed(t, ask(t, nc, listThem)); n != 0 {
 		t.Errorf("%d keys after remove all", n)
 	}
 	s.Reload()
-	if n := listed(t, ask(t, nc, listThem)); n != 1 {
+	if n := countListed(t, ask(t, nc, listThem)); n != 1 {
 		t.Errorf("%d keys after a reload", n)
 	}
 }
@@ -130,7 +130,7 @@ func TestExpiry(t *testing.T) {
 		stop := inBubble(t, Config{Source: fixed(ids...)}, l)
 		nc := l.dial()
 		for _, want := range []int{5, 5, 4, 3, 3} {
-			if n := listed(t, ask(t, nc, listThem)); n != want {
+			if n := countListed(t, ask(t, nc, listThem)); n != want {
 				t.Errorf("%v: %d keys, not %d", time.Now(), n, want)
 			}
 			time.Sleep(30 * time.Second)

@@ -182,7 +182,7 @@ func verify(t testing.TB, pub ssh.PublicKey, data, answer []byte) {
 }
 
 // listed is how many identities a list has.
-func listed(t testing.TB, answer []byte) int {
+func countListed(t testing.TB, answer []byte) int {
 	t.Helper()
 	if len(answer) < 5 || answer[0] != msgIdentitiesAnswer {
 		t.Fatalf("answer %x is no list", answer)
