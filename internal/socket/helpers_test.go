@@ -55,6 +55,18 @@ func childMain(args []string) error {
 		}
 		io.Copy(io.Discard, os.Stdin)
 		return l.Close()
+	case "own", "temp": // DIR: until standard input ends
+		listen := ListenOwn
+		if args[0] == "temp" {
+			listen = ListenTemp
+		}
+		l, err := listen(args[1])
+		if err != nil {
+			return err
+		}
+		fmt.Println(l.Addr())
+		io.Copy(io.Discard, os.Stdin)
+		return l.Close()
 	case "connect": // PATH
 		c, err := net.Dial("unix", args[1])
 		if err != nil {

@@ -38,6 +38,7 @@ type Listener struct {
 	path  string // "" when inherited: not ours to remove
 	inode inode
 	lock  *lock
+	dir   string // made for the socket alone; "": none was
 
 	close    sync.Once
 	closeErr error
@@ -184,6 +185,9 @@ func (l *Listener) Close() error {
 		errs = append(errs, l.unix.Close())
 		if l.lock != nil {
 			errs = append(errs, l.lock.release())
+		}
+		if l.dir != "" {
+			errs = append(errs, removeEmpty(l.dir))
 		}
 		l.closeErr = errors.Join(errs...)
 	})
