@@ -193,7 +193,7 @@ func TestServeInBackground(t *testing.T) {
 		"ssh-keygen -Y sign -n file -f id.pub id.pub; echo over; exit 5")
 	serve.Dir, serve.Env = cmd.Dir, cmd.Env
 	s := sit(t, serve)
-	s.waitFor("is in use by another program: no way to ask for the PIN: set SSH_ASKPASS")
+	s.waitFor("is in use by another program: no way to ask the user: set SSH_ASKPASS")
 	s.waitFor("over")
 	_ = s.cmd.Wait()
 	if got := s.cmd.ProcessState.ExitCode(); got != 5 {

@@ -28,19 +28,19 @@ func systemAskpass() string {
 
 var errTooLong = errors.New("the answer is longer than " + strconv.Itoa(maxAnswer) + " octets")
 
-// askpass runs the program with text as its argument; what it prints is the
-// answer, and any exit status but 0 is a refusal. It runs in a session of its
+// askpass runs the program with the question as its argument; what it prints
+// is the answer, and any exit status but 0 is a refusal. It runs in a session of its
 // own, so that it can be ended with all that it started, and so that it cannot
 // meddle with the agent's terminal.
-func (p *Prompter) askpass(ctx context.Context, text string) ([]byte, error) {
+func (p *Prompter) askpass(ctx context.Context, q question) ([]byte, error) {
 	closeOnExec()
 	running, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	out := &answerBuffer{overflow: func() { stop(errTooLong) }}
 	var complaint complaintBuffer
 
-	cmd := exec.CommandContext(running, p.options.Askpass, text)
-	cmd.Env = p.options.Environ
+	cmd := exec.CommandContext(running, p.options.Askpass, q.text)
+	cmd.Env = q.environ(p.options.Environ)
 	cmd.Stdout = out
 	cmd.Stderr = &complaint
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

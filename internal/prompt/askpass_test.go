@@ -53,7 +53,7 @@ func TestAskpassAnswers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, _ := script(t, test.body)
-			got, err := p.ask(t.Context(), "?")
+			got, err := p.ask(t.Context(), question{text: "?"})
 			if err != nil || string(got) != test.want {
 				t.Errorf("got %q, %v; want %q", got, err, test.want)
 			}
@@ -78,7 +78,7 @@ func TestAskpassRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, _ := script(t, test.body)
-			got, err := p.ask(t.Context(), "?")
+			got, err := p.ask(t.Context(), question{text: "?"})
 			if err == nil || got != nil || errors.Is(err, ErrRefused) != test.refused || !strings.Contains(err.Error(), test.text) {
 				t.Errorf("got %q, %v; want an error with %q", got, err, test.text)
 			}
@@ -88,7 +88,7 @@ func TestAskpassRefusals(t *testing.T) {
 
 func TestAskpassMissing(t *testing.T) {
 	p := New(Options{Askpass: filepath.Join(t.TempDir(), "nowhere"), Require: Force})
-	if _, err := p.ask(t.Context(), "?"); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrRefused) {
+	if _, err := p.ask(t.Context(), question{text: "?"}); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrRefused) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -97,7 +97,7 @@ func TestAskpassMissing(t *testing.T) {
 func TestAskpassArgument(t *testing.T) {
 	p, _ := script(t, `[ $# = 1 ] && printf '%s' "$1"`)
 	text := "Enter PIN for a \"b\" $HOME `id`\nsecond line"
-	if got, err := p.ask(t.Context(), text); err != nil || string(got) != text {
+	if got, err := p.ask(t.Context(), question{text: text}); err != nil || string(got) != text {
 		t.Errorf("got %q, %v", got, err)
 	}
 }
@@ -111,7 +111,7 @@ func TestAskpassDescriptors(t *testing.T) {
 	}
 	defer syscall.Close(fd)
 	p, _ := script(t, fmt.Sprintf("[ -e /proc/self/fd/%d ] && echo leaked || echo clean", fd))
-	if got, err := p.ask(t.Context(), "?"); err != nil || string(got) != "clean" {
+	if got, err := p.ask(t.Context(), question{text: "?"}); err != nil || string(got) != "clean" {
 		t.Errorf("got %q, %v", got, err)
 	}
 }
@@ -129,7 +129,7 @@ func TestAskpassEndsWithContext(t *testing.T) {
 			gone := errors.New("client gone")
 			done := make(chan error, 1)
 			go func() {
-				_, err := p.ask(ctx, "?")
+				_, err := p.ask(ctx, question{text: "?"})
 				done <- err
 			}()
 			pid := await(t, filepath.Join(dir, "ready"))
@@ -149,7 +149,7 @@ func TestContextOverBeforeStart(t *testing.T) {
 	p, dir := script(t, "touch $DIR/ran")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := p.ask(ctx, "?"); !errors.Is(err, context.Canceled) {
+	if _, err := p.ask(ctx, question{text: "?"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "ran")); err == nil {
@@ -208,7 +208,7 @@ func TestChoice(t *testing.T) {
 			t.Fatal(err)
 		}
 		o.Terminal = filepath.Join(t.TempDir(), "no-terminal")
-		got, err := New(o).ask(t.Context(), "?")
+		got, err := New(o).ask(t.Context(), question{text: "?"})
 		if test.asked && string(got) != "askpass" || !test.asked && !errors.Is(err, ErrNoPrompt) {
 			t.Errorf("%s: got %q, %v", test.environ, got, err)
 		}
@@ -219,10 +219,10 @@ func TestRequireIsChecked(t *testing.T) {
 	if _, err := FromEnviron([]string{"SSH_ASKPASS_REQUIRE=always"}); err == nil || !strings.Contains(err.Error(), "never, prefer or force") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := New(Options{Require: Force}).ask(t.Context(), "?"); !errors.Is(err, ErrNoPrompt) {
+	if _, err := New(Options{Require: Force}).ask(t.Context(), question{text: "?"}); !errors.Is(err, ErrNoPrompt) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := New(Options{}).ask(t.Context(), "?"); !errors.Is(err, ErrNoPrompt) {
+	if _, err := New(Options{}).ask(t.Context(), question{text: "?"}); !errors.Is(err, ErrNoPrompt) {
 		t.Errorf("got %v", err)
 	}
 }

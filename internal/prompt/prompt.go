@@ -1,6 +1,7 @@
-// Package prompt asks the person in front of the machine for a PIN. It
-// implements agent.Prompter in two ways: the program that SSH_ASKPASS names,
-// run as OpenSSH runs it, and the terminal in which `tpm-agent serve` runs.
+// Package prompt asks the person in front of the machine for a PIN, or whether
+// a key may be used. It implements agent.Prompter in two ways: the program that
+// SSH_ASKPASS names, run as OpenSSH runs it, and the terminal in which
+// `tpm-agent serve` runs.
 //
 // A prompt ends with its context, which is the client's connection: a dialog
 // for somebody who hung up leaves the screen, and the terminal gets its echo
@@ -12,20 +13,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 )
 
-// The sentinel errors of a prompt that brought no PIN.
+// The sentinel errors of a prompt that brought no PIN, or no consent.
 var (
 	// ErrRefused is wrapped when somebody was asked and declined: the dialog
-	// was cancelled, or the terminal said end of file.
-	ErrRefused = errors.New("the PIN prompt was cancelled")
+	// was cancelled, the terminal said end of file, or the answer was no.
+	ErrRefused = errors.New("refused at the prompt")
 	// ErrNoPrompt is wrapped when there is nobody who could be asked. Its text
 	// says what to set.
-	ErrNoPrompt = errors.New("no way to ask for the PIN: set SSH_ASKPASS (it needs DISPLAY or WAYLAND_DISPLAY, " +
+	ErrNoPrompt = errors.New("no way to ask the user: set SSH_ASKPASS (it needs DISPLAY or WAYLAND_DISPLAY, " +
 		"or SSH_ASKPASS_REQUIRE=force), or run tpm-agent serve in a terminal")
 )
 
@@ -49,7 +51,7 @@ type Options struct {
 	Askpass  string        // the program; empty: none
 	Require  Require       // when to use it
 	Display  bool          // a display is there for it
-	Environ  []string      // its environment
+	Environ  []string      // its environment; nil: that of this process
 	Terminal string        // the device to ask on, such as /dev/tty; empty: none
 	Grace    time.Duration // from SIGTERM to SIGKILL for an askpass that does not end; 0: two seconds
 }
@@ -77,8 +79,9 @@ func FromEnviron(environ []string) (Options, error) {
 	return o, nil
 }
 
-// Prompter asks for PINs. It is safe for concurrent use: dialogs of different
-// keys may be open at once, the terminal is asked by one at a time.
+// Prompter asks for PINs and for consent. It is safe for concurrent use:
+// dialogs of different keys may be open at once, the terminal is asked by one
+// at a time.
 type Prompter struct {
 	options Options
 	tty     chan struct{} // holds a token while the terminal is in use
@@ -91,6 +94,9 @@ func New(o Options) *Prompter {
 	if o.Grace == 0 {
 		o.Grace = 2 * time.Second
 	}
+	if o.Environ == nil {
+		o.Environ = os.Environ()
+	}
 	return &Prompter{options: o, tty: make(chan struct{}, 1)}
 }
 
@@ -98,29 +104,40 @@ func New(o Options) *Prompter {
 // newline. The caller wipes them. An empty answer is an empty PIN; refusing is
 // ErrRefused.
 func (p *Prompter) AuthValue(ctx context.Context, ask agent.AuthPrompt) ([]byte, error) {
-	pin, err := p.ask(ctx, wording(ask))
+	pin, err := p.ask(ctx, question{text: wording(ask)})
 	if err != nil {
 		return nil, fmt.Errorf("asking for the PIN of %s: %w", plain(ask.Name), err)
 	}
 	return pin, nil
 }
 
+// question is what somebody is asked.
+type question struct {
+	text    string
+	consent bool // yes or no: may be seen on the screen, unlike a PIN
+}
+
 // ask chooses the way: askpass where it may be used, else the terminal.
-func (p *Prompter) ask(ctx context.Context, text string) ([]byte, error) {
+func (p *Prompter) ask(ctx context.Context, q question) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	o := p.options
-	useAskpass := o.Require == Force || o.Require != Never && o.Display
 	switch {
-	case useAskpass && o.Askpass != "":
-		return p.askpass(ctx, text)
+	case p.useAskpass():
+		return p.askpass(ctx, q)
 	case o.Require == Force:
 		return nil, fmt.Errorf("SSH_ASKPASS_REQUIRE=force, but SSH_ASKPASS is not set: %w", ErrNoPrompt)
 	case o.Terminal != "":
-		return p.terminal(ctx, text)
+		return p.terminal(ctx, q)
 	}
 	return nil, ErrNoPrompt
+}
+
+// useAskpass says whether the askpass program is what asks.
+func (p *Prompter) useAskpass() bool {
+	o := p.options
+	return o.Askpass != "" && (o.Require == Force || o.Require != Never && o.Display)
 }
 
 // answer turns what was read into a PIN: one line, its end cut off. A NUL is

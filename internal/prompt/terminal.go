@@ -14,7 +14,7 @@ import (
 )
 
 // terminal asks on the terminal, one prompt at a time.
-func (p *Prompter) terminal(ctx context.Context, text string) ([]byte, error) {
+func (p *Prompter) terminal(ctx context.Context, q question) ([]byte, error) {
 	select {
 	case p.tty <- struct{}{}:
 		defer func() { <-p.tty }()
@@ -29,7 +29,10 @@ func (p *Prompter) terminal(ctx context.Context, text string) ([]byte, error) {
 	if err := inForeground(tty); err != nil {
 		return nil, err
 	}
-	return askTerminal(ctx, tty, "\r\n"+text+": ")
+	if q.consent {
+		return askTerminal(ctx, tty, "\r\n"+q.text+" [y/N] ", true)
+	}
+	return askTerminal(ctx, tty, "\r\n"+q.text+": ", false)
 }
 
 // ReadPIN asks for a PIN on the terminal at path, such as /dev/tty, as
@@ -41,7 +44,7 @@ func ReadPIN(ctx context.Context, path, text string) ([]byte, error) {
 		return nil, err
 	}
 	defer tty.Close()
-	return askTerminal(ctx, tty, text)
+	return askTerminal(ctx, tty, text, false)
 }
 
 // inForeground checks that what is typed would reach us. A shell that runs
@@ -61,10 +64,10 @@ func inForeground(tty *os.File) error {
 	return nil
 }
 
-// askTerminal writes text and reads a line without echo. When ctx ends, the
-// read ends, and the terminal is as it was.
-func askTerminal(ctx context.Context, tty *os.File, text string) ([]byte, error) {
-	restore, err := echoOff(tty)
+// askTerminal writes text and reads a line, which is shown if echo says so.
+// When ctx ends, the read ends, and the terminal is as it was.
+func askTerminal(ctx context.Context, tty *os.File, text string, echo bool) ([]byte, error) {
+	restore, err := setEcho(tty, echo)
 	if err != nil {
 		return nil, err
 	}
@@ -107,22 +110,25 @@ func readLine(tty *os.File) ([]byte, error) {
 	return buf, errTooLong
 }
 
-// echoOff turns the echo off, drops what was typed ahead of the question, and
-// returns what turns it on again.
-func echoOff(tty *os.File) (restore func(), err error) {
+// setEcho turns the echo on or off, drops what was typed ahead of the question,
+// and returns what puts the terminal back as it was.
+func setEcho(tty *os.File, echo bool) (restore func(), err error) {
 	var before *unix.Termios
 	err = control(tty, func(fd int) (err error) {
 		if before, err = unix.IoctlGetTermios(fd, unix.TCGETS); err != nil {
 			return err
 		}
-		quiet := *before
-		quiet.Lflag &^= unix.ECHO
-		quiet.Lflag |= unix.ICANON | unix.ISIG
-		quiet.Iflag |= unix.ICRNL
-		return unix.IoctlSetTermios(fd, unix.TCSETSF, &quiet)
+		asking := *before
+		asking.Lflag &^= unix.ECHO
+		asking.Lflag |= unix.ICANON | unix.ISIG
+		if echo {
+			asking.Lflag |= unix.ECHO
+		}
+		asking.Iflag |= unix.ICRNL
+		return unix.IoctlSetTermios(fd, unix.TCSETSF, &asking)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("turning off the echo of %s: %w", tty.Name(), err)
+		return nil, fmt.Errorf("setting up %s: %w", tty.Name(), err)
 	}
 	return func() {
 		_ = control(tty, func(fd int) error { return unix.IoctlSetTermios(fd, unix.TCSETSF, before) })

@@ -93,7 +93,7 @@ type result struct {
 func (p *pty) ask(ctx context.Context, prompter *Prompter) <-chan result {
 	done := make(chan result, 1)
 	go func() {
-		pin, err := prompter.ask(ctx, "Enter PIN")
+		pin, err := prompter.ask(ctx, question{text: "Enter PIN"})
 		done <- result{pin, err}
 	}()
 	return done
@@ -214,7 +214,7 @@ func TestReadPIN(t *testing.T) {
 
 func TestNoTerminal(t *testing.T) {
 	for _, path := range []string{"/dev/null", t.TempDir() + "/gone"} {
-		if _, err := New(Options{Terminal: path}).ask(t.Context(), "?"); err == nil {
+		if _, err := New(Options{Terminal: path}).ask(t.Context(), question{text: "?"}); err == nil {
 			t.Errorf("%s: no error", path)
 		}
 	}

@@ -8,7 +8,8 @@ import (
 	"github.com/tpm-agent/tpm-agent/agent"
 )
 
-// wording is the question: which key, who asks, and what a wrong answer costs.
+// wording asks for a PIN: for which key, who wants it, and what a wrong answer
+// costs.
 // Everything in it that came from outside (file names, comments, the names of
 // programs) is made harmless first.
 func wording(p agent.AuthPrompt) string {
@@ -18,11 +19,7 @@ func wording(p agent.AuthPrompt) string {
 		b.WriteString(tries(p.TriesLeft))
 		b.WriteString("\n")
 	}
-	fmt.Fprintf(&b, "Enter PIN for %s", plain(p.Name))
-	if p.Comment != "" && p.Comment != p.Name {
-		fmt.Fprintf(&b, " (%s)", plain(p.Comment))
-	}
-	fmt.Fprintf(&b, "\n%s", plain(p.Fingerprint))
+	fmt.Fprintf(&b, "Enter PIN for %s\n%s", keyName(p.Name, p.Comment), plain(p.Fingerprint))
 	if by := asker(p.Peer); by != "" {
 		fmt.Fprintf(&b, "\nfor %s", by)
 	}
@@ -30,6 +27,52 @@ func wording(p agent.AuthPrompt) string {
 		fmt.Fprintf(&b, "\n%s", tries(p.TriesLeft))
 	}
 	return b.String()
+}
+
+// consent asks whether a key may be used: which, who wants it, and where it
+// would log in. It begins with the words of OpenSSH's agent, which users and
+// askpass programs know.
+func consent(p agent.ConfirmPrompt) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Allow use of key %s?\nKey fingerprint %s.", keyName(p.Name, p.Comment), plain(p.Fingerprint))
+	by, to := asker(p.Peer), target(p.User, p.Host)
+	switch {
+	case by != "" && to != "":
+		fmt.Fprintf(&b, "\nFor %s, to %s.", by, to)
+	case by != "":
+		fmt.Fprintf(&b, "\nFor %s.", by)
+	case to != "":
+		fmt.Fprintf(&b, "\nTo %s.", to)
+	}
+	return b.String()
+}
+
+// keyName names a key by its file and its comment, or by what it has of them.
+func keyName(file, comment string) string {
+	file, comment = plain(file), plain(comment)
+	switch {
+	case file == "" && comment == "":
+		return "without a name"
+	case file == "":
+		return comment
+	case comment == "" || comment == file:
+		return file
+	}
+	return file + " (" + comment + ")"
+}
+
+// target says where a login goes.
+func target(user, host string) string {
+	user, host = plain(user), plain(host)
+	switch {
+	case user != "" && host != "":
+		return "log in as " + user + "@" + host
+	case host != "":
+		return "log in to " + host
+	case user != "":
+		return "log in as " + user
+	}
+	return ""
 }
 
 // tries says how often one may still be wrong.

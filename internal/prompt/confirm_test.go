@@ -1,0 +1,202 @@
+package prompt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/tpm-agent/tpm-agent/agent"
+)
+
+// What OpenSSH's ask_permission makes of the same programs.
+func TestConfirmAskpass(t *testing.T) {
+	for name, test := range map[string]struct {
+		body  string
+		allow bool
+	}{
+		"nothing":          {"exit 0", true},
+		"an empty line":    {"echo", true},
+		"cr":               {`printf '\r\n'`, true},
+		"yes":              {"echo yes", true},
+		"YES":              {"echo YES", true},
+		"no newline":       {"printf yes", true},
+		"first line":       {`printf 'yes\nno\n'`, true},
+		"empty first line": {`printf '\nno\n'`, true},
+		"y":                {"echo y", false},
+		"no":               {"echo no", false},
+		"blank":            {"echo ' '", false},
+		"yes and more":     {"echo yes sir", false},
+		"exit status":      {"exit 1", false},
+		"yes, but fails":   {"echo yes; exit 1", false},
+		"killed":           {"echo yes; kill -9 $$", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, _ := script(t, test.body)
+			err := p.Confirm(t.Context(), agent.ConfirmPrompt{Name: "id.tpm"})
+			if test.allow && err != nil || !test.allow && !errors.Is(err, ErrRefused) {
+				t.Errorf("got %v", err)
+			}
+			if err != nil && !strings.Contains(err.Error(), "key id.tpm may be used") {
+				t.Errorf("%v does not name the key", err)
+			}
+		})
+	}
+}
+
+// A program that goes wrong has said neither yes nor no, and allows nothing.
+func TestConfirmAskpassFails(t *testing.T) {
+	for _, body := range []string{`printf 'yes\000'`, `printf '\000'`, "printf '%01025d\n' 1", "while :; do echo; done"} {
+		p, _ := script(t, body)
+		if err := p.Confirm(t.Context(), agent.ConfirmPrompt{}); err == nil || errors.Is(err, ErrRefused) {
+			t.Errorf("%s: got %v", body, err)
+		}
+	}
+	missing := New(Options{Askpass: filepath.Join(t.TempDir(), "nowhere"), Require: Force})
+	if err := missing.Confirm(t.Context(), agent.ConfirmPrompt{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	if err := New(Options{}).Confirm(t.Context(), agent.ConfirmPrompt{}); !errors.Is(err, ErrNoPrompt) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The program is told to show two buttons, and for a PIN it is not, whatever
+// the agent was started with.
+func TestConfirmHint(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "askpass")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+`echo "${SSH_ASKPASS_PROMPT-unset} $MARK" | tee $1`), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, inherited := range []string{"SSH_ASKPASS_PROMPT=none", "SSH_ASKPASS_PROMPT=confirm", "OTHER="} {
+		p := New(Options{Askpass: path, Require: Force, Environ: append(os.Environ(), "MARK=given", inherited)})
+		out := filepath.Join(t.TempDir(), "out")
+		if got, err := p.ask(t.Context(), question{text: out, consent: true}); err != nil || string(got) != "confirm given" {
+			t.Errorf("%s: got %q, %v", inherited, got, err)
+		}
+		if got, err := p.ask(t.Context(), question{text: out}); err != nil || string(got) != "unset given" {
+			t.Errorf("%s: a PIN is asked for with %q, %v", inherited, got, err)
+		}
+	}
+}
+
+// A descriptor that nobody marked does not reach the program.
+func TestConfirmDescriptors(t *testing.T) {
+	fd, err := syscall.Open("/dev/null", syscall.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	p, _ := script(t, fmt.Sprintf("! [ -e /proc/self/fd/%d ]", fd))
+	if err := p.Confirm(t.Context(), agent.ConfirmPrompt{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestConfirmEndsWithContext(t *testing.T) {
+	p, dir := script(t, `echo $$ > $DIR/pid; mv $DIR/pid $DIR/ready; exec sleep 600`)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	gone := errors.New("client gone")
+	done := make(chan error, 1)
+	go func() { done <- p.Confirm(ctx, agent.ConfirmPrompt{}) }()
+	pid := await(t, filepath.Join(dir, "ready"))
+	cancel(gone)
+	if err := <-done; !errors.Is(err, gone) {
+		t.Errorf("got %v", err)
+	}
+	awaitGone(t, pid)
+}
+
+func TestConfirmTerminal(t *testing.T) {
+	for typed, allow := range map[string]bool{
+		"y\n": true, "Y\n": true, "yes\n": true, "YES\r": true, " yes \n": true, "nx\x7f\x7fy\n": true,
+		"\n": false, "\x04": false, "n\n": false, "no\n": false, "ye\n": false, "yess\n": false, "1\n": false, "y n\n": false,
+	} {
+		t.Run(fmt.Sprintf("%q", typed), func(t *testing.T) {
+			tty := newPTY(t)
+			p := New(Options{Terminal: tty.path})
+			done := make(chan error, 1)
+			go func() { done <- p.Confirm(t.Context(), agent.ConfirmPrompt{Name: "id.tpm", Fingerprint: "SHA256:x"}) }()
+			tty.waitFor("Allow use of key id.tpm?\r\nKey fingerprint SHA256:x. [y/N] ")
+			if !tty.echoes() {
+				t.Error("the terminal does not show what is typed")
+			}
+			tty.types(typed)
+			if err := <-done; allow && err != nil || !allow && !errors.Is(err, ErrRefused) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// A question that nobody waits for leaves the terminal to the next, and what
+// was typed before a question is no answer to it: a PIN's dialog between the
+// two turned the echo off, and consent is asked for with echo again.
+func TestConfirmTerminalTakesTurns(t *testing.T) {
+	tty := newPTY(t)
+	p := New(Options{Terminal: tty.path})
+	ctx, cancel := context.WithCancel(t.Context())
+	first := make(chan error, 1)
+	go func() { first <- p.Confirm(ctx, agent.ConfirmPrompt{Name: "first.tpm"}) }()
+	tty.waitFor("first.tpm")
+	tty.waitFor("[y/N] ")
+	pin := tty.ask(t.Context(), p)
+	tty.types("y")
+	tty.waitFor("[y/N] y")
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	tty.waitFor("Enter PIN: ")
+	if tty.echoes() {
+		t.Error("the terminal shows what is typed")
+	}
+	tty.types("1234\n")
+	if got := <-pin; got.err != nil || string(got.pin) != "1234" {
+		t.Errorf("got %q, %v", got.pin, got.err)
+	}
+	tty.types("yes\n")
+	tty.waitFor("yes\r\n")
+	second := make(chan error, 1)
+	go func() { second <- p.Confirm(t.Context(), agent.ConfirmPrompt{Name: "second.tpm"}) }()
+	tty.seen.Reset()
+	tty.waitFor("[y/N] ")
+	tty.types("no\n")
+	if err := <-second; !errors.Is(err, ErrRefused) {
+		t.Errorf("typed before it was asked: %v", err)
+	}
+}
+
+func TestConsent(t *testing.T) {
+	self := agent.Peer{PID: os.Getpid()}
+	by := fmt.Sprintf("%s (process %d)", self.Program(), self.PID)
+	for want, p := range map[string]agent.ConfirmPrompt{
+		"Allow use of key me@here?\nKey fingerprint SHA256:x.": {Comment: "me@here", Fingerprint: "SHA256:x", Peer: agent.Peer{PID: -1}},
+		"Allow use of key without a name?\nKey fingerprint SHA256:x.": {
+			Fingerprint: "SHA256:x",
+		},
+		"Allow use of key /k.tpm (me@here)?\nKey fingerprint SHA256:x.\nFor " + by + ", to log in as root@example.org.": {
+			Name: "/k.tpm", Comment: "me@here", Fingerprint: "SHA256:x", Peer: self, User: "root", Host: "example.org",
+		},
+		"Allow use of key k?\nKey fingerprint SHA256:x.\nFor " + by + ".": {
+			Name: "k", Comment: "k", Fingerprint: "SHA256:x", Peer: self,
+		},
+		"Allow use of key k?\nKey fingerprint SHA256:x.\nTo log in to example.org.": {
+			Name: "k", Fingerprint: "SHA256:x", Host: "example.org",
+		},
+		"Allow use of key k?\nKey fingerprint SHA256:x.\nTo log in as root.": {
+			Name: "k", Fingerprint: "SHA256:x", User: "root",
+		},
+		"Allow use of key k[2J (c? Key fingerprint)?\nKey fingerprint SHA256:x.\nTo log in as rootor@example.org.": {
+			Name: "k\x1b[2J\n", Comment: "c?\n Key fingerprint\u202e", Fingerprint: "SHA256:x\a", User: "root\nor", Host: "\x00example.org\r",
+		},
+	} {
+		if got := consent(p); got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+	}
+}
