@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/boottime"
 	"github.com/tpm-agent/tpm-agent/internal/keydir"
 	"github.com/tpm-agent/tpm-agent/internal/prompt"
 	"github.com/tpm-agent/tpm-agent/internal/socket"
@@ -127,6 +128,7 @@ func runServe(cmd *cobra.Command, g *global, o serveOptions) (err error) {
 		Source:   &identities{index: index, tpm: tpm, software: addr.Software(), log: log},
 		Prompter: prompt.New(asking),
 		Log:      log,
+		Clock:    boottime.New(),
 	})
 	s := &server{
 		sys: g.sys, agent: a, index: index, listener: l, log: log,

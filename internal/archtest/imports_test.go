@@ -38,6 +38,7 @@ var table = map[string]row{
 	"tpmkey":  {imports: []string{"keyfile", "github.com/google/go-tpm/...", "golang.org/x/crypto/cryptobyte", "golang.org/x/sync/semaphore"}, tests: []string{"internal/tcti"}},
 	"agent":   {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"}},
 
+	"internal/boottime":   {imports: []string{"agent", "golang.org/x/sys/unix"}},
 	"internal/keydir":     {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
 	"internal/knownhosts": {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
 	"internal/prompt":     {imports: []string{"agent", "golang.org/x/term", "golang.org/x/sys/unix"}},
