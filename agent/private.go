@@ -44,16 +44,16 @@ func parsePrivate(request []byte) (*addition, error) {
 	if len(request) == 0 {
 		return nil, errors.New("adding a key: an empty request")
 	}
-	f := &fields{rest: request[1:]}
-	a := &addition{typ: f.text("type")}
-	if f.err != nil {
-		return nil, fmt.Errorf("adding a key: %w", f.err)
+	w := &wire{rest: request[1:]}
+	a := &addition{typ: w.text()}
+	if w.err != nil {
+		return nil, fmt.Errorf("adding a key: %w", w.err)
 	}
 	var err error
 	if plain, certified := heldType(a.typ); plain != "" {
-		err = a.hold(f, plain, certified)
+		err = a.hold(w, plain, certified)
 	} else {
-		err = a.skip(f)
+		err = a.skip(w)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("adding a key of type %q: %w", a.typ, err)
@@ -75,17 +75,17 @@ func heldType(typ string) (plain string, certified bool) {
 
 // hold reads a key of one of the types of heldType, RFC 9987, section 5.2. The
 // checks, which cost, and the memory come after all that can be cut short.
-func (a *addition) hold(f *fields, plain string, certified bool) error {
+func (a *addition) hold(w *wire, plain string, certified bool) error {
 	var cert []byte
 	if certified {
-		cert = f.bytes("certificate")
+		cert = w.string()
 	}
-	numbers := readNumbers(f, plain, certified)
-	a.comment = f.text("comment")
-	if f.err != nil {
-		return f.err
+	numbers := readNumbers(w, plain, certified)
+	a.comment = w.text()
+	if w.err != nil {
+		return w.err
 	}
-	a.constraints, a.layout = f.rest, true
+	a.constraints, a.layout = w.rest, true
 	if certified {
 		return a.holdCertified(numbers, cert)
 	}
@@ -115,37 +115,22 @@ func (a *addition) holdCertified(numbers numbers, blob []byte) error {
 	return err
 }
 
-// maxPrincipals is what OpenSSH takes in a certificate.
-const maxPrincipals = 256
-
-// parseCertificate returns a certificate of the given type whose signature is
-// right. Certificates of users and of hosts are taken, valid now or not: all
-// that is for those who are shown it.
+// parseCertificate returns a certificate of the given type. Certificates of
+// users and of hosts are taken, valid now or not: all that is for those to
+// judge who are shown it.
 func parseCertificate(blob []byte, typ string) (*ssh.Certificate, error) {
-	blob = bytes.Clone(blob) // it is kept; the request is not
-	public, err := ssh.ParsePublicKey(blob)
+	public, err := parseWireKey(blob)
 	if err != nil {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
 	cert, ok := public.(*ssh.Certificate)
 	switch {
 	case !ok || cert.Type() != typ:
-		return nil, fmt.Errorf("certificate: is of type %q", public.Type())
+		return nil, fmt.Errorf("certificate: it is of type %q", public.Type())
 	case !bytes.Equal(cert.Marshal(), blob):
+		// Clients would be shown another certificate than was added, one whose
+		// signature is wrong.
 		return nil, errors.New("certificate: not encoded as it should be")
-	case cert.CertType != ssh.UserCert && cert.CertType != ssh.HostCert:
-		return nil, fmt.Errorf("certificate: neither for a user nor for a host: %d", cert.CertType)
-	case len(cert.ValidPrincipals) > maxPrincipals:
-		return nil, fmt.Errorf("certificate: %d principals", len(cert.ValidPrincipals))
-	}
-	for _, s := range append([]string{cert.KeyId}, cert.ValidPrincipals...) {
-		if strings.Contains(strings.TrimSuffix(s, "\x00"), "\x00") {
-			return nil, errors.New("certificate: key id or principal with a NUL in it")
-		}
-	}
-	signed := blob[:len(blob)-4-len(ssh.Marshal(cert.Signature))]
-	if err := cert.SignatureKey.Verify(signed, cert.Signature); err != nil {
-		return nil, fmt.Errorf("certificate: its signature is wrong: %w", err)
 	}
 	return cert, nil
 }
@@ -177,24 +162,43 @@ func layouts(typ string) string {
 	return ""
 }
 
-func (a *addition) skip(f *fields) error {
+func (a *addition) skip(w *wire) error {
 	a.foreign = true
 	layout := layouts(a.typ)
 	if layout == "" {
 		return nil
 	}
-	for i, kind := range layout {
-		field := fmt.Sprintf("field %d", i+1)
+	for _, kind := range layout {
 		switch kind {
 		case 's':
-			f.bytes(field)
+			w.string()
 		case 'c':
-			f.text(field)
+			w.text()
 		case 'o':
-			f.octet(field)
+			w.byte()
 		}
 	}
-	a.comment = f.text("comment")
-	a.constraints, a.layout = f.rest, true
-	return f.err
+	a.comment = w.text()
+	a.constraints, a.layout = w.rest, true
+	return w.err
+}
+
+// maxNumber is the longest number that OpenSSH takes, in bytes.
+const maxNumber = 16384 / 8
+
+// number is an mpint that is not negative, without leading zeros. There may be
+// more of these than RFC 4251, section 5 allows, as OpenSSH has it.
+func (w *wire) number() []byte {
+	b := w.string()
+	switch {
+	case w.err != nil:
+		return nil
+	case len(b) > 0 && b[0]&0x80 != 0:
+		w.err = errors.New("a negative number")
+		return nil
+	case len(b) > maxNumber+1 || (len(b) == maxNumber+1 && b[0] != 0):
+		w.err = fmt.Errorf("a number of %d bytes", len(b))
+		return nil
+	}
+	return bytes.TrimLeft(b, "\x00")
 }

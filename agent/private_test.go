@@ -395,7 +395,7 @@ func TestAdditionRSAInTime(t *testing.T) {
 		"longest of all":          {odd, e, odd, odd, odd, odd},
 		"longest, p is n and q 1": {odd, e, odd, odd, odd, num(1)},
 		"longest, p is 1 and q n": {odd, e, odd, num(1), num(1), odd},
-		"longest, p is 5":         {times(num(5), half), e, odd, num(1), num(5), half},
+		"longest, p is 5":         {times(num(5), half), e, half, num(1), num(5), half},
 		"longest e":               {n, odd, d, iqmp, p, q},
 		"e is 0":                  {n, num(0), d, iqmp, p, q},
 		"e is 1":                  {n, num(1), num(1), iqmp, p, q},

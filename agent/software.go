@@ -120,13 +120,13 @@ var (
 
 // readNumbers reads what is behind the type or behind the certificate, which
 // has the public key already; but Ed25519 repeats it.
-func readNumbers(f *fields, plain string, certified bool) numbers {
+func readNumbers(w *wire, plain string, certified bool) numbers {
 	switch plain {
 	case ssh.KeyAlgoRSA:
-		return readRSA(f, certified)
+		return readRSA(w, certified)
 	case ssh.KeyAlgoED25519:
-		return readEd25519(f)
+		return readEd25519(w)
 	default:
-		return readECDSA(f, plain, certified)
+		return readECDSA(w, plain, certified)
 	}
 }

@@ -24,12 +24,12 @@ type ecdsaNumbers struct {
 	d     []byte
 }
 
-func readECDSA(f *fields, plain string, certified bool) *ecdsaNumbers {
+func readECDSA(w *wire, plain string, certified bool) *ecdsaNumbers {
 	n := ecdsaNumbers{typ: plain}
 	if !certified {
-		n.curve, n.point = f.text("curve"), f.bytes("public key")
+		n.curve, n.point = w.text(), w.string()
 	}
-	n.d = f.number("private key")
+	n.d = w.number()
 	return &n
 }
 
@@ -51,7 +51,7 @@ func (n *ecdsaNumbers) key(certified crypto.PublicKey) (*softwareKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("private key: %w", err)
 	}
-	defer clear(private.D.Bits())
+	defer forget(private)
 	switch {
 	case private.PublicKey.Equal(pub):
 		return newSoftwareKey(pub, size, func(b []byte) { copy(b, scalar) })
@@ -79,6 +79,12 @@ func (n *ecdsaNumbers) public(certified crypto.PublicKey) (*ecdsa.PublicKey, err
 	return pub, nil
 }
 
+// forget overwrites the number in a key that was made from bytes.
+func forget(k *ecdsa.PrivateKey) {
+	//lint:ignore SA1019 there is no other way to it, and nothing is computed
+	clear(k.D.Bits())
+}
+
 func curveOf(typ string) elliptic.Curve {
 	switch typ {
 	case ssh.KeyAlgoECDSA384:
@@ -94,7 +100,7 @@ func signECDSA(pub *ecdsa.PublicKey, secret, digest []byte, hash crypto.Hash) ([
 	if err != nil {
 		return nil, err
 	}
-	defer clear(private.D.Bits())
+	defer forget(private)
 	return private.Sign(rand.Reader, digest, hash)
 }
 
@@ -102,8 +108,8 @@ func signECDSA(pub *ecdsa.PublicKey, secret, digest []byte, hash crypto.Hash) ([
 // well. private is the seed and, once more, the public key.
 type ed25519Numbers struct{ public, private []byte }
 
-func readEd25519(f *fields) *ed25519Numbers {
-	return &ed25519Numbers{f.bytes("public key"), f.bytes("private key")}
+func readEd25519(w *wire) *ed25519Numbers {
+	return &ed25519Numbers{w.string(), w.string()}
 }
 
 func (n *ed25519Numbers) key(certified crypto.PublicKey) (*softwareKey, error) {

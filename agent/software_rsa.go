@@ -9,24 +9,21 @@ import (
 	"math/big"
 )
 
-// Sizes of RSA keys that OpenSSH's agent takes, in bits.
-const (
-	minRSA = 1024
-	maxRSA = 16384
-)
+// maxRSABits is the size of the longest RSA keys that OpenSSH makes.
+const maxRSABits = 8 * maxNumber
 
 // rsaNumbers are named as in RFC 9987, section 5.2.5; n and e are nil when
 // there is a certificate.
 type rsaNumbers struct{ n, e, d, iqmp, p, q []byte }
 
-func readRSA(f *fields, certified bool) *rsaNumbers {
+func readRSA(w *wire, certified bool) *rsaNumbers {
 	var n rsaNumbers
 	if !certified {
-		n.n, n.e = f.number("modulus"), f.number("public exponent")
+		n.n, n.e = w.number(), w.number()
 	}
-	n.d = f.number("private exponent")
-	n.iqmp = f.number("inverse of q")
-	n.p, n.q = f.number("p"), f.number("q")
+	n.d = w.number()
+	n.iqmp = w.number()
+	n.p, n.q = w.number(), w.number()
 	return &n
 }
 
@@ -59,7 +56,7 @@ func (n *rsaNumbers) public(certified crypto.PublicKey) (*rsa.PublicKey, error) 
 	default:
 		pub = &rsa.PublicKey{N: new(big.Int).SetBytes(n.n), E: int(new(big.Int).SetBytes(n.e).Int64())}
 	}
-	if bits := pub.N.BitLen(); bits < minRSA || bits > maxRSA {
+	if bits := pub.N.BitLen(); bits < minRSABits || bits > maxRSABits {
 		return nil, fmt.Errorf("modulus of %d bits", bits)
 	}
 	if pub.E < 3 || pub.E > math.MaxInt32 || pub.E%2 == 0 || pub.N.Bit(0) == 0 {
