@@ -20,10 +20,12 @@
 //
 // # What is answered
 //
-// REQUEST_IDENTITIES, SIGN_REQUEST, REMOVE_IDENTITY and REMOVE_ALL_IDENTITIES.
-// Everything else gets SSH_AGENT_FAILURE, as RFC 9987, section 5 asks for what
-// an agent does not do. Where the RFC leaves a choice, or clients do not keep
-// to it, the answer is that of OpenSSH's ssh-agent.
+// All of RFC 9987 and OpenSSH's extensions of it. Identities are the source's,
+// those that clients add at run time, and those of upstream agents; requests
+// about keys and smart cards that are not held here go upstream as they came.
+// What no agent does gets SSH_AGENT_FAILURE, as section 5 of the RFC asks for.
+// Where the RFC leaves a choice, or clients do not keep to it, the answer is
+// that of OpenSSH's ssh-agent.
 package agent
 
 import (
@@ -70,6 +72,10 @@ type Prompter interface {
 	// takes its dialog with it. The slice returned belongs to the caller, who
 	// overwrites it after use.
 	AuthValue(ctx context.Context, p AuthPrompt) ([]byte, error)
+
+	// Confirm asks whether a key may be used, once. Only nil is a yes. It
+	// ends when ctx does, and takes its dialog with it.
+	Confirm(ctx context.Context, p ConfirmPrompt) error
 }
 
 // AuthPrompt is what the user should be told when asked for a PIN.
@@ -134,9 +140,13 @@ type Config struct {
 	// collision of SHA-1.
 	AllowSHA1 bool
 
-	// KeyFile makes the identity of a key file that is added at run time,
-	// from the file's content; nil: none can be added.
-	KeyFile func(content []byte) (Identity, error)
+	// KeyFile makes the identity of a key file that is added at run time;
+	// nil: none can be added.
+	KeyFile func(name, comment string, content []byte) (Identity, error)
+
+	// MaxConns is how many clients are served at a time; 0 means 4096. One
+	// more ends the connection that has been idle for longest.
+	MaxConns int
 
 	// Grace is how long requests in flight may take to finish when Serve is
 	// told to end; 0 means 10 seconds.
@@ -145,32 +155,51 @@ type Config struct {
 
 // Agent answers the requests of SSH agent clients. Make one with New.
 type Agent struct {
-	source   Source
-	prompter Prompter
-	log      *slog.Logger
-	grace    time.Duration
+	source         Source
+	prompter       Prompter
+	log            *slog.Logger
+	grace          time.Duration
+	clock          Clock
+	lifetime       time.Duration
+	noSoftwareKeys bool
+	allowSHA1      bool
+	keyFile        func(name, comment string, content []byte) (Identity, error)
+	maxConns       int
+	upstreams      *upstreams
 
-	lines lines // one per key, for prompts
+	lines lines // one per key, for prompts; and one for lock passwords
 
 	// mu guards look-ups in what follows, each short. Nothing that could wait
-	// is called under it: no Source, Key or Prompter.
-	mu       sync.Mutex
-	removed  removals
-	listing  *listing        // the last list answer
-	reported *Set            // the last one whose unlisted identities were logged
-	auth     map[string]auth // by blob of the plain public key
-	tries    int             // see AuthPrompt.TriesLeft
+	// is called under it: no Source, Key, Prompter or upstream agent.
+	mu        sync.Mutex
+	lock      lock
+	added     addedKeys
+	removed   removals
+	changes   uint64  // of added and removed, to tell one state from another
+	stopAlarm func()  // for the next deadline of added; may be nil
+	listing   *listing // the last list answer
+	reported  *Set     // the last one whose unlisted identities were logged
+	auth      map[string]auth // by blob of the plain public key
+	tries     int             // see AuthPrompt.TriesLeft
 }
 
 // New makes an Agent.
 func New(c Config) *Agent {
 	a := &Agent{
-		source:   c.Source,
-		prompter: c.Prompter,
-		log:      c.Log,
-		grace:    c.Grace,
-		auth:     make(map[string]auth),
-		tries:    triesUnknown,
+		source:         c.Source,
+		prompter:       c.Prompter,
+		log:            c.Log,
+		grace:          c.Grace,
+		clock:          c.Clock,
+		lifetime:       c.Lifetime,
+		noSoftwareKeys: c.NoSoftwareKeys,
+		allowSHA1:      c.AllowSHA1,
+		keyFile:        c.KeyFile,
+		maxConns:       c.MaxConns,
+		lock:           newLock(),
+		added:          newAdded(),
+		auth:           make(map[string]auth),
+		tries:          triesUnknown,
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
@@ -178,12 +207,21 @@ func New(c Config) *Agent {
 	if a.grace == 0 {
 		a.grace = 10 * time.Second
 	}
+	if a.clock == nil {
+		a.clock = monotonic{time.Now()}
+	}
+	if a.maxConns == 0 {
+		a.maxConns = 4096
+	}
+	a.upstreams = newUpstreams(c.Upstreams, a.log)
 	return a
 }
 
-// Reload brings back the identities that clients have removed.
+// Reload brings back the identities of the source that clients have removed,
+// but not those in whose place another was added.
 func (a *Agent) Reload() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.removed.clear()
+	a.removed = nil
+	a.changed()
 }

@@ -83,6 +83,7 @@ type wrongAuth interface {
 type try struct {
 	a      *Agent
 	id     *identity
+	limits *constraints // those that were judged
 	peer   Peer
 	digest []byte
 	hash   crypto.Hash
@@ -167,7 +168,9 @@ func (t *try) ask(ctx context.Context, retry bool) ([]byte, error) {
 	if t.a.prompter == nil {
 		return nil, &refusal{causePrompt, errors.New("there is no way to ask for it")}
 	}
-	value, err := t.a.prompter.AuthValue(ctx, AuthPrompt{
+	asking, done := t.a.untilLocked(ctx)
+	defer done()
+	value, err := t.a.prompter.AuthValue(asking, AuthPrompt{
 		Name:        t.id.Name,
 		Comment:     t.id.Comment,
 		Fingerprint: t.id.fingerprint(),
@@ -175,7 +178,10 @@ func (t *try) ask(ctx context.Context, retry bool) ([]byte, error) {
 		Retry:       retry,
 		TriesLeft:   t.a.triesLeft(),
 	})
-	if err != nil {
+	switch {
+	case err != nil && t.a.isLocked():
+		return nil, &refusal{causeLocked, err}
+	case err != nil:
 		return nil, &refusal{causePrompt, err}
 	}
 	return value, nil
@@ -183,7 +189,7 @@ func (t *try) ask(ctx context.Context, retry bool) ([]byte, error) {
 
 // lookup fails when the identity is not there any more.
 func (t *try) lookup() error {
-	id, refused := t.a.lookup(t.id.blob)
+	id, refused := t.a.again(t.id.blob, t.limits)
 	if refused != nil {
 		return refused
 	}

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -34,6 +34,14 @@ type conn struct {
 	peer    Peer
 	waiting *queue
 
+	// What this connection was bound to, and its connections to the upstream
+	// agents. Only the goroutine that answers uses them.
+	bindings bindings
+	relay    *relay
+
+	pending  atomic.Int32 // requests without an answer
+	lastUsed atomic.Int64 // by the agent's clock
+
 	// ctx is that of every request, and ends when the client hangs up.
 	ctx    context.Context
 	hangUp context.CancelFunc
@@ -52,6 +60,8 @@ func newConn(ctx context.Context, a *Agent, nc net.Conn) *conn {
 		closed: make(chan struct{}), drained: make(chan struct{}),
 	}
 	c.ctx, c.hangUp = context.WithCancel(ctx)
+	c.relay = a.upstreams.relay()
+	c.lastUsed.Store(int64(a.clock.Now()))
 	return c
 }
 
@@ -66,6 +76,7 @@ func (c *conn) run() {
 	}()
 	c.guard(c.answer)
 	c.close()
+	c.relay.close()
 	<-reader
 }
 
@@ -132,7 +143,7 @@ func (c *conn) read() {
 }
 
 func (c *conn) readRequests() error {
-	r := bufio.NewReaderSize(c.nc, 1<<10)
+	r := &reader{from: c.nc}
 	begun := func() { c.setReadDeadline(time.Now().Add(readTimeout)) }
 	for !c.isDraining() {
 		if c.waiting.full() {
@@ -146,9 +157,21 @@ func (c *conn) readRequests() error {
 		if err != nil {
 			return err
 		}
+		c.pending.Add(1)
 		c.waiting.put(request)
 	}
 	return nil
+}
+
+// answered notes when a client was last served.
+func (c *conn) answered() {
+	c.lastUsed.Store(int64(c.a.clock.Now()))
+	c.pending.Add(-1)
+}
+
+// idle says whether the client waits for nothing, and since when.
+func (c *conn) idle() (since time.Duration, idle bool) {
+	return time.Duration(c.lastUsed.Load()), c.pending.Load() == 0
 }
 
 // ordinaryEnd: the client has closed the connection, or we have.
@@ -172,7 +195,11 @@ func (c *conn) answer() {
 			return
 		}
 		r := c.a.handle(c.ctx, c, request)
+		if isSecret(request) {
+			clear(request)
+		}
 		err := c.write(r.answer)
+		c.answered()
 		if r.after != nil {
 			r.after()
 		}
@@ -196,27 +223,44 @@ func (c *conn) write(answer []byte) error {
 
 // handle answers one request.
 func (a *Agent) handle(ctx context.Context, c *conn, request []byte) reply {
-	switch number := request[0]; number {
-	case msgRequestIdentities:
-		return reply{answer: a.list()}
-	case msgSignRequest:
-		return a.sign(ctx, c, request)
-	case msgRemoveIdentity:
-		return reply{answer: a.remove(c, request)}
-	case msgRemoveAllIdentities, msgRemoveAllRSA1:
-		return reply{answer: a.removeAll(c)}
-	default:
-		a.refuseUnsupported(c, number)
+	number := request[0]
+	if a.isLocked() && !worksLocked(number) {
+		a.refuse(slog.Any("peer", c.peer), requestName(number), nil, &refusal{cause: causeLocked})
 		return reply{answer: failure()}
 	}
-}
-
-// refuseUnsupported tells only the log's reader who wants to know it all about
-// extensions: every ssh sends one, and can do without.
-func (a *Agent) refuseUnsupported(c *conn, number byte) {
-	if number == msgExtension {
-		a.log.Debug("refused", slog.String("request", requestName(number)), slog.Any("peer", c.peer))
-		return
+	switch number {
+	case msgRequestIdentities:
+		return reply{answer: a.list(ctx, c)}
+	case msgSignRequest:
+		return a.sign(ctx, c, request)
+	case msgAddIdentity, msgAddIDConstrained:
+		return reply{answer: a.add(ctx, c, request)}
+	case msgRemoveIdentity:
+		return reply{answer: a.remove(ctx, c, request)}
+	case msgRemoveAllIdentities, msgRemoveAllRSA1:
+		return reply{answer: a.removeAll(ctx, c)}
+	case msgAddSmartcardKey, msgAddSmartcardConstr, msgRemoveSmartcardKey:
+		return reply{answer: a.smartcard(ctx, c, request)}
+	case msgLock, msgUnlock:
+		return reply{answer: a.lockUnlock(ctx, c, request)}
+	case msgExtension:
+		return reply{answer: a.extension(c, request)}
 	}
 	a.refuse(slog.Any("peer", c.peer), requestName(number), nil, &refusal{cause: causeUnsupported})
+	return reply{answer: failure()}
+}
+
+// worksLocked are the requests that a locked agent looks at: the list is
+// empty, and of the extensions there is one.
+func worksLocked(number byte) bool {
+	return number == msgRequestIdentities || number == msgUnlock || number == msgExtension
+}
+
+// isSecret are the requests with private keys, PINs and passwords in them.
+func isSecret(request []byte) bool {
+	switch request[0] {
+	case msgAddIdentity, msgAddIDConstrained, msgAddSmartcardKey, msgAddSmartcardConstr, msgRemoveSmartcardKey, msgLock, msgUnlock:
+		return true
+	}
+	return false
 }

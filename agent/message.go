@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -27,6 +28,8 @@ const (
 	msgAddIDConstrained    = 25
 	msgAddSmartcardConstr  = 26
 	msgExtension           = 27
+	msgExtensionFailure    = 28
+	msgExtensionResponse   = 29
 )
 
 // requestName names a request in the log.
@@ -89,6 +92,11 @@ func frame(message []byte) []byte {
 func failure() []byte { return frame([]byte{msgFailure}) }
 
 func success() []byte { return frame([]byte{msgSuccess}) }
+
+func extensionFailure() []byte { return frame([]byte{msgExtensionFailure}) }
+
+// isSuccess judges an upstream's answer.
+func isSuccess(answer []byte) bool { return bytes.Equal(answer, success()) }
 
 func signed(s *ssh.Signature) []byte {
 	return frame(ssh.Marshal(signResponse{ssh.Marshal(s)}))

@@ -133,7 +133,7 @@ func signsWith(t testing.TB, k Key, pub ssh.PublicKey) {
 	case ssh.KeyAlgoED25519:
 		formats[pub.Type()] = 0
 	default:
-		_, hash, err := scheme(pub, 0)
+		_, hash, err := scheme(pub, 0, false)
 		if err != nil {
 			t.Fatal(err)
 		}

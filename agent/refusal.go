@@ -21,6 +21,20 @@ const (
 	causeWrongAuth   cause = "wrong PIN"
 	causeKey         cause = "key could not sign"
 	causeHungUp      cause = "nobody waits for the answer"
+
+	causeLocked        cause = "the agent is locked"
+	causeNotLocked     cause = "the agent is not locked"
+	causeNoPassword    cause = "an empty password locks nothing"
+	causeWrongPassword cause = "wrong password"
+
+	causeBinding     cause = "binding to an SSH session"
+	causeConstraint  cause = "constraint that cannot be kept"
+	causeDestination cause = "not for this destination"
+	causeConfirm     cause = "not confirmed"
+	causeReplaced    cause = "key was added anew meanwhile"
+	causeRemote      cause = "not over a forwarded connection"
+	causeNoSoftware  cause = "this agent holds no private keys in memory (--no-software-keys)"
+	causeUpstream    cause = "upstream agent"
 )
 
 // refusal is the reason for a failure answer, of which the client learns
@@ -38,6 +52,9 @@ func (r *refusal) Error() string {
 }
 
 func (r *refusal) Unwrap() error { return r.err }
+
+// elsewhere says that an upstream agent may know better.
+func (r *refusal) elsewhere() bool { return r.cause == causeUnknownKey || r.cause == causeRemoved }
 
 // because makes a refusal of an error, unless it is one already. What went
 // wrong after the client hung up, or after a shutdown's grace, went wrong for

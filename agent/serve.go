@@ -50,6 +50,7 @@ func (s *server) accept(ctx context.Context) error {
 		switch {
 		case err == nil:
 			pause.reset()
+			s.awaitRoom(ctx)
 			s.start(nc)
 		case ctx.Err() != nil:
 			return nil
@@ -57,10 +58,48 @@ func (s *server) accept(ctx context.Context) error {
 			if pause.delay == 0 {
 				s.a.log.Error("no new connections for now", "err", err)
 			}
+			s.endIdle()
 			pause.wait(ctx)
 		default:
 			return fmt.Errorf("accepting connections: %w", err)
 		}
+	}
+}
+
+// awaitRoom ends connections that are idle until there is room for one more;
+// if all are busy it waits, and the new client with it.
+func (s *server) awaitRoom(ctx context.Context) {
+	var pause backoff
+	for ctx.Err() == nil && s.count() >= s.a.maxConns {
+		if pause.delay == 0 {
+			s.a.log.Warn("as many clients as are served at a time; ending idle ones", "clients", s.count())
+		}
+		s.endIdle()
+		pause.wait(ctx)
+	}
+}
+
+func (s *server) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
+// endIdle ends the connection that has been idle for longest, if any is.
+func (s *server) endIdle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var longest *conn
+	first := never
+	for c := range s.conns {
+		if since, idle := c.idle(); idle && since < first {
+			longest, first = c, since
+		}
+	}
+	if longest != nil {
+		s.a.log.Info("idle connection ended, to make room", "peer", longest.peer)
+		longest.close()
+		delete(s.conns, longest) // not to be counted or chosen again
 	}
 }
 

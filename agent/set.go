@@ -26,6 +26,25 @@ type identity struct {
 	plain   ssh.PublicKey // Public, or the key that it certifies
 	line    string        // wire encoding of plain; a key and its certificates share it
 	expires uint64        // seconds since 1970; ssh.CertTimeInfinity for never
+	limits  *constraints  // of one that was added; nil: none
+}
+
+// name is for the log: keys that came without a file are known by their
+// comment.
+func (id *identity) name() string {
+	if id.Name == "" {
+		return id.Comment
+	}
+	return id.Name
+}
+
+// visible is nil if the identity's constraints let it be listed, removed and
+// replaced over this connection.
+func (id *identity) visible(c *conn, now time.Time) error {
+	if id.limits == nil || len(id.limits.destinations) == 0 {
+		return nil
+	}
+	return visible(id.limits.destinations, &c.bindings, now)
 }
 
 // expired says whether the identity's certificate was good only until now, or

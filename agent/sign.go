@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto"
 	"crypto/rsa"
-	_ "crypto/sha256" // the hashes of scheme
+	_ "crypto/sha1" // the hashes of scheme
+	"crypto/sha256"
 	_ "crypto/sha512"
 	"encoding/asn1"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,53 +23,103 @@ import (
 func (a *Agent) sign(ctx context.Context, c *conn, request []byte) reply {
 	begun := time.Now()
 	peer := slog.Attr{Key: "peer", Value: c.peer.LogValue()}
-	id, sig, err := a.signature(ctx, c, request)
+	var m signRequest
+	if err := ssh.Unmarshal(request, &m); err != nil {
+		a.refuse(peer, "sign", nil, &refusal{causeMalformed, err})
+		return reply{answer: failure()}
+	}
+	id, refused := a.lookup(string(m.Blob))
+	if refused != nil && refused.elsewhere() && a.upstreams.any() {
+		return a.signUpstream(ctx, c, &m, request, peer)
+	}
+	var sig *ssh.Signature
+	if refused == nil {
+		sig, refused = a.signature(ctx, c, id, &m)
+	}
 	took := slog.Duration("duration", time.Since(begun))
-	if err != nil {
-		a.refuse(peer, "sign", id, err, took)
+	if refused != nil {
+		a.refuse(peer, "sign", id, refused, took)
 		return reply{answer: failure()}
 	}
 	return reply{signed(sig), func() {
-		a.log.Info("signed", "key", id.Name, "fingerprint", id.fingerprint(), "algorithm", sig.Format, peer, took)
+		a.log.Info("signed", "key", id.name(), "fingerprint", id.fingerprint(), "algorithm", sig.Format, peer, took)
 	}}
 }
 
-// signature returns the identity also with an error, if it is known by then.
-func (a *Agent) signature(ctx context.Context, c *conn, request []byte) (*identity, *ssh.Signature, *refusal) {
-	var m signRequest
-	if err := ssh.Unmarshal(request, &m); err != nil {
-		return nil, nil, &refusal{causeMalformed, err}
+// signUpstream has an upstream agent sign.
+func (a *Agent) signUpstream(ctx context.Context, c *conn, m *signRequest, request []byte, peer slog.Attr) reply {
+	begun := time.Now()
+	answer, r := a.relayFor(ctx, c, m.Blob, request)
+	took := slog.Duration("duration", time.Since(begun))
+	print := slog.String("fingerprint", fingerprintOf(m.Blob))
+	if r != nil {
+		a.refuse(peer, "sign", nil, r, print, took)
+		return reply{answer: failure()}
 	}
-	id, refused := a.lookup(string(m.Blob))
-	if refused != nil {
-		return id, nil, refused
+	return reply{answer, func() { a.log.Info("signed by an upstream agent", print, peer, took) }}
+}
+
+// relayFor passes on a request about a key that may be an upstream's.
+func (a *Agent) relayFor(ctx context.Context, c *conn, blob, request []byte) ([]byte, *refusal) {
+	if !a.upstreams.any() {
+		return nil, &refusal{cause: causeUnknownKey}
 	}
-	format, hash, err := scheme(id.plain, m.Flags)
+	answer, ok, err := c.relay.forKey(ctx, string(blob), request)
+	switch {
+	case err != nil:
+		return nil, because(ctx, causeUpstream, err)
+	case !ok:
+		return nil, &refusal{causeUnknownKey, errors.New("or no upstream agent does it")}
+	}
+	return answer, nil
+}
+
+// fingerprintOf a key that may be of a type that is not known.
+func fingerprintOf(blob []byte) string {
+	sum := sha256.Sum256(blob)
+	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
+}
+
+// signature makes a signature with one of our own keys, if its constraints
+// and its owner let it.
+func (a *Agent) signature(ctx context.Context, c *conn, id *identity, m *signRequest) (*ssh.Signature, *refusal) {
+	format, hash, err := scheme(id.plain, m.Flags, a.allowSHA1)
 	if err != nil {
-		return id, nil, &refusal{causeAlgorithm, err}
+		return nil, &refusal{causeAlgorithm, err}
 	}
 	if ctx.Err() != nil {
-		return id, nil, &refusal{causeHungUp, ctx.Err()}
+		return nil, &refusal{causeHungUp, ctx.Err()}
 	}
-	h := hash.New()
-	h.Write(m.Data)
-	t := try{a: a, id: id, peer: c.peer, digest: h.Sum(nil), hash: hash}
+	if r := a.permit(ctx, c, id, m.Data); r != nil {
+		return nil, r
+	}
+	t := try{a: a, id: id, limits: id.limits, peer: c.peer, digest: digest(hash, m.Data), hash: hash}
 	raw, err := t.sign(ctx)
 	if err != nil {
-		return id, nil, because(ctx, causeKey, err)
+		return nil, because(ctx, causeKey, err)
 	}
 	blob, err := wireSignature(id.plain, raw)
 	if err != nil {
-		return id, nil, &refusal{causeKey, err}
+		return nil, &refusal{causeKey, err}
 	}
-	return id, &ssh.Signature{Format: format, Blob: blob}, nil
+	return &ssh.Signature{Format: format, Blob: blob}, nil
+}
+
+// digest is what a key signs: for Ed25519, which has no hash, the data.
+func digest(hash crypto.Hash, data []byte) []byte {
+	if hash == 0 {
+		return data
+	}
+	h := hash.New()
+	h.Write(data)
+	return h.Sum(nil)
 }
 
 // scheme is the signature format and the hash for a key, RFC 9987, section
 // 5.6.1. Like OpenSSH's agent it ignores flags on keys other than RSA and bits
 // that it does not know, and takes both RSA bits for SHA-256: Erlang sends
 // both of them with every key.
-func scheme(key ssh.PublicKey, flags uint32) (format string, hash crypto.Hash, err error) {
+func scheme(key ssh.PublicKey, flags uint32, allowSHA1 bool) (format string, hash crypto.Hash, err error) {
 	switch key.Type() {
 	case ssh.KeyAlgoECDSA256:
 		return ssh.KeyAlgoECDSA256, crypto.SHA256, nil
@@ -75,27 +127,34 @@ func scheme(key ssh.PublicKey, flags uint32) (format string, hash crypto.Hash, e
 		return ssh.KeyAlgoECDSA384, crypto.SHA384, nil
 	case ssh.KeyAlgoECDSA521:
 		return ssh.KeyAlgoECDSA521, crypto.SHA512, nil
+	case ssh.KeyAlgoED25519:
+		return ssh.KeyAlgoED25519, 0, nil
 	case ssh.KeyAlgoRSA:
-		return rsaScheme(flags)
+		return rsaScheme(flags, allowSHA1)
 	}
 	return "", 0, fmt.Errorf("keys of type %s are not supported", key.Type())
 }
 
-func rsaScheme(flags uint32) (format string, hash crypto.Hash, err error) {
+func rsaScheme(flags uint32, allowSHA1 bool) (format string, hash crypto.Hash, err error) {
 	switch {
 	case flags&flagRSASHA256 != 0:
 		return ssh.KeyAlgoRSASHA256, crypto.SHA256, nil
 	case flags&flagRSASHA512 != 0:
 		return ssh.KeyAlgoRSASHA512, crypto.SHA512, nil
+	case allowSHA1:
+		return ssh.KeyAlgoRSA, crypto.SHA1, nil
 	}
-	return "", 0, errors.New("the client asked for ssh-rsa, which signs SHA-1; it must ask for rsa-sha2-256 or rsa-sha2-512")
+	return "", 0, errors.New("the client asked for ssh-rsa, which signs SHA-1; it must ask for rsa-sha2-256 or rsa-sha2-512 (serve --allow-sha1 is for clients that cannot)")
 }
 
 // wireSignature turns a signature as crypto.Signer makes them into the blob of
 // an SSH signature.
 func wireSignature(key ssh.PublicKey, raw []byte) ([]byte, error) {
-	if key.Type() == ssh.KeyAlgoRSA {
+	switch key.Type() {
+	case ssh.KeyAlgoRSA:
 		return wireRSA(key, raw)
+	case ssh.KeyAlgoED25519:
+		return raw, nil // RFC 8709, section 6: as RFC 8032 has it
 	}
 	return wireECDSA(raw)
 }
@@ -142,7 +201,7 @@ func (a *Agent) refuse(peer slog.Attr, what string, id *identity, r *refusal, mo
 	}
 	attrs := []any{slog.String("request", what)}
 	if id != nil {
-		attrs = append(attrs, "key", id.Name, "fingerprint", id.fingerprint())
+		attrs = append(attrs, "key", id.name(), "fingerprint", id.fingerprint())
 	}
 	attrs = append(append(attrs, r.attrs()...), peer)
 	a.log.Log(context.Background(), level, "refused", append(attrs, more...)...)

@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -144,6 +145,8 @@ type prompterFunc func(context.Context, AuthPrompt) ([]byte, error)
 
 func (f prompterFunc) AuthValue(ctx context.Context, p AuthPrompt) ([]byte, error) { return f(ctx, p) }
 
+func (prompterFunc) Confirm(context.Context, ConfirmPrompt) error { return errors.New("not asked for") }
+
 // scripted gives the answers one after the other, and keeps what was asked and
 // the slices it gave.
 type scripted struct {
@@ -152,6 +155,8 @@ type scripted struct {
 	asked   []AuthPrompt
 	given   [][]byte
 }
+
+func (*scripted) Confirm(context.Context, ConfirmPrompt) error { return errors.New("not asked for") }
 
 func (s *scripted) AuthValue(_ context.Context, p AuthPrompt) ([]byte, error) {
 	s.mu.Lock()

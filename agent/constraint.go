@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// Key constraints, RFC 9987, section 5.2.6, and OpenSSH's extensions of them.
+const (
+	constrainLifetime  = 1
+	constrainConfirm   = 2
+	constrainExtension = 255
+
+	extRestrictDestination = "restrict-destination-v00@openssh.com"
+	extProvider            = "sk-provider@openssh.com"
+)
+
+// constraints are the conditions under which an added key may be used. Those
+// of an identity never change; to add it again replaces them.
+type constraints struct {
+	lifetime     *uint32 // seconds from being added; 0 is over at once
+	confirm      bool
+	destinations []Destination // none: anywhere
+}
+
+// parseConstraints reads what follows the comment of a key that is added. RFC
+// 9987 wants a key refused whose constraints are not all known; like OpenSSH
+// this refuses those that come twice as well.
+func parseConstraints(b []byte) (*constraints, error) {
+	c, w := new(constraints), &wire{rest: b}
+	for !w.done() {
+		if err := c.parseNext(w); err != nil {
+			return nil, err
+		}
+	}
+	if w.err != nil {
+		return nil, fmt.Errorf("key constraints: %w", w.err)
+	}
+	return c, nil
+}
+
+func (c *constraints) parseNext(w *wire) error {
+	switch number := w.byte(); number {
+	case constrainLifetime:
+		if c.lifetime != nil {
+			return errors.New("key constraints: two lifetimes")
+		}
+		seconds := w.uint32()
+		c.lifetime = &seconds
+	case constrainConfirm:
+		if c.confirm {
+			return errors.New("key constraints: confirmation is asked for twice")
+		}
+		c.confirm = true
+	case constrainExtension:
+		return c.parseExtension(w)
+	default:
+		return fmt.Errorf("key constraint %d is not known", number)
+	}
+	return nil
+}
+
+func (c *constraints) parseExtension(w *wire) error {
+	name := w.text()
+	if w.err != nil {
+		return nil // the caller reports it
+	}
+	if name != extRestrictDestination {
+		return fmt.Errorf("key constraint %q is not known, or not for this key", name)
+	}
+	body := w.string()
+	if w.err != nil {
+		return nil
+	}
+	if c.destinations != nil {
+		return errors.New("key constraints: destinations are given twice")
+	}
+	destinations, err := parseDestinations(body)
+	if err != nil {
+		return fmt.Errorf("key constraint %s: %w", name, err)
+	}
+	c.destinations = destinations
+	return nil
+}
+
+// marshal is the inverse of parseConstraints.
+func (c *constraints) marshal() []byte {
+	var b []byte
+	if c.lifetime != nil {
+		b = binary.BigEndian.AppendUint32(append(b, constrainLifetime), *c.lifetime)
+	}
+	if c.confirm {
+		b = append(b, constrainConfirm)
+	}
+	if len(c.destinations) > 0 {
+		b = appendString(append(b, constrainExtension), extRestrictDestination)
+		b = appendString(b, string(MarshalDestinations(c.destinations)))
+	}
+	return b
+}
+
+// LogValue names the constraints that there are.
+func (c *constraints) LogValue() slog.Value {
+	var attrs []slog.Attr
+	if c.lifetime != nil {
+		attrs = append(attrs, slog.Duration("lifetime", time.Duration(*c.lifetime)*time.Second))
+	}
+	if c.confirm {
+		attrs = append(attrs, slog.Bool("confirm", true))
+	}
+	if len(c.destinations) > 0 {
+		attrs = append(attrs, slog.Int("destinations", len(c.destinations)))
+	}
+	return slog.GroupValue(attrs...)
+}
+
+// mentions says whether a request whose fields are not known may have a
+// constraint extension of this name, and what follows the name's first
+// appearance. It may be mistaken if the key's own fields have it in them.
+func mentions(request []byte, extension string) (rest []byte, found bool) {
+	_, rest, found = bytes.Cut(request, appendString([]byte{constrainExtension}, extension))
+	return rest, found
+}
