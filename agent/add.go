@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"strings"
 	"time"
-
 )
 
 // add answers ADD_IDENTITY and ADD_ID_CONSTRAINED.

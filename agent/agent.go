@@ -175,10 +175,10 @@ type Agent struct {
 	lock      lock
 	added     addedKeys
 	removed   removals
-	changes   uint64  // of added and removed, to tell one state from another
-	stopAlarm func()  // for the next deadline of added; may be nil
-	listing   *listing // the last list answer
-	reported  *Set     // the last one whose unlisted identities were logged
+	changes   uint64          // of added and removed, to tell one state from another
+	stopAlarm func()          // for the next deadline of added; may be nil
+	listing   *listing        // the last list answer
+	reported  *Set            // the last one whose unlisted identities were logged
 	auth      map[string]auth // by blob of the plain public key
 	tries     int             // see AuthPrompt.TriesLeft
 }

@@ -36,7 +36,7 @@ var table = map[string]row{
 
 	"keyfile": {imports: []string{"golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"}},
 	"tpmkey":  {imports: []string{"keyfile", "github.com/google/go-tpm/...", "golang.org/x/crypto/cryptobyte", "golang.org/x/sync/semaphore"}, tests: []string{"internal/tcti"}},
-	"agent":   {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"}},
+	"agent":   {imports: []string{"golang.org/x/crypto/argon2", "golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"}},
 
 	"internal/boottime":   {imports: []string{"agent", "golang.org/x/sys/unix"}},
 	"internal/keydir":     {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
