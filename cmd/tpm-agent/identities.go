@@ -1,13 +1,16 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
+	"reflect"
 	"sync"
 
 	"golang.org/x/crypto/ssh"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 	"github.com/tpm-agent/tpm-agent/internal/keydir"
+	"github.com/tpm-agent/tpm-agent/keyfile"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
@@ -76,6 +79,40 @@ func (s *identities) offers(e *keydir.Entry, key *tpmkey.Key) []agent.Identity {
 		ids = append(ids, agent.Identity{Public: public, Comment: comment, Name: e.Path, Key: key})
 	}
 	return ids
+}
+
+// keyFile is the identity of a key file that is added at run time. It need not
+// be in a directory; if it is, the key is the one of there, whose context the
+// TPM has saved already.
+func (s *identities) keyFile(name, comment string, content []byte) (agent.Identity, error) {
+	file, err := keyfile.Parse(content)
+	if err != nil {
+		return agent.Identity{}, err
+	}
+	public, err := ssh.NewPublicKey(file.Public.Key)
+	if err != nil {
+		return agent.Identity{}, fmt.Errorf("no key for SSH: %w", err)
+	}
+	key := s.known(file)
+	if key == nil {
+		if key, err = s.tpm.Key(file); err != nil {
+			return agent.Identity{}, err
+		}
+	}
+	entry := &keydir.Entry{Path: name, Public: public, Comment: comment}
+	return s.offers(entry, key)[0], nil
+}
+
+// known returns the TPM's key of a file with the same content, or nil.
+func (s *identities) known(file *keyfile.TPMKey) *tpmkey.Key {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for entry, key := range s.keys {
+		if key != nil && reflect.DeepEqual(entry.Key, file) {
+			return key
+		}
+	}
+	return nil
 }
 
 // sameSlice reports whether a and b are the same slice of the same array.

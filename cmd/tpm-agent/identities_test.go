@@ -141,3 +141,32 @@ func TestSoftwareKeysAreMarked(t *testing.T) {
 		t.Errorf("offered %+v", offered)
 	}
 }
+
+// A key file that is added is the key of its directory if it is in one, and
+// bad ones are refused with the reason.
+func TestKeyFile(t *testing.T) {
+	files, restricted := made(t, 2)
+	s, dir, _ := source(t)
+	s.software = true
+	write(t, filepath.Join(dir, "a.tpm"), files[0])
+	s.Identities()
+	id, err := s.keyFile("/stick/a", "mine", files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id.Key != s.keys[s.entries[0]] {
+		t.Error("a new key for one that is there, whose context is saved")
+	}
+	if id.Name != "/stick/a" || id.Comment != "mine (not protected: software TPM)" || !bytes.Equal(id.Public.Marshal(), s.entries[0].Public.Marshal()) {
+		t.Errorf("%+v", id)
+	}
+	other, err := s.keyFile("/stick/b", "", files[1])
+	if err != nil || other.Key == id.Key || other.Key == nil {
+		t.Errorf("%+v, %v", other, err)
+	}
+	for name, content := range map[string][]byte{"nothing": nil, "text": []byte("text"), "restricted": restricted, "cut": files[0][:100]} {
+		if id, err := s.keyFile(name, "", content); err == nil || id.Key != nil {
+			t.Errorf("%s: %+v", name, id)
+		}
+	}
+}

@@ -124,8 +124,10 @@ func runServe(cmd *cobra.Command, g *global, o serveOptions) (err error) {
 	}
 	tpm := openTPM(addr)
 	defer func() { err = errors.Join(err, tpm.Close(), index.Close()) }()
+	ids := &identities{index: index, tpm: tpm, software: addr.Software(), log: log}
 	a := agent.New(agent.Config{
-		Source:   &identities{index: index, tpm: tpm, software: addr.Software(), log: log},
+		Source:   ids,
+		KeyFile:  ids.keyFile,
 		Prompter: prompt.New(asking),
 		Log:      log,
 		Clock:    boottime.New(),
