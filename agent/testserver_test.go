@@ -51,6 +51,12 @@ type testServer struct {
 
 func serve(t testing.TB, c Config) *testServer {
 	t.Helper()
+	return serveOn(t, c, func(l net.Listener) net.Listener { return l })
+}
+
+// serveOn serves on a listener of another kind.
+func serveOn(t testing.TB, c Config, kind func(net.Listener) net.Listener) *testServer {
+	t.Helper()
 	s := &testServer{path: filepath.Join(t.TempDir(), "s"), log: new(record)}
 	if c.Log == nil {
 		c.Log = slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -62,7 +68,7 @@ func serve(t testing.TB, c Config) *testServer {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- s.Serve(ctx, l) }()
+	go func() { served <- s.Serve(ctx, kind(l)) }()
 	s.stop = sync.OnceValue(func() error {
 		cancel()
 		return <-served
