@@ -29,10 +29,10 @@ ifneq ($(shell git rev-parse --verify -q HEAD >/dev/null 2>&1 && echo yes),yes)
 export GOFLAGS += -buildvcs=false
 endif
 
-SCRIPTS := .ci/run .ci/deps .ci/fuzz contrib/demo contrib/systemd-user/check internal/vmtest/run internal/vmtest/init
+SCRIPTS := .ci/run .ci/deps .ci/fuzz contrib/demo contrib/systemd-user/check internal/clients/run internal/vmtest/run internal/vmtest/init
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test fuzz test-vm bench demo tools install uninstall clean
+.PHONY: help build check test fuzz test-vm clients bench demo tools install uninstall clean
 
 help: ## this list
 	@echo 'Targets:'
@@ -77,6 +77,10 @@ fuzz: ## every fuzz target, longer (LONGFUZZTIME each)
 test-vm: build ## boots Linux in QEMU and tests against the kernel's TPM driver and resource manager
 	@.ci/deps vm
 	@for device in $(VMTPM); do internal/vmtest/run $$device || exit 1; done
+
+clients: build ## clients that others wrote, from ssh to PuTTY, end to end with each kind of key
+	@.ci/deps clients
+	@internal/clients/run
 
 bench: build ## measures signatures, lists, start-up and memory; prints a table with ratios
 	@.ci/deps test

@@ -3,44 +3,20 @@ package main
 import (
 	"io"
 	"net"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 	sshagent "golang.org/x/crypto/ssh/agent"
-
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
 )
 
 // TestCrowd: 64 clients of a running daemon and its TPM at once, and one more
 // that sends garbage. One of the 64 hangs up with its request under way; the
 // other 63 get their signatures.
 func TestCrowd(t *testing.T) {
-	sw := tpmtest.Start(t)
-	dir := t.TempDir()
-	key, socket := filepath.Join(dir, "id"), filepath.Join(dir, "run", "s")
-	if out, err := program(t, "--tpm", sw.Address(), "keygen", "-q", "-N", "", "-f", key).CombinedOutput(); err != nil {
-		t.Fatalf("keygen: %v\n%s", err, out)
-	}
-	line, err := os.ReadFile(key + ".pub")
-	if err != nil {
-		t.Fatal(err)
-	}
-	public, _, _, _, err := ssh.ParseAuthorizedKey(line)
-	if err != nil {
-		t.Fatal(err)
-	}
-	serve := program(t, "--tpm", sw.Address(), "serve", "--socket", socket, "--key-dir", dir)
-	if err := serve.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = serve.Process.Signal(syscall.SIGTERM); _ = serve.Wait() }()
-
+	public, socket := served(t)
 	garbage := connect(t, socket)
 	if _, err := io.WriteString(garbage, "GET / HTTP/1.1\r\n\r\n"); err != nil {
 		t.Fatal(err)

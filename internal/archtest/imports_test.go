@@ -50,6 +50,7 @@ var table = map[string]row{
 
 	"internal/archtest": {},
 	"internal/bench":    everything,
+	"internal/clients":  {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent", "golang.org/x/crypto/ssh/knownhosts", "golang.org/x/sync/errgroup"}},
 	"internal/vmtest":   {tests: []string{"agent", "tpmkey", "keyfile", "internal/..."}},
 }
 
