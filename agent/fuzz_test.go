@@ -6,53 +6,149 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 )
 
+// hastyClock lets nobody wait, and no key expire but at once.
+type hastyClock struct{}
+
+func (hastyClock) Now() time.Duration                                { return time.Hour }
+func (hastyClock) AfterFunc(_ time.Duration, f func()) (stop func()) { go f(); return func() {} }
+
 // FuzzConn sends bytes and hangs up. Each request that came whole, before
-// anything that is none, gets an answer, and the agent never panics.
+// anything that is none, gets an answer of a kind that it may get, and the
+// agent never panics.
 func FuzzConn(f *testing.F) {
 	id := plain("k", p256())
 	sign := signMessage(id.Public.Marshal(), []byte("data"), 0)
 	f.Add([]byte{})
 	f.Add([]byte{0, 0, 0, 0, 1})
-	f.Add(frame(listThem))
-	f.Add(append(frame(sign), frame(listThem)...))
-	f.Add(frame(removeMessage(id.Public.Marshal())))
 	f.Add(append(frame([]byte{msgRemoveAllIdentities}), 0, 4, 0, 1))
 	f.Add(append(frame([]byte{msgExtension}), frame(sign)[:20]...))
 	f.Add(bytes.Repeat(frame(listThem), 2*maxWaiting))
-	s := serve(f, Config{Source: fixed(id)})
+	f.Add(append(frame(sign), frame((&KeyFileRequest{Name: "k", Content: []byte("rsa")}).Marshal())...))
+	for _, messages := range additions() {
+		var b []byte
+		for _, m := range messages {
+			if m != nil {
+				b = append(b, frame(m)...)
+			}
+		}
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		s := serveOn(t, Config{Source: fixed(id), KeyFile: keyFiles, Clock: hastyClock{}},
+			func(l net.Listener) net.Listener { return localListener{l, true} })
 		nc := s.dial(t)
-		defer nc.Close()
 		go func(nc *net.UnixConn) { nc.Write(b); nc.CloseWrite() }(nc)
-		for i := range whole(b) {
-			if _, err := tryRecv(nc); err != nil {
+		for i, request := range whole(b) {
+			answer, err := tryRecv(nc)
+			if err != nil {
 				t.Fatalf("answer %d: %v", i, err)
+			}
+			if !slices.Contains(answersTo(request[0]), answer[0]) {
+				t.Fatalf("request %d of type %d is answered with %d", i, request[0], answer[0])
 			}
 		}
 		if rest, _ := io.ReadAll(nc); len(rest) > 0 {
 			t.Fatalf("%d bytes nobody asked for", len(rest))
 		}
+		s.Forget()
 		if s.log.count("panic") > 0 {
 			t.Fatal(s.log)
 		}
 	})
 }
 
-// whole counts the messages in b up to the first that is none.
-func whole(b []byte) (n int) {
-	for ; len(b) >= 4; n++ {
+// answersTo are the types of message that may answer a request.
+func answersTo(number byte) []byte {
+	switch number {
+	case msgRequestIdentities:
+		return []byte{msgIdentitiesAnswer}
+	case msgSignRequest:
+		return []byte{msgSignResponse, msgFailure}
+	case msgRemoveAllIdentities, msgRemoveAllRSA1, msgAddIdentity, msgAddIDConstrained, msgRemoveIdentity, msgLock, msgUnlock:
+		return []byte{msgSuccess, msgFailure}
+	case msgExtension:
+		return []byte{msgSuccess, msgFailure, msgExtensionFailure, msgExtensionResponse}
+	}
+	return []byte{msgFailure}
+}
+
+// FuzzReader: how the bytes come makes no difference to the messages.
+func FuzzReader(f *testing.F) {
+	f.Add(append(frame(listThem), frame(make([]byte, 9000))...), uint16(1))
+	f.Add(append(frame(adding(rsa2k(), nil)), 0, 4, 0, 1, 5), uint16(1023))
+	f.Add([]byte{0, 0, 0, 9, 1}, uint16(3))
+	f.Fuzz(func(t *testing.T, b []byte, chunk uint16) {
+		r := &reader{from: &chunks{b, int(chunk) + 1}}
+		for i, want := range whole(b) {
+			got, err := readMessage(r, func() {})
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("message %d: %x, %v", i, got, err)
+			}
+		}
+		if m, err := readMessage(r, func() {}); err == nil {
+			t.Fatalf("a message that is none: %x", m)
+		}
+	})
+}
+
+// chunks gives at most n bytes at a time.
+type chunks struct {
+	b []byte
+	n int
+}
+
+func (c *chunks) Read(p []byte) (int, error) {
+	if len(c.b) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, c.b[:min(len(c.b), c.n)])
+	c.b = c.b[n:]
+	return n, nil
+}
+
+// FuzzConstraints: what is understood is written again as it was meant.
+func FuzzConstraints(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(append(lifetime(9), confirmed()...))
+	f.Add(restricted(direct(toHost("me", "a", hostA())), onward(toHost("", "a", hostA()), byAuthority("", "b", hostCA()))))
+	f.Add(extensionConstraint("x"))
+	f.Add([]byte{constrainExtension, 0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := parseConstraints(b)
+		if err != nil {
+			return
+		}
+		again, err := parseConstraints(c.marshal())
+		if err != nil || !bytes.Equal(again.marshal(), c.marshal()) {
+			t.Fatalf("%+v is written as %x, %v", c, c.marshal(), err)
+		}
+		if (c.lifetime == nil) != (again.lifetime == nil) || c.confirm != again.confirm || len(c.destinations) != len(again.destinations) {
+			t.Fatalf("%+v comes back as %+v", c, again)
+		}
+		if c.lifetime != nil && !hasLifetime(b) {
+			t.Fatalf("the lifetime in %x is not seen", b)
+		}
+	})
+}
+
+// whole returns the messages in b up to the first that is none.
+func whole(b []byte) (messages [][]byte) {
+	for len(b) >= 4 {
 		length := int(binary.BigEndian.Uint32(b))
 		if length == 0 || length > maxMessage || len(b) < 4+length {
 			break
 		}
+		messages = append(messages, b[4:4+length])
 		b = b[4+length:]
 	}
-	return n
+	return messages
 }
 
 // FuzzSignRequest: what is answered with a signature was asked for, with that
