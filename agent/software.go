@@ -115,6 +115,7 @@ type numbers interface {
 
 var (
 	errOtherKey    = errors.New("the certificate is for another key")
+	errOutOfRange  = errors.New("the private key is out of range")
 	errOtherPublic = errors.New("the private key does not belong to the public key")
 )
 

@@ -8,8 +8,8 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/subtle"
-	"errors"
 	"fmt"
+	"math/big"
 	"math/bits"
 
 	"golang.org/x/crypto/ssh"
@@ -38,15 +38,11 @@ func (n *ecdsaNumbers) key(certified crypto.PublicKey) (*softwareKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := (pub.Curve.Params().N.BitLen() + 7) / 8
-	// A number that is shorter by half is none that was drawn at random, and
-	// OpenSSH does not take it either.
-	if len(n.d) > size || bitLen(n.d) <= pub.Curve.Params().N.BitLen()/2 {
-		return nil, errors.New("private key out of range")
-	}
-	scalar := make([]byte, size)
+	scalar, err := n.scalar(pub.Curve.Params().N)
 	defer clear(scalar)
-	copy(scalar[size-len(n.d):], n.d)
+	if err != nil {
+		return nil, err
+	}
 	private, err := ecdsa.ParseRawPrivateKey(pub.Curve, scalar)
 	if err != nil {
 		return nil, fmt.Errorf("private key: %w", err)
@@ -54,11 +50,28 @@ func (n *ecdsaNumbers) key(certified crypto.PublicKey) (*softwareKey, error) {
 	defer forget(private)
 	switch {
 	case private.PublicKey.Equal(pub):
-		return newSoftwareKey(pub, size, func(b []byte) { copy(b, scalar) })
+		return newSoftwareKey(pub, len(scalar), func(b []byte) { copy(b, scalar) })
 	case certified != nil:
 		return nil, errOtherKey
 	}
 	return nil, errOtherPublic
+}
+
+// scalar is d at its full length. The bounds are OpenSSH's: d is less than the
+// order of the curve by two at least, and not shorter by half, as none is that
+// was drawn at random.
+func (n *ecdsaNumbers) scalar(order *big.Int) ([]byte, error) {
+	size := (order.BitLen() + 7) / 8
+	if len(n.d) > size || bitLen(n.d) <= order.BitLen()/2 {
+		return nil, errOutOfRange
+	}
+	scalar := make([]byte, size)
+	copy(scalar[size-len(n.d):], n.d)
+	limit := new(big.Int).Sub(order, big.NewInt(1)).FillBytes(make([]byte, size))
+	if bytes.Compare(scalar, limit) >= 0 {
+		return scalar, errOutOfRange
+	}
+	return scalar, nil
 }
 
 func (n *ecdsaNumbers) public(certified crypto.PublicKey) (*ecdsa.PublicKey, error) {
