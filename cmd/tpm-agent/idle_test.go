@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	sshagent "golang.org/x/crypto/ssh/agent"
+)
+
+// running is a daemon that a test has started.
+type running struct {
+	t      *testing.T
+	pid    int
+	socket string
+	public ssh.PublicKey // of a software key that it holds
+}
+
+// run starts a daemon, through a shell that may limit it first, and adds a
+// software key.
+func startLimited(t *testing.T, limit string) *running {
+	t.Helper()
+	cmd := program(t)
+	socket := filepath.Join(cmd.Dir, "s")
+	shell := exec.Command("/bin/sh", "-c", limit+` exec "$@"`, "sh", cmd.Path, "serve", "--socket", socket, "--log-level", "error")
+	shell.Env, shell.Dir = cmd.Env, cmd.Dir
+	var log bytes.Buffer
+	shell.Stderr = &log
+	if err := shell.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		shell.Process.Kill()
+		shell.Wait()
+		if t.Failed() {
+			t.Log(log.String())
+		}
+	})
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := connect(t, socket)
+	defer conn.Close()
+	if err := sshagent.NewClient(conn).Add(sshagent.AddedKey{PrivateKey: private}); err != nil {
+		t.Fatal(err)
+	}
+	key, err := ssh.NewPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &running{t, shell.Process.Pid, socket, key}
+}
+
+// dial makes a connection and has one list over it.
+func (r *running) dial() (net.Conn, error) {
+	conn, err := net.Dial("unix", r.socket)
+	if err != nil {
+		return nil, err
+	}
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := conn.Write([]byte{0, 0, 0, 1, 11}); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	answer := make([]byte, 4096)
+	n, err := conn.Read(answer)
+	if err != nil || n < 9 || answer[4] != 12 {
+		conn.Close()
+		return nil, fmt.Errorf("the list is %x, %v", answer[:n], err)
+	}
+	return conn, nil
+}
+
+// sign makes n signatures over one connection.
+func (r *running) sign(n int) error {
+	conn, err := net.Dial("unix", r.socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	client := sshagent.NewClient(conn)
+	for i := range n {
+		data := []byte(strconv.Itoa(i))
+		sig, err := client.Sign(r.public, data)
+		if err != nil {
+			return err
+		}
+		if err := r.public.Verify(data, sig); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// descriptors counts the daemon's.
+func (r *running) descriptors() int {
+	r.t.Helper()
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", r.pid))
+	if errors.Is(err, fs.ErrPermission) {
+		r.t.Skip("only root can look into a daemon that keeps others out of its memory")
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return len(files)
+}
+
+// resident is the daemon's memory in KiB.
+func (r *running) resident() int {
+	r.t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.pid))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmRSS:")
+	kib, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return kib
+}
+
+// awaitDescriptors waits until the daemon has no more than so many.
+func (r *running) awaitDescriptors(n int) {
+	r.t.Helper()
+	for start := time.Now(); r.descriptors() > n; time.Sleep(5 * time.Millisecond) {
+		if time.Since(start) > 20*time.Second {
+			r.t.Fatalf("%d descriptors are open, want %d", r.descriptors(), n)
+		}
+	}
+}
+
+// TestThousandIdle: 1000 connections that wait for nothing, and 64 busy ones
+// beside them, again and again. Descriptors are given back, and memory does
+// not grow from one time to the next.
+func TestThousandIdle(t *testing.T) {
+	r := startLimited(t, "")
+	before := r.descriptors()
+	var peaks []int
+	for range 4 {
+		var idle []net.Conn
+		for range 1000 {
+			conn, err := r.dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			idle = append(idle, conn)
+		}
+		var busy sync.WaitGroup
+		for range 64 {
+			busy.Go(func() {
+				if err := r.sign(20); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		busy.Wait()
+		peaks = append(peaks, r.resident())
+		for _, conn := range idle {
+			conn.Close()
+		}
+		r.awaitDescriptors(before)
+	}
+	t.Logf("resident with 1000 idle connections, in KiB: %v", peaks)
+	if last := peaks[3]; last > 96<<10 || last > peaks[1]*5/4 {
+		t.Errorf("resident memory grows, in KiB: %v", peaks)
+	}
+}
+
+// TestFewDescriptors has 48 of them and 200 clients that stay: each is served,
+// at the cost of those that have been idle for longest, and it all works when
+// they have gone.
+func TestFewDescriptors(t *testing.T) {
+	r := startLimited(t, "ulimit -n 48;")
+	before := r.descriptors()
+	var idle []net.Conn
+	for i := range 200 {
+		conn, err := r.dial()
+		if err != nil {
+			t.Fatalf("client %d: %v", i, err)
+		}
+		idle = append(idle, conn)
+	}
+	if err := r.sign(3); err != nil {
+		t.Error(err)
+	}
+	if n, err := idle[0].Read(make([]byte, 1)); err == nil {
+		t.Errorf("the first client is still connected, and reads %d bytes", n)
+	}
+	for _, conn := range idle {
+		conn.Close()
+	}
+	r.awaitDescriptors(before)
+	if err := r.sign(3); err != nil {
+		t.Error(err)
+	}
+}
