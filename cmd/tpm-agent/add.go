@@ -41,6 +41,8 @@ func newAddCmd(g *global) *cobra.Command {
 	f.StringArrayVarP(&o.destinations, "destination", "h", nil, "use the key only for this `[FROM>][USER@]HOST`; may be given several times")
 	f.StringArrayVarP(&o.hostKeys, "hostkeys", "H", nil, "`FILE` with keys of hosts, for -h; may be given several times (default: ssh's known_hosts files)")
 	f.Bool("help", false, "help for add") // -h is ssh-add's
+	mustComplete(cmd, "destination")
+	mustComplete(cmd, "lifetime")
 	return cmd
 }
 
@@ -142,11 +144,11 @@ func addFile(ctx context.Context, c *client, stderr io.Writer, limits agent.KeyF
 
 // notAdded explains an agent's refusal.
 func notAdded(c *client, path string, err error) error {
+	err = fmt.Errorf("adding %s to the agent at %s: %w", plain(path), plain(c.path), err)
 	if errors.Is(err, agent.ErrNoKeyFiles) {
-		return withHint(fmt.Errorf("adding %s: the agent at %s is not tpm-agent, or may not be told from here: %w", plain(path), plain(c.path), err),
-			"choose the agent with --socket PATH; tpm-agent's own is $XDG_RUNTIME_DIR/tpm-agent/agent.sock")
+		return withHint(err, "is it tpm-agent? (--socket PATH chooses another.) One that is locked takes none (ssh-add -X unlocks it), nor one that is reached through ssh -A")
 	}
-	return fmt.Errorf("adding %s: the agent refused: %w", plain(path), err)
+	return err
 }
 
 // validCertificates leaves out those that have expired, which no agent offers.

@@ -316,12 +316,12 @@ func TestNoAgent(t *testing.T) {
 func TestNotAdded(t *testing.T) {
 	c := &client{path: "/s"}
 	for err, want := range map[error]string{
-		agent.ErrNoKeyFiles:   "the agent at /s is not tpm-agent",
-		errors.New("no key"):  "adding k.tpm: the agent refused: no key",
-		errors.New("\x1b[2J"): "adding k.tpm: the agent refused: ",
+		agent.ErrNoKeyFiles:   "adding k.tpm to the agent at /s: the agent takes no key files",
+		errors.New("no good"): "adding k.tpm to the agent at /s: no good",
 	} {
-		if got := notAdded(c, "k.tpm", err); !strings.Contains(got.Error(), want) {
-			t.Errorf("%v, want %s", got, want)
+		got := notAdded(c, "k.tpm", err)
+		if got.Error() != want || (len(hints(got)) == 1) != errors.Is(got, agent.ErrNoKeyFiles) {
+			t.Errorf("%v, %q, want %s", got, hints(got), want)
 		}
 	}
 }
@@ -340,4 +340,32 @@ func TestLifetimes(t *testing.T) {
 			t.Errorf("-t %s: %v", text, err)
 		}
 	}
+}
+
+// FuzzDestination: what is taken names a host at each end, and no more than
+// was written.
+func FuzzDestination(f *testing.F) {
+	line, err := os.ReadFile(filepath.Join("testdata", "known_host"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	hosts := filepath.Join(f.TempDir(), "known_hosts")
+	if err := os.WriteFile(hosts, line, 0o600); err != nil {
+		f.Fatal(err)
+	}
+	for _, spec := range []string{"a", "a>b", "u@a", "a>u@b", "[a]:22>x@y@[b]", ">", "@", "u@a>b", "a>b>c", "[]", "[>]"} {
+		f.Add(spec)
+	}
+	f.Fuzz(func(t *testing.T, spec string) {
+		d, err := parseDestination(spec, []string{hosts})
+		if err != nil {
+			return
+		}
+		if d.To.Host == "" || len(d.To.Keys) == 0 || d.From.User != "" || (d.From.Host == "") != (len(d.From.Keys) == 0) {
+			t.Errorf("%q gives %+v", spec, d)
+		}
+		if strings.Contains(spec, ">") != (d.From.Host != "") || len(d.From.Host)+len(d.To.User)+len(d.To.Host) > len(spec) {
+			t.Errorf("%q gives %+v", spec, d)
+		}
+	})
 }
