@@ -88,7 +88,7 @@ func TestBindRefused(t *testing.T) {
 		"no key":              {with(func(m *bindRequest) { m.Host = nil }), "host key"},
 		"long id":             {bindBody(hostA(), strings.Repeat("i", maxSessionID+1), false), "129 bytes"},
 		"unknown key":         {with(func(m *bindRequest) { m.Host = ssh.Marshal(struct{ A, B string }{"ssh-mldsa-44", "x"}) }), `type "ssh-mldsa-44"`},
-		"dsa":                 {with(func(m *bindRequest) { m.Host = ssh.Marshal(struct{ A, B string }{ssh.InsecureKeyAlgoDSA, "x"}) }), `type "ssh-dss"`},
+		"dsa":                 {with(func(m *bindRequest) { m.Host = ssh.Marshal(struct{ A, B string }{"ssh-dss", "x"}) }), `type "ssh-dss"`},
 		"algorithm as key":    {with(func(m *bindRequest) { m.Host = ssh.Marshal(struct{ A, B string }{ssh.KeyAlgoRSASHA256, "x"}) }), "host key"},
 		"giant rsa":           {with(func(m *bindRequest) { m.Host = rsaBlob(1<<17, 3) }), "too large"},
 		"giant exponent":      {with(func(m *bindRequest) { m.Host = rsaBlob(2048, 1<<40+1) }), "too large"},

@@ -65,7 +65,8 @@ func (w *walk) isHost(key ssh.PublicKey, h *Hop) bool {
 
 // hostCertificate says whether a certificate, whose authority is a good one,
 // speaks for a host. Principals may be patterns, and a certificate without any
-// is good for no host; both are different in x/crypto's CertChecker.
+// is good for no host; both are different in x/crypto's CertChecker, and were
+// in OpenSSH before 10.3.
 func (w *walk) hostCertificate(cert *ssh.Certificate, host string) error {
 	now := unix(w.now)
 	switch {

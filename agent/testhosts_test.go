@@ -42,7 +42,7 @@ func certify(host, ca ssh.Signer, principals []string, change func(*ssh.Certific
 	return must(ssh.NewCertSigner(cert, host))
 }
 
-// sha1 makes a signer use ssh-rsa, as certificates and old servers did.
+// withAlgorithm makes an RSA signer use one algorithm.
 func withAlgorithm(s ssh.Signer, algorithm string) ssh.Signer {
 	return must(ssh.NewSignerWithAlgorithms(s.(ssh.AlgorithmSigner), []string{algorithm}))
 }
@@ -90,7 +90,7 @@ func login(key ssh.PublicKey, sessionID, user string, host ssh.PublicKey) []byte
 	return ssh.Marshal(userauth(key, sessionID, user, host))
 }
 
-// toHost and atOrigin make hops.
+// toHost is a hop to a host with these keys.
 func toHost(user, name string, keys ...ssh.Signer) Hop {
 	h := Hop{User: user, Host: name}
 	for _, k := range keys {
@@ -99,6 +99,7 @@ func toHost(user, name string, keys ...ssh.Signer) Hop {
 	return h
 }
 
+// byAuthority is a hop to a host that these authorities certify.
 func byAuthority(user, name string, cas ...ssh.Signer) Hop {
 	h := toHost(user, name, cas...)
 	for i := range h.Keys {
@@ -107,7 +108,7 @@ func byAuthority(user, name string, cas ...ssh.Signer) Hop {
 	return h
 }
 
-// from here to the hop.
+// direct is from here to the hop.
 func direct(to Hop) Destination { return Destination{To: to} }
 
 // onward is from one hop to another.
