@@ -138,7 +138,7 @@ func TestKeygenGivenUp(t *testing.T) {
 		typed  string
 		status int
 		says   string
-	}{"ctrl-c": {"\x03", 130, "interrupted"}, "ctrl-d": {"\x04", 1, "cancelled"}} {
+	}{"ctrl-c": {"\x03", 130, "interrupted"}, "ctrl-d": {"\x04", 1, "refused at the prompt"}} {
 		t.Run(name, func(t *testing.T) {
 			s := sit(t, program(t, "keygen", "-f", "id"))
 			s.waitFor("Enter PIN (empty for no PIN): ")
