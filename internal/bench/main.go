@@ -45,7 +45,10 @@ func run() error {
 	if *quick {
 		b.rounds, b.memory, b.sizes = 20, 100, []int{1, 100}
 	}
-	return errors.Join(b.signatures(), b.throughput(), b.lists(), b.residentMemory())
+	if err := b.writeAskpass(); err != nil {
+		return err
+	}
+	return errors.Join(b.signatures(), b.throughput(), b.lists(), b.waiting(), b.residentMemory())
 }
 
 // bench holds what every measurement needs.

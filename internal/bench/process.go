@@ -53,9 +53,11 @@ type daemon struct {
 	startup time.Duration // until the first list was answered
 }
 
-func (b *bench) startDaemon(tpm, keys string) (*daemon, error) {
+func (b *bench) startDaemon(tpm, keys string, options ...string) (*daemon, error) {
 	d := &daemon{socket: filepath.Join(b.dir, "run", fmt.Sprintf("agent-%d.sock", time.Now().UnixNano()))}
-	d.cmd = exec.CommandContext(b.ctx, b.program, "--tpm", tpm, "serve", "--socket", d.socket, "--key-dir", keys)
+	arguments := append([]string{"--tpm", tpm, "serve", "--socket", d.socket, "--key-dir", keys}, options...)
+	d.cmd = exec.CommandContext(b.ctx, b.program, arguments...)
+	d.cmd.Env = append(os.Environ(), "SSH_ASKPASS="+filepath.Join(b.dir, "askpass"), "SSH_ASKPASS_REQUIRE=force")
 	d.cmd.Cancel = func() error { return d.cmd.Process.Signal(syscall.SIGTERM) }
 	log, err := os.OpenFile(filepath.Join(b.dir, "serve.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
