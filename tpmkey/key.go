@@ -111,6 +111,8 @@ func curveHash(c elliptic.Curve) (crypto.Hash, bool) {
 // hashAlg returns the TPM's number of a hash, TPM_ALG_NULL if it has none.
 func hashAlg(h crypto.Hash) tpm2.TPMAlgID {
 	switch h {
+	case crypto.SHA1:
+		return tpm2.TPMAlgSHA1
 	case crypto.SHA256:
 		return tpm2.TPMAlgSHA256
 	case crypto.SHA384:

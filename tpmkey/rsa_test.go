@@ -3,6 +3,7 @@ package tpmkey_test
 import (
 	"context"
 	"crypto"
+	_ "crypto/sha1" // old clients ask for it
 	"encoding/binary"
 	"errors"
 	"slices"
@@ -25,7 +26,7 @@ func (f *fixture) foreignRSA(t *testing.T, attributes string) *tpmkey.Key {
 func TestDecryptOnlyRSA(t *testing.T) {
 	f := start(t)
 	key := f.foreignRSA(t, "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|decrypt")
-	for _, h := range []crypto.Hash{crypto.SHA256, crypto.SHA512} {
+	for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA256, crypto.SHA512} {
 		got := f.commands(func() { mustSign(t, key, "", h) })
 		if !slices.Contains(got, "RSA_Decrypt") || slices.Contains(got, "Sign") {
 			t.Errorf("%v: commands %v, want RSA_Decrypt and no Sign", h, got)

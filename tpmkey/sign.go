@@ -18,7 +18,8 @@ import (
 
 // Sign signs digest, the hash opts.HashFunc() of a message, in the TPM. The
 // signature is encoded as by a [crypto.Signer]: ASN.1 for ECDSA, PKCS #1 v1.5
-// for RSA. auth is the PIN as typed, nil for none; it is not changed.
+// for RSA. auth is the PIN as typed, nil for none; it is not changed. RSA keys
+// sign SHA-1 too: whether that is wanted is the caller's to know.
 //
 // The caller waits in line for the TPM, and leaves it when ctx ends; a
 // signature that has not been started by then is not made. No signature is
@@ -62,13 +63,14 @@ func (k *Key) Sign(ctx context.Context, auth, digest []byte, opts crypto.SignerO
 
 // checkHash refuses what the key can never sign.
 func (k *Key) checkHash(hash crypto.Hash, digest []byte) error {
-	if hashAlg(hash) == tpm2.TPMAlgNull {
+	p := k.file.Public
+	_, isRSA := k.Public().(*rsa.PublicKey)
+	if hashAlg(hash) == tpm2.TPMAlgNull || hash == crypto.SHA1 && !isRSA {
 		return &UnsupportedError{What: "signature over " + hash.String(), Why: "only SHA-2 is used"}
 	}
 	if len(digest) != hash.Size() {
 		return fmt.Errorf("digest of %d octets for %v", len(digest), hash)
 	}
-	p := k.file.Public
 	if p.Scheme != uint16(tpm2.TPMAlgNull) && p.SchemeHash != uint16(hashAlg(hash)) {
 		return &UnsupportedError{What: "signature over " + hash.String(), Why: "the key prescribes another hash"}
 	}
@@ -196,6 +198,9 @@ func tpm2Sign(l *link, key tpm2.AuthHandle, alg tpm2.TPMAlgID, hash crypto.Hash,
 
 // digestInfo is the DER prefix of a DigestInfo (RFC 8017, 9.2, note 1).
 func digestInfo(hash crypto.Hash) []byte {
+	if hash == crypto.SHA1 {
+		return []byte{0x30, 0x21, 0x30, 0x09, 0x06, 0x05, 0x2b, 0x0e, 0x03, 0x02, 0x1a, 0x05, 0x00, 0x04, 0x14}
+	}
 	oid := map[crypto.Hash]byte{crypto.SHA256: 1, crypto.SHA384: 2, crypto.SHA512: 3}[hash]
 	n := byte(hash.Size())
 	return []byte{0x30, 17 + n, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, oid, 0x05, 0x00, 0x04, n}

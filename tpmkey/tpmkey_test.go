@@ -140,7 +140,7 @@ func TestCreateAndSign(t *testing.T) {
 		{tpmkey.ECDSAP256, []crypto.Hash{crypto.SHA256}},
 		{tpmkey.ECDSAP384, []crypto.Hash{crypto.SHA384}},
 		{tpmkey.ECDSAP521, []crypto.Hash{crypto.SHA512}},
-		{tpmkey.RSA2048, []crypto.Hash{crypto.SHA256, crypto.SHA512}},
+		{tpmkey.RSA2048, []crypto.Hash{crypto.SHA1, crypto.SHA256, crypto.SHA512}},
 		{tpmkey.RSA3072, []crypto.Hash{crypto.SHA256, crypto.SHA512}},
 	}
 	f := start(t)
