@@ -13,7 +13,7 @@ import (
 // some tenth of a second. Both can come from whoever a key's user has his
 // agent forwarded to, who may add a key of his own and bind as he likes, and
 // the product of two long ones is minutes. What is more is no match.
-const maxSteps = 1 << 26
+const maxSteps = 1 << 24
 
 // caAlgorithms are the signatures of a certificate that may speak for a host,
 // OpenSSH's SSH_ALLOWED_CA_SIGALGS: no SHA-1.

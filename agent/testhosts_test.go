@@ -26,6 +26,11 @@ func newHost() ssh.Signer {
 	return must(ssh.NewSignerFromSigner(key))
 }
 
+// fixedHost is the same in every process: those that fuzz share their inputs.
+func fixedHost() ssh.Signer {
+	return must(ssh.NewSignerFromSigner(ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))))
+}
+
 // certify makes a host certificate that is good for ever; change makes it
 // another one.
 func certify(host, ca ssh.Signer, principals []string, change func(*ssh.Certificate)) ssh.Signer {

@@ -108,7 +108,7 @@ func TestUserauthTruncated(t *testing.T) {
 // FuzzUserauth: what is taken for a login is one with this key, made again it
 // is the same.
 func FuzzUserauth(f *testing.F) {
-	key := publicOf(p256())
+	key := fixedHost().PublicKey()
 	for _, c := range userauthCases() {
 		m := userauth(key, "id", "user", hostA().PublicKey())
 		c.change(&m)
