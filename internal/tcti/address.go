@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -134,6 +135,20 @@ func (a Address) String() string {
 		return fmt.Sprintf("%s:host=%s,port=%d", a.kind, a.host, a.port)
 	}
 	return string(a.kind)
+}
+
+// Abs returns the address with an absolute path, for a process that is about to
+// change its working directory.
+func (a Address) Abs() (Address, error) {
+	if a.path == "" {
+		return a, nil
+	}
+	path, err := filepath.Abs(a.path)
+	if err != nil {
+		return Address{}, fmt.Errorf("TPM address %v: %w", a, err)
+	}
+	a.path = path
+	return a, nil
 }
 
 // Software reports whether this is a program that plays TPM, whose keys nothing

@@ -103,3 +103,20 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestAbs(t *testing.T) {
+	t.Chdir("/tmp")
+	for s, want := range map[string]string{
+		"device:tpm0": "device:/tmp/tpm0", "swtpm:path=a/../x.sock": "swtpm:path=/tmp/x.sock",
+		"device:/dev/tpm0": "device:/dev/tpm0", "auto": "auto", "software": "software",
+		"swtpm:host=h,port=1": "swtpm:host=h,port=1", "mssim:host=::1,port=1": "mssim:host=::1,port=1",
+	} {
+		a, err := Parse(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := a.Abs(); err != nil || got.String() != want {
+			t.Errorf("%s becomes %v, %v, want %s", s, got, err, want)
+		}
+	}
+}
