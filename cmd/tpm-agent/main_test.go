@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 // TestMain makes the program itself a command of the test scripts: it runs in a
@@ -41,6 +43,7 @@ func TestScripts(t *testing.T) {
 				"GIT_CONFIG_GLOBAL="+filepath.Join(home, "gitconfig"), "GIT_CONFIG_NOSYSTEM=1",
 			)
 			env.Values[daemonsKey{}] = make(map[string]*daemonProcess)
+			env.Defer(func() { endForked(home) })
 			return os.MkdirAll(run, 0o700)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -59,6 +62,31 @@ func TestScripts(t *testing.T) {
 			}
 			return false, errors.New("unknown condition " + cond)
 		},
+	})
+}
+
+// endForked ends the agents that are no children of the test and have a socket
+// below home: a script that fails has not ended them itself.
+func endForked(home string) {
+	_ = filepath.WalkDir(home, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.Type() != fs.ModeSocket {
+			return nil
+		}
+		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			return nil
+		}
+		defer conn.Close()
+		raw, err := conn.SyscallConn()
+		if err != nil {
+			return nil
+		}
+		return raw.Control(func(fd uintptr) {
+			peer, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+			if err == nil && int(peer.Pid) != os.Getpid() {
+				_ = unix.Kill(int(peer.Pid), unix.SIGKILL)
+			}
+		})
 	})
 }
 
@@ -118,11 +146,11 @@ func daemons(ts *testscript.TestScript) map[string]*daemonProcess {
 
 type daemonsKey struct{}
 
-// cmdSignal sends a signal to a daemon: signal NAME TERM|HUP|INT|KILL.
+// cmdSignal sends a signal to a daemon: signal NAME TERM|HUP|INT|KILL|USR1|USR2.
 func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
-	signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL}
+	signals := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL, "USR1": syscall.SIGUSR1, "USR2": syscall.SIGUSR2}
 	if neg || len(args) != 2 || signals[args[1]] == 0 || daemons(ts)[args[0]] == nil {
-		ts.Fatalf("usage: signal NAME TERM|HUP|INT|KILL")
+		ts.Fatalf("usage: signal NAME TERM|HUP|INT|KILL|USR1|USR2")
 	}
 	ts.Check(daemons(ts)[args[0]].cmd.Process.Signal(signals[args[1]]))
 }

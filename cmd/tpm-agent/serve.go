@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -16,14 +16,23 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/keydir"
 	"github.com/tpm-agent/tpm-agent/internal/prompt"
 	"github.com/tpm-agent/tpm-agent/internal/socket"
+	"github.com/tpm-agent/tpm-agent/internal/tcti"
 )
 
 type serveOptions struct {
-	socket   string
-	keyDirs  []string
-	logLevel string
-	verbose  bool
-	command  []string // to run with the agent; none: serve until told to end
+	socket         string
+	keyDirs        []string
+	upstreams      []string
+	life           string // as it was given
+	lifetime       time.Duration
+	noSoftwareKeys bool
+	allowSHA1      bool
+	logLevel       string
+	verbose        bool
+	form           shellForm
+	fork, forked   bool // forked: this is the process that --fork has started
+	kill           bool
+	command        []string // to run with the agent; none: serve until told to end
 }
 
 func newServeCmd(g *global) *cobra.Command {
@@ -34,30 +43,78 @@ func newServeCmd(g *global) *cobra.Command {
 		Long:  serveHelp,
 		Example: `  tpm-agent serve &                    # for this login
   eval "$(tpm-agent env)"
+  eval "$(tpm-agent serve --fork)"     # the same in one line
+  eval "$(tpm-agent serve -k)"         # and its end
   tpm-agent serve -- ssh user@host     # for one command
   tpm-agent serve -- bash              # for one shell
   tpm-agent --tpm software serve       # to try it out without a chip
   systemctl --user enable --now tpm-agent.socket`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if dash := cmd.ArgsLenAtDash(); len(args) > 0 && dash != 0 {
-				return withHint(usage("unexpected argument %q", args[0]), "a command to run comes after --: tpm-agent serve -- %s", shQuote(args[0]))
-			} else if dash == 0 && len(args) == 0 {
-				return usage("the command after -- is missing")
+			if err := o.check(cmd, args); err != nil {
+				return err
 			}
-			if o.verbose && cmd.Flags().Changed("log-level") {
-				return usage("-v is --log-level debug: only one of them can be given")
-			}
-			o.command = args
 			return runServe(cmd, g, o)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.socket, "socket", "", "`PATH` of the socket to listen on (default $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	f.StringVar(&o.socket, "socket", "", "`PATH` of the socket to listen on (default $XDG_RUNTIME_DIR/tpm-agent/agent.sock; with a COMMAND agent.PID.sock there)")
 	f.StringArrayVar(&o.keyDirs, "key-dir", nil, "`DIR`ectory with keys; may be given several times (default ~/.ssh)")
+	f.StringArrayVar(&o.upstreams, "upstream", nil, "`SOCKET` of another agent, whose keys are offered behind our own; may be given several times")
+	f.StringVarP(&o.life, "lifetime", "t", "", "`LIFE`time of keys that are added without one: 90, 10m, 1h30m, 2w (default for ever)")
+	f.BoolVar(&o.noSoftwareKeys, "no-software-keys", false, "refuse private keys that ssh-add would have kept in memory")
+	f.BoolVar(&o.allowSHA1, "allow-sha1", false, "sign with RSA and SHA-1 for old clients that ask for nothing better")
 	f.StringVar(&o.logLevel, "log-level", "", "log from this `LEVEL` on: debug, info, warn or error (default info; warn with a COMMAND)")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "the same as --log-level debug")
+	f.BoolVar(&o.fork, "fork", false, "run in the background, once it is ready, and print what the shell must run")
+	f.BoolVar(&o.forked, "forked", false, "")
+	f.BoolVarP(&o.kill, "kill", "k", false, "end the agent that SSH_AGENT_PID names, and print what the shell must run")
+	o.form.flags(cmd, "print it ")
+	if err := f.MarkHidden("forked"); err != nil {
+		panic(err)
+	}
 	mustComplete(cmd, "log-level", "debug", "info", "warn", "error")
 	return cmd
+}
+
+// check refuses options that do not go together, and takes the command.
+func (o *serveOptions) check(cmd *cobra.Command, args []string) error {
+	dash := cmd.ArgsLenAtDash()
+	switch {
+	case len(args) > 0 && dash != 0:
+		return withHint(usage("unexpected argument %q", args[0]), "a command to run comes after --: tpm-agent serve -- %s", shQuote(args[0]))
+	case dash == 0 && len(args) == 0:
+		return usage("the command after -- is missing")
+	case o.kill && len(args) > 0:
+		return usage("-k ends an agent: no command can be run")
+	case o.kill && serveFlags(cmd) > 1:
+		return usage("-k ends an agent: of the other options it takes -s, -c and --fish")
+	case o.fork && len(args) > 0:
+		return usage("--fork cannot be used with a command: the agent ends with that")
+	case o.form.asked() && len(args) > 0:
+		return usage("-s, -c and --fish say how to print where the agent is: with a command, nothing is printed")
+	case o.verbose && cmd.Flags().Changed("log-level"):
+		return usage("-v is --log-level debug: only one of them can be given")
+	}
+	o.command = args
+	if cmd.Flags().Changed("lifetime") {
+		var err error
+		if o.lifetime, err = parseLifetime(o.life); err != nil {
+			return usage("-t: %w", err)
+		}
+	}
+	return nil
+}
+
+// serveFlags counts the options that were given, but for those that choose a
+// shell.
+func serveFlags(cmd *cobra.Command) int {
+	given := cmd.Flags().NFlag()
+	for _, name := range []string{"sh", "csh", "fish"} {
+		if cmd.Flags().Changed(name) {
+			given--
+		}
+	}
+	return given
 }
 
 const serveHelp = `Runs the agent in the foreground: it lists the TPM keys in ~/.ssh and signs with
@@ -69,43 +126,84 @@ one that vanishes is gone. Certificates beside keys (NAME-cert.pub) are offered
 too. The agent starts and lists without a TPM; only signing needs it. While
 nobody signs it holds nothing in the TPM and keeps no device open.
 
-With a COMMAND after --, it is run with SSH_AUTH_SOCK set, and the agent ends
-when it does, with its exit status (128+n if signal n ended it). Signals are
-passed on to it.
+What ssh-add adds is kept in memory. ssh-add -d and -D remove such keys for good;
+of the keys in the directories they remove nothing but the offer: the files stay
+on disk, and are offered again after SIGHUP or a restart. -t sets how long keys
+live that are added without a lifetime; keys in the directories do not expire.
+
+With --upstream, the keys of other agents are offered behind our own, and what is
+added that this agent cannot hold goes to the first of them that takes it. An
+agent that is not there, or hangs, holds up nobody who uses our own keys. The
+agent that SSH_AUTH_SOCK names is not used unless it is given.
+
+With --fork the agent runs in the background: this command ends when the agent
+can be used, and prints the commands that set SSH_AUTH_SOCK and SSH_AGENT_PID,
+as ssh-agent does. The agent has no terminal then: it asks for PINs by SSH_ASKPASS
+only, and its log goes to syslog (facility auth), or nowhere if there is none.
+With -k the agent that SSH_AGENT_PID names is ended; one that is not your own
+tpm-agent gets no signal.
+
+With a COMMAND after --, it is run with SSH_AUTH_SOCK and SSH_AGENT_PID set, and
+the agent ends when it does, with its exit status (128+n if signal n ended it).
+Its socket is one of its own, agent.PID.sock, beside that of an agent that runs
+already; without XDG_RUNTIME_DIR in a private directory below TMPDIR.
 
 A socket from a service manager (systemd socket activation) is used in place of
 one of its own. A socket in use by another process is never taken over; one that
-a dead process left behind is.
+a dead process left behind is, and old ones of COMMANDs are removed.
 
 The PIN of a key is asked for by the program that SSH_ASKPASS names, if DISPLAY
 or WAYLAND_DISPLAY is set; otherwise on the terminal of the agent.
 SSH_ASKPASS_REQUIRE chooses: never uses the terminal only, force the program
 only, prefer the program where there is a display. PINs are not remembered.
 
-Signals without a COMMAND:
+Signals:
   SIGTERM, SIGINT  finish the signature in progress, then end
   SIGHUP           read all keys again, and offer again what was removed with
                    ssh-add -d or -D
+  SIGUSR1          forget all keys that were added
+
+A COMMAND gets all signals passed on, but for SIGUSR1; it decides when to end.
 
 The log goes to standard error.`
 
-// runServe wires the agent together and runs it.
-func runServe(cmd *cobra.Command, g *global, o serveOptions) (err error) {
-	addr, err := g.address()
+// runServe does what the options ask for.
+func runServe(cmd *cobra.Command, g *global, o serveOptions) error {
+	form, err := o.form.shell(g.sys.getenv("SHELL"))
+	switch {
+	case err != nil:
+		return err
+	case o.kill:
+		return runKill(g.sys, form)
+	case o.forked:
+		return runForked(cmd.Context(), g, o)
+	case o.fork:
+		return runFork(g.sys, form)
+	}
+	return runAgent(cmd.Context(), g, o, func(path string) error {
+		// The service manager, and whoever is served by it, knows the socket.
+		if len(o.command) == 0 && g.sys.getenv("JOURNAL_STREAM") == "" {
+			fmt.Fprintln(g.sys.stdout, form.set("SSH_AUTH_SOCK", path))
+		}
+		return nil
+	})
+}
+
+// runAgent wires the agent together and runs it. ready is called with the path
+// of the socket when the agent can be used, unless the service manager has
+// passed the socket.
+func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path string) error) (err error) {
+	set, err := g.settings(o)
 	if err != nil {
 		return err
 	}
-	log, err := newLogger(g.sys, o)
-	if err != nil {
-		return err
-	}
-	asking, err := prompt.FromEnviron(g.sys.without())
-	if err != nil {
-		return &usageError{err}
-	}
-	dirs, err := g.keyDirs(o.keyDirs)
-	if err != nil {
-		return err
+	log := set.log
+	if o.forked { // nobody reads its standard error any more
+		defer func() {
+			if err != nil {
+				log.Error("ended", "cause", err)
+			}
+		}()
 	}
 	if err := harden(); err != nil {
 		return err
@@ -118,25 +216,67 @@ func runServe(cmd *cobra.Command, g *global, o serveOptions) (err error) {
 	}
 	defer l.Close()
 	l.Refused = func(uid int) { log.Warn("turned away a client of another user", "uid", uid) }
-	index, err := keydir.Open(dirs, func(p keydir.Problem) { logProblem(log, p) })
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", strings.Join(dirs, ", "), err)
+	if err := refuseOwn(set.upstreams, l.Addr().String()); err != nil {
+		return err
 	}
-	tpm := openTPM(addr)
+	cleanStale(g.sys, log)
+	index, err := keydir.Open(set.dirs, func(p keydir.Problem) { logProblem(log, p) })
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", strings.Join(set.dirs, ", "), err)
+	}
+	tpm := openTPM(set.addr)
 	defer func() { err = errors.Join(err, tpm.Close(), index.Close()) }()
-	ids := &identities{index: index, tpm: tpm, software: addr.Software(), log: log}
+	ids := &identities{index: index, tpm: tpm, software: set.addr.Software(), log: log}
 	a := agent.New(agent.Config{
-		Source:   ids,
-		KeyFile:  ids.keyFile,
-		Prompter: prompt.New(asking),
-		Log:      log,
-		Clock:    boottime.New(),
+		Source:         ids,
+		KeyFile:        ids.keyFile,
+		Prompter:       prompt.New(set.asking),
+		Log:            log,
+		Clock:          boottime.New(),
+		Upstreams:      set.upstreams,
+		Lifetime:       o.lifetime,
+		NoSoftwareKeys: o.noSoftwareKeys,
+		AllowSHA1:      o.allowSHA1,
 	})
 	s := &server{
 		sys: g.sys, agent: a, index: index, listener: l, log: log,
-		path: l.Addr().String(), announce: len(o.command) == 0 && !activated, signals: signals,
+		path: l.Addr().String(), tell: ready, signals: signals,
 	}
-	return s.run(cmd.Context(), o.command)
+	if activated {
+		s.tell = func(string) error { return nil }
+	}
+	return s.run(ctx, o.command)
+}
+
+// settings are the options and the environment, read and found to be good.
+type settings struct {
+	addr      tcti.Address
+	log       *slog.Logger
+	asking    prompt.Options
+	dirs      []string
+	upstreams []agent.Upstream
+}
+
+func (g *global) settings(o serveOptions) (set settings, err error) {
+	if set.addr, err = g.address(); err != nil {
+		return set, err
+	}
+	if set.log, err = newLogger(g.sys, o); err != nil {
+		return set, err
+	}
+	if set.asking, err = prompt.FromEnviron(g.sys.without()); err != nil {
+		return set, &usageError{err}
+	}
+	if set.dirs, err = g.keyDirs(o.keyDirs); err != nil {
+		return set, err
+	}
+	if set.upstreams, err = upstreams(o.upstreams); err != nil {
+		return set, err
+	}
+	if o.forked {
+		err = set.leaveDirectory(g.sys)
+	}
+	return set, err
 }
 
 // listen takes the socket that the service manager passed, or makes one.
@@ -156,15 +296,46 @@ func listen(sys system, o serveOptions) (l *socket.Listener, activated bool, err
 	if err != nil {
 		return nil, false, errors.Join(err, l.Close())
 	}
-	path, err := sys.socketPath(o.socket)
-	if err != nil {
-		return nil, false, err
+	l, err = makeSocket(sys, o)
+	return l, false, err
+}
+
+// makeSocket makes the socket that was asked for, or the default one: for a
+// command one of its own, so that it works beside an agent that runs already.
+func makeSocket(sys system, o serveOptions) (l *socket.Listener, err error) {
+	own := len(o.command) > 0 && o.socket == ""
+	switch {
+	case own && sys.runtimeDir() == "":
+		l, err = socket.ListenTemp(sys.tempDir())
+	case own:
+		l, err = socket.ListenOwn(sys.runtimeDir())
+	default:
+		path, pathErr := sys.socketPath(o.socket)
+		if pathErr != nil {
+			return nil, pathErr
+		}
+		l, err = socket.Listen(path)
 	}
-	l, err = socket.Listen(path)
 	if err != nil {
-		return nil, false, fmt.Errorf("starting the agent: %w", err)
+		return nil, fmt.Errorf("starting the agent: %w", err)
 	}
-	return l, false, nil
+	return l, nil
+}
+
+// cleanStale removes the sockets of agents that were killed, in the place where
+// this one's would be. That it cannot is no reason not to start.
+func cleanStale(sys system, log *slog.Logger) {
+	clean, dir := socket.CleanStale, sys.runtimeDir()
+	if dir == "" {
+		clean, dir = socket.CleanStaleTemp, sys.tempDir()
+	}
+	removed, err := clean(dir)
+	for _, path := range removed {
+		log.Info("removed the socket of an agent that was killed", "socket", path)
+	}
+	if err != nil {
+		log.Info("old sockets stay", "cause", err)
+	}
 }
 
 // harden keeps PINs out of core files, and other processes of the user out of
@@ -182,43 +353,4 @@ func harden() error {
 		return fmt.Errorf("turning off core files: %w", err)
 	}
 	return nil
-}
-
-// newLogger writes lines of text to stderr. The journal puts the time before
-// each line itself.
-func newLogger(sys system, o serveOptions) (*slog.Logger, error) {
-	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
-	level, ok := levels[o.logLevel]
-	switch {
-	case ok:
-	case o.logLevel == "" && len(o.command) > 0:
-		level = slog.LevelWarn // its terminal is the command's
-	case o.logLevel == "":
-		level = slog.LevelInfo
-	default:
-		return nil, usage("--log-level %s: must be debug, info, warn or error", plain(o.logLevel))
-	}
-	if o.verbose {
-		level = slog.LevelDebug
-	}
-	options := &slog.HandlerOptions{Level: level}
-	if sys.getenv("JOURNAL_STREAM") != "" {
-		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey && len(groups) == 0 {
-				return slog.Attr{}
-			}
-			return a
-		}
-	}
-	return slog.New(slog.NewTextHandler(sys.stderr, options)), nil
-}
-
-// logProblem names a file that cannot be used. That the same key is there twice
-// does no harm, and neither does a directory that is not there yet.
-func logProblem(log *slog.Logger, p keydir.Problem) {
-	level := slog.LevelWarn
-	if errors.Is(p.Err, keydir.ErrDuplicate) || errors.Is(p.Err, os.ErrNotExist) {
-		level = slog.LevelInfo
-	}
-	log.Log(context.Background(), level, "not offered", "file", p.Path, "cause", p.Err)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -26,8 +27,8 @@ type server struct {
 	index    *keydir.Index
 	listener *socket.Listener
 	log      *slog.Logger
-	path     string // of the socket
-	announce bool   // print SSH_AUTH_SOCK when ready
+	path     string                  // of the socket
+	tell     func(path string) error // when it can be used
 	signals  chan os.Signal
 }
 
@@ -35,7 +36,7 @@ type server struct {
 // made: one who sees it may send a signal, and it is to be removed in the end.
 func catchSignals() (signals chan os.Signal, done func()) {
 	signals = make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
 	// A log that nobody reads any more (stderr is a closed pipe) must not end
 	// the agent. Ignoring the signal would reach the command; catching does not.
 	broken := make(chan os.Signal, 1)
@@ -52,11 +53,12 @@ func (s *server) run(ctx context.Context, command []string) error {
 	defer stop()
 	served := make(chan error, 1)
 	go func() { served <- s.agent.Serve(ctx, s.listener) }()
-	s.ready()
-	var err error
-	if len(command) > 0 {
+	err := s.ready()
+	switch {
+	case err != nil:
+	case len(command) > 0:
 		err = s.withCommand(command)
-	} else {
+	default:
 		err = s.untilSignal(served)
 	}
 	s.notify(daemon.SdNotifyStopping)
@@ -65,12 +67,10 @@ func (s *server) run(ctx context.Context, command []string) error {
 }
 
 // ready tells whoever started the agent that it can be used.
-func (s *server) ready() {
+func (s *server) ready() error {
 	s.log.Info("serving", "socket", s.path, "keys", len(s.index.Entries()))
 	s.notify(daemon.SdNotifyReady)
-	if s.announce && s.sys.getenv("JOURNAL_STREAM") == "" {
-		fmt.Fprintln(s.sys.stdout, shellOf(s.sys.getenv("SHELL")).set("SSH_AUTH_SOCK", s.path))
-	}
+	return s.tell(s.path)
 }
 
 // notify tells the service manager, if there is one.
@@ -85,12 +85,15 @@ func (s *server) untilSignal(served chan error) error {
 	for {
 		select {
 		case caught := <-s.signals:
-			if caught == syscall.SIGHUP {
+			switch caught {
+			case syscall.SIGHUP:
 				s.reload()
-				continue
+			case syscall.SIGUSR1:
+				s.agent.Forget()
+			default:
+				s.log.Info("ending", "signal", caught)
+				return nil
 			}
-			s.log.Info("ending", "signal", caught)
-			return nil
 		case err := <-served:
 			served <- nil
 			return fmt.Errorf("serving on %s: %w", s.path, err)
@@ -107,10 +110,10 @@ func (s *server) reload() {
 
 // withCommand runs a command under the agent. Its status becomes ours.
 func (s *server) withCommand(command []string) error {
-	signal.Notify(s.signals, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+	signal.Notify(s.signals, syscall.SIGQUIT, syscall.SIGUSR2)
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.sys.stdin, s.sys.stdout, s.sys.stderr
-	cmd.Env = append(s.sys.without("SSH_AUTH_SOCK", "SSH_AGENT_PID"), "SSH_AUTH_SOCK="+s.path)
+	cmd.Env = append(s.sys.without("SSH_AUTH_SOCK", "SSH_AGENT_PID"), "SSH_AUTH_SOCK="+s.path, "SSH_AGENT_PID="+strconv.Itoa(os.Getpid()))
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("running the command: %w", err)
 	}
@@ -126,10 +129,15 @@ func (s *server) withCommand(command []string) error {
 	}
 }
 
-// pass gives a signal on to the command. What is typed on the terminal (Ctrl-C,
-// Ctrl-\) has reached it already.
+// pass gives a signal on to the command, but for SIGUSR1, which is for an agent
+// and would end most commands. What is typed on the terminal (Ctrl-C, Ctrl-\)
+// has reached it already.
 func (s *server) pass(p *os.Process, caught os.Signal) {
-	if caught == syscall.SIGHUP {
+	switch caught {
+	case syscall.SIGUSR1:
+		s.agent.Forget()
+		return
+	case syscall.SIGHUP:
 		s.reload()
 	}
 	if (caught == syscall.SIGINT || caught == syscall.SIGQUIT) && inForeground() {

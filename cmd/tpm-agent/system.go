@@ -62,12 +62,28 @@ func (s system) socketPath(asked string) (string, error) {
 	if asked != "" {
 		return filepath.Abs(asked)
 	}
-	dir := s.getenv("XDG_RUNTIME_DIR")
+	dir := s.runtimeDir()
 	if dir == "" {
 		return "", withHint(errors.New("XDG_RUNTIME_DIR is not set, so there is no default place for the agent's socket"),
 			"log in through a session manager that sets it, or choose a place with --socket PATH")
 	}
-	return filepath.Join(dir, "tpm-agent", "agent.sock"), nil
+	return filepath.Abs(filepath.Join(dir, "agent.sock"))
+}
+
+// runtimeDir is where our sockets are, or "" where there is no such place.
+func (s system) runtimeDir() string {
+	if dir := s.getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "tpm-agent")
+	}
+	return ""
+}
+
+// tempDir is where everybody may put files for a while.
+func (s system) tempDir() string {
+	if dir := s.getenv("TMPDIR"); dir != "" {
+		return dir
+	}
+	return "/tmp"
 }
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }

@@ -1,0 +1,319 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// caller is a command that may start agents in the background, which end with
+// the test.
+func caller(t *testing.T, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skip(err)
+	}
+	cmd := program(t)
+	home := cmd.Dir
+	t.Cleanup(func() { endForked(home) })
+	cmd.Path, cmd.Args = path, append([]string{name}, args...)
+	return cmd
+}
+
+// status is the exit status of a command that has ended.
+func status(t *testing.T, err error) int {
+	t.Helper()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return 0
+	case !errors.As(err, &exit):
+		t.Fatal(err)
+	}
+	return exit.ExitCode()
+}
+
+// TestForkInShells has real shells take what serve --fork and -k print. The
+// name of the directory has in it what means something to each of them.
+func TestForkInShells(t *testing.T) {
+	const posix = `eval "$(tpm-agent serve --fork %[1]s)"; echo "pid $SSH_AGENT_PID"; ssh-add -l; echo "status $?"
+kill -0 $SSH_AGENT_PID && echo alive; S=$SSH_AUTH_SOCK; eval "$(tpm-agent serve -k %[1]s)"
+test -e "$S" || echo ended; echo "${SSH_AUTH_SOCK-unset} ${SSH_AGENT_PID-unset}"`
+	const csh = "eval `tpm-agent serve --fork %[1]s`; echo pid $SSH_AGENT_PID; ssh-add -l; echo status $status; " +
+		"kill -0 $SSH_AGENT_PID && echo alive; set S=\"$SSH_AUTH_SOCK\"; eval `tpm-agent serve -k %[1]s`; " +
+		"test -e \"$S\" || echo ended; if (! $?SSH_AUTH_SOCK && ! $?SSH_AGENT_PID) echo unset unset"
+	const fish = `tpm-agent serve --fork %[1]s | source; echo pid $SSH_AGENT_PID; ssh-add -l; echo status $status
+kill -0 $SSH_AGENT_PID; and echo alive; set S $SSH_AUTH_SOCK; tpm-agent serve -k %[1]s | source
+test -e "$S"; or echo ended; set -q SSH_AUTH_SOCK; or set -q SSH_AGENT_PID; or echo unset unset`
+	for _, test := range []struct{ shell, flag, form, script string }{
+		{"dash", "-c", "", posix},
+		{"bash", "-c", "-s", posix},
+		{"csh", "-fc", "-c", csh},
+		{"tcsh", "-fc", "--csh", csh},
+		{"fish", "-c", "--fish", fish},
+	} {
+		t.Run(test.shell, func(t *testing.T) {
+			cmd := caller(t, test.shell, test.flag, fmt.Sprintf(test.script, test.form))
+			run := filepath.Join(cmd.Dir, `a 'b' $(c) !d`)
+			if err := os.Mkdir(run, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			cmd.Env = append(cmd.Env, "XDG_RUNTIME_DIR="+run, "SHELL="+cmd.Path)
+			out, err := cmd.CombinedOutput()
+			want := regexp.MustCompile(`^Agent pid (\d+)\npid (\d+)\nThe agent has no identities\.\nstatus 1\nalive\nAgent pid (\d+) killed\nended\nunset unset\n$`)
+			pids := want.FindStringSubmatch(string(out))
+			if err != nil || pids == nil || pids[1] != pids[2] || pids[1] != pids[3] {
+				t.Errorf("%v:\n%s", err, out)
+			}
+		})
+	}
+}
+
+// TestForkForms: the form is that of $SHELL where none is asked for.
+func TestForkForms(t *testing.T) {
+	for shell, want := range map[string]string{
+		"/bin/bash": "SSH_AUTH_SOCK=S; export SSH_AUTH_SOCK;\nSSH_AGENT_PID=P; export SSH_AGENT_PID;\necho Agent pid P;\n",
+		"/bin/tcsh": "setenv SSH_AUTH_SOCK S;\nsetenv SSH_AGENT_PID P;\necho Agent pid P;\n",
+		"/bin/fish": "set -gx SSH_AUTH_SOCK S;\nset -gx SSH_AGENT_PID P;\necho Agent pid P;\n",
+	} {
+		cmd := caller(t, "tpm-agent", "serve", "--fork")
+		cmd.Env = append(cmd.Env, "SHELL="+shell)
+		out, err := cmd.Output()
+		got := strings.ReplaceAll(string(out), filepath.Join(cmd.Dir, "tpm-agent", "agent.sock"), "S")
+		if got = regexp.MustCompile(`[0-9]+`).ReplaceAllString(got, "P"); err != nil || got != want {
+			t.Errorf("%s: %v, %q, want %q", shell, err, out, want)
+		}
+	}
+}
+
+// forked starts an agent in the background by cmd and returns its pid.
+func forked(t *testing.T, cmd *exec.Cmd) int {
+	t.Helper()
+	out, err := cmd.Output()
+	m := regexp.MustCompile(`\necho Agent pid (\d+);\n$`).FindSubmatch(out)
+	if err != nil || m == nil {
+		t.Fatalf("%v, %q", err, out)
+	}
+	pid, err := strconv.Atoi(string(m[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// TestForkLetsGo: nobody who waits for the end of a pipe waits for the agent.
+// It keeps nothing of its caller: no descriptor, directory, terminal or session.
+func TestForkLetsGo(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd := caller(t, "tpm-agent", "serve", "--fork")
+	cmd.Stdin, cmd.Stderr = w, w
+	for range 7 { // 3 to 9
+		cmd.ExtraFiles = append(cmd.ExtraFiles, w)
+	}
+	pid := forked(t, cmd)
+	w.Close()
+	if err := r.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := io.ReadAll(r); err != nil || len(said) > 0 {
+		t.Errorf("the caller's pipe: %q, %v", said, err)
+	}
+	if err := unix.Kill(pid, 0); err != nil {
+		t.Errorf("the agent: %v", err)
+	}
+	if sid, err := unix.Getsid(pid); err != nil || sid != pid {
+		t.Errorf("it is in session %d, %v", sid, err)
+	}
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil || !regexp.MustCompile(`Max core file size +0 `).Match(limits) {
+		t.Errorf("%v\n%s", err, limits)
+	}
+	if os.Getuid() != 0 {
+		return // nobody else can look into the agent
+	}
+	if at, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); at != "/" {
+		t.Errorf("it works in %s, %v", at, err)
+	}
+	for fd := range 3 {
+		if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); to != os.DevNull {
+			t.Errorf("descriptor %d is %s, %v", fd, to, err)
+		}
+	}
+	open, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil || len(open) < 4 {
+		t.Errorf("%v, %v", open, err)
+	}
+	for _, fd := range open {
+		if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, "pipe:") {
+			t.Errorf("%s is %s", fd, to)
+		}
+	}
+}
+
+// TestForkPaths: an agent that has left the directory finds what was named
+// relative to it.
+func TestForkPaths(t *testing.T) {
+	cmd := caller(t, "sh", "-c", `set -e
+mkdir keys
+tpm-agent keygen -q -N 2468 -f keys/mine -C here
+printf '#!/bin/sh\necho 2468\n' >askpass
+chmod 700 askpass
+export SSH_ASKPASS=./askpass SSH_ASKPASS_REQUIRE=force
+eval "$(tpm-agent serve --fork --socket ./s --key-dir keys)"
+echo "$SSH_AUTH_SOCK"
+ssh-add -l
+ssh-keygen -Y sign -n file -f keys/mine.pub askpass
+eval "$(tpm-agent serve -k)"
+test ! -e s`)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "\n"+filepath.Join(cmd.Dir, "s")+"\n") || !strings.Contains(string(out), " here (") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestForkWithoutTerminal: a PIN cannot be asked for where there is no askpass,
+// and the agent says so and goes on.
+func TestForkWithoutTerminal(t *testing.T) {
+	cmd := caller(t, "sh", "-c", `set -e
+mkdir -m 700 .ssh
+tpm-agent keygen -q -N 2468 -f .ssh/id_ecdsa
+eval "$(tpm-agent serve --fork)"
+! ssh-keygen -Y sign -n file -f .ssh/id_ecdsa.pub .ssh/id_ecdsa.pub
+ssh-add -l
+eval "$(tpm-agent serve -k)"`)
+	s := sit(t, cmd)
+	s.waitFor("agent refused operation")
+	s.waitFor("killed")
+	if err := s.cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestForkFails: an agent that cannot start says why where it was started.
+func TestForkFails(t *testing.T) {
+	first := program(t, "serve")
+	path := filepath.Join(first.Dir, "tpm-agent", "agent.sock")
+	startAndWait(t, first, path)
+	for _, test := range []struct {
+		args   []string
+		env    string
+		status int
+		says   string
+	}{
+		{[]string{"--socket", path}, "", 1, fmt.Sprintf("^tpm-agent: starting the agent: .* in use by process %d\nhint: use it .*\n$", first.Process.Pid)},
+		{[]string{"--no-such-option"}, "", 2, "^tpm-agent: unknown flag: --no-such-option\nhint: see tpm-agent serve --help\n$"},
+		{[]string{"-s", "-c"}, "", 2, "^tpm-agent: only one of .*\nhint: .*\n$"},
+		{[]string{"-k", "--fork"}, "", 2, "^tpm-agent: -k ends an agent: .*\nhint: .*\n$"},
+		{[]string{"--key-dir", ""}, "", 2, "^tpm-agent: --key-dir: the name is empty\nhint: .*\n$"},
+		{[]string{"--upstream", path, "--socket", path + "2", "--upstream", path + "2"}, "", 2, "^tpm-agent: --upstream .*2: that is the socket of this agent itself\nhint: .*\n$"},
+		{[]string{"--log-level", "loud"}, "", 2, "^tpm-agent: --log-level loud: must be .*\nhint: .*\n$"},
+		{[]string{"-t", "soon"}, "", 2, `^tpm-agent: -t: "soon" is not a time: .*` + "\nhint: .*\n$"},
+		{[]string{"--tpm", "none"}, "", 2, "^tpm-agent: --tpm: .*\nhint: .*\n$"},
+		{nil, "SSH_ASKPASS_REQUIRE=perhaps", 2, "^tpm-agent: SSH_ASKPASS_REQUIRE=perhaps: .*\nhint: .*\n$"},
+		{nil, "XDG_RUNTIME_DIR=", 1, "^tpm-agent: XDG_RUNTIME_DIR is not set.*\nhint: .*--socket PATH\n$"},
+		{nil, "XDG_RUNTIME_DIR=/dev/null", 1, "^tpm-agent: starting the agent: .*not a directory\n$"},
+		{nil, "HOME=here", 2, "^tpm-agent: HOME=here is not an absolute path\nhint: .*\n$"},
+	} {
+		cmd := caller(t, "tpm-agent", append([]string{"serve", "--fork"}, test.args...)...)
+		if test.env != "" {
+			cmd.Env = append(cmd.Env, test.env)
+		}
+		var stdout, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		got := status(t, cmd.Run())
+		if got != test.status || stdout.Len() > 0 || !regexp.MustCompile(test.says).Match(stderr.Bytes()) {
+			t.Errorf("%q %s: status %d, stdout %q, stderr\n%s", test.args, test.env, got, stdout.Bytes(), stderr.Bytes())
+		}
+	}
+}
+
+// startAndWait starts an agent and waits until it listens at path.
+func startAndWait(t *testing.T, cmd *exec.Cmd, path string) {
+	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+		if conn, err := net.Dial("unix", path); err == nil {
+			conn.Close()
+			return
+		}
+	}
+	t.Fatalf("nobody listens at %s", path)
+}
+
+// TestForkUnheard: an agent that nobody can have heard of does not stay.
+func TestForkUnheard(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+
+	// The shell has gone.
+	cmd := caller(t, "tpm-agent", "serve", "--fork")
+	cmd.Stdout = w
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if got := status(t, cmd.Run()); got != 1 || !strings.Contains(stderr.String(), "telling the shell where the agent is: ") {
+		t.Errorf("status %d, %s", got, stderr.Bytes())
+	}
+	if left, err := os.ReadDir(filepath.Join(cmd.Dir, "tpm-agent")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+
+	// The process that has started it has gone.
+	cmd = caller(t, "tpm-agent", "serve", "--forked")
+	cmd.ExtraFiles = []*os.File{w}
+	if got := status(t, cmd.Run()); got != 1 {
+		t.Errorf("status %d", got)
+	}
+	if left, err := os.ReadDir(filepath.Join(cmd.Dir, "tpm-agent")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+
+	// There never was one.
+	cmd = caller(t, "tpm-agent", "serve", "--forked")
+	if out, err := cmd.CombinedOutput(); status(t, err) != 2 || !strings.Contains(string(out), "hint: tpm-agent serve --fork\n") {
+		t.Errorf("%v, %s", err, out)
+	}
+}
+
+// TestForkWithSocket: an agent in the background is none that a service manager
+// could start by a socket.
+func TestForkWithSocket(t *testing.T) {
+	cmd := caller(t, "sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec tpm-agent serve --fork`)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(cmd.Dir, "passed"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	file, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	cmd.ExtraFiles = []*os.File{file}
+	if out, err := cmd.CombinedOutput(); status(t, err) != 2 || !strings.Contains(string(out), "--fork cannot be used when the service manager passes a socket") {
+		t.Errorf("%v, %s", err, out)
+	}
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"log/slog"
+	"log/syslog"
+	"net"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+)
+
+// TestSyslog has a real syslog socket: the severity is the line's level, the
+// facility is auth, and the time is there once.
+func TestSyslog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	daemon, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer daemon.Close()
+	out, err := syslog.Dial("unixgram", path, syslog.LOG_AUTH|syslog.LOG_INFO, "tpm-agent")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	log := slog.New(newSyslogHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	log.Debug("looking", "at", "all")
+	log.With("key", "id ecdsa").Info("signed")
+	log.WithGroup("peer").Warn("refused", "time", 1)
+	log.Error("ended")
+	for _, want := range []string{
+		`^<39>.* tpm-agent\[\d+\]: level=DEBUG msg=looking at=all\n$`,
+		`^<38>.* tpm-agent\[\d+\]: level=INFO msg=signed key="id ecdsa"\n$`,
+		`^<36>.* tpm-agent\[\d+\]: level=WARN msg=refused peer.time=1\n$`,
+		`^<35>.* tpm-agent\[\d+\]: level=ERROR msg=ended\n$`,
+	} {
+		if got := hears(t, daemon); !regexp.MustCompile(want).MatchString(got) {
+			t.Errorf("got %q, want %s", got, want)
+		}
+	}
+
+	quiet := slog.New(newSyslogHandler(out, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	quiet.Info("not said")
+	if err := daemon.SetReadDeadline(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := daemon.Read(make([]byte, 100)); err == nil {
+		t.Errorf("%d octets below the level", n)
+	}
+}
