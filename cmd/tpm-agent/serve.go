@@ -208,6 +208,10 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 	if err := harden(); err != nil {
 		return err
 	}
+	clients, err := maxConns(len(set.upstreams))
+	if err != nil {
+		return err
+	}
 	signals, done := catchSignals()
 	defer done()
 	l, activated, err := listen(g.sys, o)
@@ -237,6 +241,7 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 		Lifetime:       o.lifetime,
 		NoSoftwareKeys: o.noSoftwareKeys,
 		AllowSHA1:      o.allowSHA1,
+		MaxConns:       clients,
 	})
 	s := &server{
 		sys: g.sys, agent: a, index: index, listener: l, log: log,
