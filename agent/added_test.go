@@ -87,11 +87,15 @@ func TestDefaultLifetime(t *testing.T) {
 func TestRemovedIsWiped(t *testing.T) {
 	blob := publicOf(ed()).Marshal()
 	for name, remove := range map[string]func(t *testing.T, s *testServer, nc net.Conn){
-		"remove":      func(t *testing.T, _ *testServer, nc net.Conn) { wantAnswer(t, nc, removeMessage(blob), succeeded) },
-		"remove all":  func(t *testing.T, _ *testServer, nc net.Conn) { wantAnswer(t, nc, []byte{msgRemoveAllIdentities}, succeeded) },
+		"remove": func(t *testing.T, _ *testServer, nc net.Conn) { wantAnswer(t, nc, removeMessage(blob), succeeded) },
+		"remove all": func(t *testing.T, _ *testServer, nc net.Conn) {
+			wantAnswer(t, nc, []byte{msgRemoveAllIdentities}, succeeded)
+		},
 		"added again": func(t *testing.T, _ *testServer, nc net.Conn) { wantAnswer(t, nc, adding(ed(), nil), succeeded) },
-		"expired":     func(t *testing.T, _ *testServer, nc net.Conn) { wantAnswer(t, nc, constrained(adding(ed(), nil), lifetime(0)), succeeded) },
-		"forgotten":   func(_ *testing.T, s *testServer, _ net.Conn) { s.Forget() },
+		"expired": func(t *testing.T, _ *testServer, nc net.Conn) {
+			wantAnswer(t, nc, constrained(adding(ed(), nil), lifetime(0)), succeeded)
+		},
+		"forgotten": func(_ *testing.T, s *testServer, _ net.Conn) { s.Forget() },
 		"forgotten while locked": func(t *testing.T, s *testServer, nc net.Conn) {
 			wantAnswer(t, nc, lockMessage("p"), succeeded)
 			s.Forget()
