@@ -1,0 +1,6 @@
+//go:build race
+
+package main
+
+// raceDetector: its own memory grows with everything that happens.
+const raceDetector = true
