@@ -60,6 +60,8 @@ func TestHolder(t *testing.T) {
 				a.key.wipe()
 			}
 			fmt.Println("wiped")
+		case 'A': // serves an agent
+			fmt.Println("serving", serve(t, Config{Source: fixed()}).path)
 		case 'g':
 			runtime.GC()
 			fmt.Println("collected")
