@@ -179,3 +179,16 @@ func TestServes(t *testing.T) {
 		}
 	}
 }
+
+// FuzzServes: whatever a process calls itself, looking at it does no harm, and
+// only what has the word in it counts as an agent.
+func FuzzServes(f *testing.F) {
+	for _, line := range []string{"tpm-agent\x00serve\x00", "tpm-agent\x00--tpm\x00x\x00serve\x00-t", "\x00\x00serve", "", "a\x00-\x00--\x00serve", "x\x00--tpm=\x00serve\x00--"} {
+		f.Add([]byte(line))
+	}
+	f.Fuzz(func(t *testing.T, line []byte) {
+		if serves(line) && !strings.Contains("\x00"+string(line)+"\x00", "\x00serve\x00") {
+			t.Errorf("%q counts as an agent", line)
+		}
+	})
+}
