@@ -13,6 +13,11 @@ FUZZTIME     ?= 5s
 LONGFUZZTIME ?= 5m
 # One or more of tpm-crb and tpm-tis: the drivers that `make test-vm` boots with.
 VMTPM ?= tpm-crb
+# Whose OpenSSH `make conformance` takes: this system's, or that of a suite of
+# Debian (trixie, testing, unstable), installed into build/conformance.
+OPENSSH ?=
+# The cases it runs, as a pattern of the shell: make conformance CASES='agent *'
+CASES ?= *
 
 GOFUMPT_VERSION     := v0.12.0
 STATICCHECK_VERSION := v0.8.2
@@ -29,16 +34,17 @@ ifneq ($(shell git rev-parse --verify -q HEAD >/dev/null 2>&1 && echo yes),yes)
 export GOFLAGS += -buildvcs=false
 endif
 
-SCRIPTS := .ci/run .ci/deps .ci/fuzz contrib/demo contrib/systemd-user/check internal/clients/run internal/vmtest/run internal/vmtest/init
+SCRIPTS := .ci/run .ci/deps .ci/fuzz contrib/demo contrib/systemd-user/check internal/clients/run internal/vmtest/run internal/vmtest/init \
+	internal/conformance/run internal/conformance/suite internal/conformance/ssh-agent internal/conformance/chroot
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test fuzz test-vm clients bench demo tools install uninstall clean
+.PHONY: help build check test conformance fuzz test-vm clients bench demo tools install uninstall clean
 
 help: ## this list
 	@echo 'Targets:'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo 'Variables: TPM=software (demo), FUZZTIME, LONGFUZZTIME, VMTPM="tpm-crb tpm-tis" (test-vm), PREFIX, DESTDIR (install)'
+	@echo 'Variables: TPM=software (demo), FUZZTIME, LONGFUZZTIME, VMTPM="tpm-crb tpm-tis" (test-vm), OPENSSH=SUITE, CASES=PATTERN (conformance), PREFIX, DESTDIR (install)'
 
 build: ## builds bin/tpm-agent, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/tpm-agent
@@ -70,6 +76,15 @@ test: build ## everything that needs no virtual machine: unit, race, software TP
 	contrib/systemd-user/check
 	$(GO) run ./internal/bench -quick
 	.ci/fuzz $(FUZZTIME)
+
+conformance: build ## OpenSSH's own tests of agents, with ssh-agent and with tpm-agent; OPENSSH=testing for a newer one
+ifeq ($(OPENSSH),)
+	@.ci/deps conformance
+	@internal/conformance/run bin/tpm-agent '$(CASES)'
+else
+	@.ci/deps chroot
+	@internal/conformance/chroot run '$(OPENSSH)' bin/tpm-agent '$(CASES)'
+endif
 
 fuzz: ## every fuzz target, longer (LONGFUZZTIME each)
 	.ci/fuzz $(LONGFUZZTIME)
@@ -113,4 +128,5 @@ uninstall: ## removes what install put there
 	-rmdir $(DESTDIR)$(PREFIX)/share/tpm-agent
 
 clean: ## removes bin and build
+	@internal/conformance/chroot clean
 	rm -rf bin build
