@@ -20,10 +20,12 @@ const (
 	// or wait for a touch.
 	answerPatience = 2 * time.Minute
 
-	// maxRelayed is how many requests are with one upstream at a time. Two
-	// agents that are each other's upstream would pass one to and fro until
-	// there are no descriptors left.
+	// maxRelayed is how many requests are with one upstream at a time, and
+	// maxGuessed how many of them it is not known to be the right one for. Two
+	// agents that are each other's upstream would pass such a request to and
+	// fro until there are no descriptors left.
 	maxRelayed = 256
+	maxGuessed = 16
 )
 
 // link is what one client has with one upstream: a connection of its own, so
@@ -187,9 +189,11 @@ var errBusy = errors.New("too many requests are with the upstream agent")
 // one that its user may be asked about. sent says whether it may have got the
 // request.
 func (l *link) request(ctx context.Context, e errand) (answer []byte, sent bool, err error) {
-	if !l.up.beginRelay() {
+	if !l.up.enter(e.known) {
 		return nil, false, errBusy
 	}
+	defer l.up.leave(e.known)
+	l.up.begin()
 	work := func() error {
 		answer, err = l.relay(ctx, e, &sent)
 		return err

@@ -70,6 +70,8 @@ type upstream struct {
 	probe *probe    // in flight, or nil
 	state state     // as last logged
 
+	relayed, guessed int // see maxRelayed
+
 	history history
 }
 
@@ -93,15 +95,28 @@ func (u *upstream) beginLocked(now time.Time) {
 	u.owed++
 }
 
-// beginRelay is begin for what is no list, within bounds.
-func (u *upstream) beginRelay() bool {
+// enter says whether there is room for one more request that is no list; see
+// maxRelayed. leave makes room again.
+func (u *upstream) enter(known bool) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.owed >= maxRelayed {
+	if u.relayed == maxRelayed || !known && u.guessed == maxGuessed {
 		return false
 	}
-	u.beginLocked(time.Now())
+	u.relayed++
+	if !known {
+		u.guessed++
+	}
 	return true
+}
+
+func (u *upstream) leave(known bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.relayed--
+	if !known {
+		u.guessed--
+	}
 }
 
 // heard notes an answer.
