@@ -73,6 +73,7 @@ check: tools ## the fast gate: format, vet, staticcheck, shellcheck, import tabl
 test: build ## everything that needs no virtual machine: unit, race, software TPM, OpenSSH end to end, short fuzzing
 	@.ci/deps test
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 20m ./...
+	GOEXPERIMENT=runtimesecret $(GO) test -count=1 -run 'Residue|Memory|Wipe' ./agent
 	contrib/systemd-user/check
 	$(GO) run ./internal/bench -quick
 	.ci/fuzz $(FUZZTIME)

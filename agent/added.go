@@ -81,6 +81,9 @@ func wipe(ids []*identity) {
 			w.wipe()
 		}
 	}
+	if len(ids) > 0 {
+		collect()
+	}
 }
 
 // removals are the identities of the source that clients have removed, by

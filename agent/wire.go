@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 )
@@ -55,17 +54,16 @@ func (w *wire) string() []byte {
 	return w.take(int(n))
 }
 
-// text is a string without zero bytes. As in OpenSSH one at the very end is
-// forgiven, and dropped.
+// text is a string that is text: see cString.
 func (w *wire) text() string {
-	s := bytes.TrimSuffix(w.string(), []byte{0})
-	if w.err == nil && bytes.IndexByte(s, 0) >= 0 {
-		w.err = errors.New("text with a zero byte in it")
+	s, err := cString(string(w.string()))
+	if w.err == nil {
+		w.err = err
 	}
 	if w.err != nil {
 		return ""
 	}
-	return string(s)
+	return s
 }
 
 // done says that there is nothing more to read.
