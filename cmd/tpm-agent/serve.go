@@ -152,10 +152,11 @@ A socket from a service manager (systemd socket activation) is used in place of
 one of its own. A socket in use by another process is never taken over; one that
 a dead process left behind is, and old ones of COMMANDs are removed.
 
-The PIN of a key is asked for by the program that SSH_ASKPASS names, if DISPLAY
-or WAYLAND_DISPLAY is set; otherwise on the terminal of the agent.
-SSH_ASKPASS_REQUIRE chooses: never uses the terminal only, force the program
-only, prefer the program where there is a display. PINs are not remembered.
+The PIN of a key, and consent to its use if it was added with -c, are asked for
+by the program that SSH_ASKPASS names, if DISPLAY or WAYLAND_DISPLAY is set;
+otherwise on the terminal of the agent. SSH_ASKPASS_REQUIRE chooses: never uses
+the terminal only, force the program only, prefer the program where there is a
+display. PINs are not remembered. ssh-add -x locks the agent, and -X unlocks it.
 
 Signals:
   SIGTERM, SIGINT  finish the signature in progress, then end
