@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 )
 
 // wiper is a Key whose private part is in memory, and can be made to vanish
@@ -180,7 +182,12 @@ func (a *Agent) lookup(blob string) (*identity, *refusal) {
 // hold adds an identity. The source's identities with the same key stay hidden
 // from now on, certificates included: the constraints are about the key, and
 // must not be got around by another name for it. They come back with Reload.
+// A certificate that has expired already was not added by oversight: one can
+// still sign for a time in the past, and so it stays offered.
 func (a *Agent) hold(id *identity) {
+	if id.expired(time.Now()) {
+		id.expires = ssh.CertTimeInfinity
+	}
 	e := &entry{identity: id}
 	if seconds, mortal := a.lifetimeOf(id.limits); mortal {
 		e.mortal, e.deadline = true, a.clock.Now()+seconds

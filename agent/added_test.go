@@ -157,16 +157,17 @@ func TestInFrontOfFile(t *testing.T) {
 	verify(t, file.Public, []byte("data"), ask(t, nc, signMessage(cert.Public.Marshal(), []byte("data"), 0)))
 }
 
-// TestExpiredCertificateAdded is not listed, but can be removed.
+// TestExpiredCertificateAdded is offered, as by ssh-agent: it was not added by
+// oversight.
 func TestExpiredCertificateAdded(t *testing.T) {
 	s := serve(t, Config{Source: fixed()})
 	nc := s.dial(t)
 	cert := certFor(ed(), func(c *ssh.Certificate) { c.ValidBefore = 1000 })
 	wantAnswer(t, nc, adding(ed(), cert), succeeded)
-	if n := countListed(t, ask(t, nc, listThem)); n != 0 {
-		t.Errorf("%d keys are listed, want none", n)
+	if n := countListed(t, ask(t, nc, listThem)); n != 1 {
+		t.Errorf("%d keys are listed, want 1", n)
 	}
-	wantAnswer(t, nc, signMessage(cert.Marshal(), []byte("data"), 0), failed)
+	verify(t, cert.Key, []byte("data"), ask(t, nc, signMessage(cert.Marshal(), []byte("data"), 0)))
 	wantAnswer(t, nc, removeMessage(cert.Marshal()), succeeded)
 	wantAnswer(t, nc, removeMessage(cert.Marshal()), failed)
 }
