@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"errors"
 	"log/slog"
 )
@@ -65,8 +64,8 @@ func (c *conn) takesKeyFiles() bool {
 // agents are told the same, also if it is refused here: they draw conclusions
 // of their own.
 func (a *Agent) sessionBind(c *conn, request, body []byte) []byte {
-	c.relay.bind(bytes.Clone(request))
-	if err := c.bindings.bind(bytes.Clone(body)); err != nil {
+	c.relay.bind(request)
+	if err := c.bindings.bind(body); err != nil {
 		a.refuse(slog.Any("peer", c.peer), "session-bind", nil, &refusal{causeBinding, err})
 		return extensionFailure()
 	}

@@ -1,8 +1,8 @@
 package agent
 
 import (
-	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 
 	"golang.org/x/crypto/ssh"
@@ -97,7 +97,7 @@ func (a *Agent) parseKeyFile(body []byte) (ids []*identity, limits []byte, err e
 	}
 	ids = append(ids, newIdentity(key))
 	for list := (&wire{rest: certificates}); !list.done(); {
-		cert, err := parseCertificateOf(key.Public, bytes.Clone(list.string()))
+		cert, err := parseCertificateOf(key.Public, list.string())
 		if err != nil {
 			return nil, nil, err
 		}
@@ -110,12 +110,12 @@ func (a *Agent) parseKeyFile(body []byte) (ids []*identity, limits []byte, err e
 
 // parseCertificateOf reads a certificate, which must be for the key.
 func parseCertificateOf(key ssh.PublicKey, blob []byte) (*ssh.Certificate, error) {
-	public, err := ssh.ParsePublicKey(blob)
+	public, err := parseWireKey(blob)
 	if err != nil {
-		return nil, errors.New("a certificate cannot be read")
+		return nil, fmt.Errorf("a certificate: %w", err)
 	}
 	cert, ok := public.(*ssh.Certificate)
-	if !ok || !bytes.Equal(cert.Key.Marshal(), key.Marshal()) {
+	if !ok || !sameKey(cert.Key, key) {
 		return nil, errors.New("a certificate is not for the key")
 	}
 	return cert, nil
