@@ -166,6 +166,7 @@ type Agent struct {
 	keyFile        func(name, comment string, content []byte) (Identity, error)
 	maxConns       int
 	upstreams      *upstreams
+	lockMemory     uint32 // KiB; less only where many locks are tested
 
 	lines lines // one per key, for prompts; and one for lock passwords
 
@@ -196,6 +197,7 @@ func New(c Config) *Agent {
 		allowSHA1:      c.AllowSHA1,
 		keyFile:        c.KeyFile,
 		maxConns:       c.MaxConns,
+		lockMemory:     lockMemory,
 		lock:           newLock(),
 		added:          newAdded(),
 		auth:           make(map[string]auth),

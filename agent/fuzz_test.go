@@ -5,8 +5,12 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"log/slog"
 	"net"
+	"os"
 	"slices"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,10 +45,18 @@ func FuzzConn(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		s := serveOn(t, Config{Source: fixed(id), KeyFile: keyFiles, Clock: hastyClock{}},
-			func(l net.Listener) net.Listener { return localListener{l, true} })
-		nc := s.dial(t)
-		go func(nc *net.UnixConn) { nc.Write(b); nc.CloseWrite() }(nc)
+		log := new(record)
+		a := New(Config{
+			Source: fixed(id), KeyFile: keyFiles, Clock: hastyClock{},
+			Log: slog.New(slog.NewTextHandler(log, nil)),
+		})
+		a.lockMemory = 8
+		nc, theirs := socketPair(t)
+		var work sync.WaitGroup
+		defer work.Wait() // b is the fuzzer's again after this
+		work.Go(newConn(context.Background(), a, localConn{theirs, true}).run)
+		work.Go(func() { nc.Write(b); nc.CloseWrite() })
+		defer nc.Close()
 		for i, request := range whole(b) {
 			answer, err := tryRecv(nc)
 			if err != nil {
@@ -57,11 +69,31 @@ func FuzzConn(f *testing.F) {
 		if rest, _ := io.ReadAll(nc); len(rest) > 0 {
 			t.Fatalf("%d bytes nobody asked for", len(rest))
 		}
-		s.Forget()
-		if s.log.count("panic") > 0 {
-			t.Fatal(s.log)
+		a.Forget()
+		if log.count("panic") > 0 {
+			t.Fatal(log)
 		}
 	})
+}
+
+// socketPair is a connection without a listener.
+func socketPair(t testing.TB) (ours, theirs *net.UnixConn) {
+	t.Helper()
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns [2]*net.UnixConn
+	for i, fd := range fds {
+		file := os.NewFile(uintptr(fd), "socket")
+		nc, err := net.FileConn(file)
+		file.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns[i] = nc.(*net.UnixConn)
+	}
+	return conns[0], conns[1]
 }
 
 // answersTo are the types of message that may answer a request.
@@ -81,7 +113,7 @@ func answersTo(number byte) []byte {
 
 // FuzzReader: how the bytes come makes no difference to the messages.
 func FuzzReader(f *testing.F) {
-	f.Add(append(frame(listThem), frame(make([]byte, 9000))...), uint16(1))
+	f.Add(append(frame(listThem), frame(make([]byte, 1100))...), uint16(1))
 	f.Add(append(frame(adding(rsa2k(), nil)), 0, 4, 0, 1, 5), uint16(1023))
 	f.Add([]byte{0, 0, 0, 9, 1}, uint16(3))
 	f.Fuzz(func(t *testing.T, b []byte, chunk uint16) {

@@ -20,7 +20,7 @@ const (
 // memory: it must keep out who reads that, not who has stolen a disk.
 const (
 	lockPasses   = 2
-	lockMemory   = 8 << 10 // KiB
+	lockMemory   = 8 << 10 // KiB; Agent.lockMemory is what counts
 	lockHashSize = 32
 )
 
@@ -88,7 +88,7 @@ func (a *Agent) lockNow(_ context.Context, password []byte) *refusal {
 	}
 	var salt, hash [lockHashSize]byte
 	rand.Read(salt[:])
-	copy(hash[:], lockHash(password, salt))
+	copy(hash[:], a.lockHash(password, salt))
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.lock.salt, a.lock.hash = salt, hash
@@ -110,7 +110,7 @@ func (a *Agent) unlockNow(ctx context.Context, password []byte) *refusal {
 	if err := a.sleepUntil(ctx, notBefore); err != nil {
 		return &refusal{causeHungUp, err}
 	}
-	if subtle.ConstantTimeCompare(lockHash(password, salt), hash[:]) != 1 {
+	if subtle.ConstantTimeCompare(a.lockHash(password, salt), hash[:]) != 1 {
 		// The wait comes before the answer, too, as with OpenSSH's agent.
 		if err := a.sleepUntil(ctx, a.wrongPassword()); err != nil {
 			return &refusal{causeHungUp, err}
@@ -153,8 +153,8 @@ func (a *Agent) sleepUntil(ctx context.Context, moment time.Duration) error {
 	}
 }
 
-func lockHash(password []byte, salt [lockHashSize]byte) []byte {
-	return argon2.IDKey(password, salt[:], lockPasses, lockMemory, 1, lockHashSize)
+func (a *Agent) lockHash(password []byte, salt [lockHashSize]byte) []byte {
+	return argon2.IDKey(password, salt[:], lockPasses, a.lockMemory, 1, lockHashSize)
 }
 
 // untilLocked is ctx, ended also when the agent gets locked.
