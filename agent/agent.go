@@ -144,6 +144,11 @@ type Config struct {
 	// nil: none can be added.
 	KeyFile func(name, comment string, content []byte) (Identity, error)
 
+	// Before, if not nil, is called before each request is looked at: what
+	// has been asked for in another way than by a request, as by a signal,
+	// can be done then, in order.
+	Before func()
+
 	// MaxConns is how many clients are served at a time; 0 means 4096. One
 	// more ends the connection that has been idle for longest.
 	MaxConns int
@@ -164,6 +169,7 @@ type Agent struct {
 	noSoftwareKeys bool
 	allowSHA1      bool
 	keyFile        func(name, comment string, content []byte) (Identity, error)
+	before         func()
 	maxConns       int
 	upstreams      *upstreams
 	lockMemory     uint32 // KiB; less only where many locks are tested
@@ -196,6 +202,7 @@ func New(c Config) *Agent {
 		noSoftwareKeys: c.NoSoftwareKeys,
 		allowSHA1:      c.AllowSHA1,
 		keyFile:        c.KeyFile,
+		before:         c.Before,
 		maxConns:       c.MaxConns,
 		lockMemory:     lockMemory,
 		lock:           newLock(),
@@ -211,6 +218,9 @@ func New(c Config) *Agent {
 	}
 	if a.clock == nil {
 		a.clock = monotonic{time.Now()}
+	}
+	if a.before == nil {
+		a.before = func() {}
 	}
 	if a.maxConns == 0 {
 		a.maxConns = 4096

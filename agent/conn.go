@@ -194,6 +194,7 @@ func (c *conn) answer() {
 		if !ok {
 			return
 		}
+		c.a.before()
 		r := c.a.handle(c.ctx, c, request)
 		if isSecret(request) {
 			clear(request)

@@ -32,6 +32,7 @@ type serveOptions struct {
 	form           shellForm
 	fork, forked   bool // forked: this is the process that --fork has started
 	kill           bool
+	blocked        bool     // SIGUSR1 is: see blockForget
 	command        []string // to run with the agent; none: serve until told to end
 }
 
@@ -176,10 +177,12 @@ func runServe(cmd *cobra.Command, g *global, o serveOptions) error {
 		return err
 	case o.kill:
 		return runKill(g.sys, form)
-	case o.forked:
-		return runForked(cmd.Context(), g, o)
-	case o.fork:
+	case o.fork && !o.forked:
 		return runFork(g.sys, form)
+	}
+	o.blocked = blockForget(g.sys) // before anything is opened or taken
+	if o.forked {
+		return runForked(cmd.Context(), g, o)
 	}
 	return runAgent(cmd.Context(), g, o, func(path string) error {
 		// The service manager, and whoever is served by it, knows the socket.
@@ -213,7 +216,7 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 	if err != nil {
 		return err
 	}
-	signals, done := catchSignals()
+	signals, done := catchSignals(o.blocked)
 	defer done()
 	l, activated, err := listen(g.sys, o)
 	if err != nil {
@@ -232,7 +235,13 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 	tpm := openTPM(set.addr)
 	defer func() { err = errors.Join(err, tpm.Close(), index.Close()) }()
 	ids := &identities{index: index, tpm: tpm, software: set.addr.Software(), log: log}
+	forgetting, err := newForgetting(o.blocked)
+	if err != nil {
+		return err
+	}
+	defer forgetting.close()
 	a := agent.New(agent.Config{
+		Before:         forgetting.check,
 		Source:         ids,
 		KeyFile:        ids.keyFile,
 		Prompter:       prompt.New(set.asking),
@@ -244,6 +253,7 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 		AllowSHA1:      o.allowSHA1,
 		MaxConns:       clients,
 	})
+	forgetting.start(a.Forget)
 	s := &server{
 		sys: g.sys, agent: a, index: index, listener: l, log: log,
 		path: l.Addr().String(), tell: ready, signals: signals,

@@ -34,9 +34,13 @@ type server struct {
 
 // catchSignals takes over the signals of serve. That comes before the socket is
 // made: one who sees it may send a signal, and it is to be removed in the end.
-func catchSignals() (signals chan os.Signal, done func()) {
+// SIGUSR1 is not among them if it is blocked: see blockForget.
+func catchSignals(blocked bool) (signals chan os.Signal, done func()) {
 	signals = make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	if !blocked {
+		signal.Notify(signals, syscall.SIGUSR1)
+	}
 	// A log that nobody reads any more (stderr is a closed pipe) must not end
 	// the agent. Ignoring the signal would reach the command; catching does not.
 	broken := make(chan os.Signal, 1)
@@ -114,7 +118,7 @@ func (s *server) withCommand(command []string) error {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.sys.stdin, s.sys.stdout, s.sys.stderr
 	cmd.Env = append(s.sys.without("SSH_AUTH_SOCK", "SSH_AGENT_PID"), "SSH_AUTH_SOCK="+s.path, "SSH_AGENT_PID="+strconv.Itoa(os.Getpid()))
-	if err := cmd.Start(); err != nil {
+	if err := withSignals(cmd.Start); err != nil {
 		return fmt.Errorf("running the command: %w", err)
 	}
 	exited := make(chan error, 1)

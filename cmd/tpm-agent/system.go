@@ -33,7 +33,7 @@ func (s system) getenv(name string) (value string) {
 // without returns the environment for a child: without what is meant for this
 // process alone (sd_notify, sd_listen_fds) and without the names given.
 func (s system) without(names ...string) []string {
-	names = append(names, "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC")
+	names = append(names, "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC", startedBlocked)
 	return slices.DeleteFunc(slices.Clone(s.environ), func(entry string) bool {
 		name, _, _ := strings.Cut(entry, "=")
 		return slices.Contains(names, name)
