@@ -82,6 +82,10 @@ type Template struct {
 	// primary storage key (keyfile.ParentOwner, …), or a persistent
 	// storage key 0x81xxxxxx.
 	Parent uint32
+	// ParentName is the Name that the storage key must have, nil for any. If
+	// it has another one, Create fails with a [ParentChangedError] before
+	// anything about the new key has crossed the bus.
+	ParentName []byte
 }
 
 // Create makes a key inside the TPM and returns it wrapped by its parent. It
@@ -157,7 +161,7 @@ func supported(l *link, a Algorithm) error {
 func (t *TPM) create(l *link, tm Template, sk storageKey) (file *keyfile.TPMKey, err error) {
 	value := authValue(tm.Auth, crypto.SHA256)
 	defer clear(value)
-	err = t.withSession(l, sk, func(s *session) error {
+	err = t.withSession(l, sk, tm.ParentName, func(s *session) error {
 		return t.withParent(l, sk, func(p *parent) error {
 			if err := l.alive(); err != nil {
 				return err

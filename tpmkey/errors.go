@@ -16,6 +16,9 @@ var (
 	// ErrWrongTPM means that a key does not load under any storage key that
 	// this TPM has for it.
 	ErrWrongTPM = errors.New("the key was made under another storage key, or in another TPM, or this TPM was cleared since")
+	// ErrDamaged means that a key file is damaged: the TPM has the storage key
+	// that it was loaded under before, and refuses it.
+	ErrDamaged = errors.New("the key file is damaged")
 	// ErrNoParent means that the persistent storage key that a key file
 	// names is not in this TPM.
 	ErrNoParent = errors.New("the storage key that the key was made under is gone")

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -18,7 +19,11 @@ type Key struct {
 	tpm  *TPM
 	file *keyfile.TPMKey
 	name tpm2.TPM2BName
+	pin  Pin
 
+	// parent is the storage key under which the key has loaded. Whoever has
+	// the TPM's turn sets it.
+	parent atomic.Pointer[Parent]
 	// Whoever has the TPM's turn may touch the fields below.
 	source   *storageKey // under which the key loaded
 	imported []byte      // TPM2B_PRIVATE without its size, once loaded

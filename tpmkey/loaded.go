@@ -57,7 +57,8 @@ func (k *Key) loadFromFile(l *link) (tpm2.TPMHandle, error) {
 	if err != nil {
 		return 0, err
 	}
-	var refusals []error
+	var tried []*wrongParentError
+	var errs []error
 	for _, c := range list {
 		h, err := k.loadUnder(l, c.storageKey)
 		if err == nil {
@@ -67,17 +68,24 @@ func (k *Key) loadFromFile(l *link) (tpm2.TPMHandle, error) {
 		if !wrongParent(err) && (!c.guess || l.broken != nil) {
 			return 0, err
 		}
+		var refused *wrongParentError
+		if errors.As(err, &refused) {
+			tried = append(tried, refused)
+		}
 		if !c.guess {
-			refusals = append(refusals, err)
+			errs = append(errs, err)
 		}
 	}
-	return 0, errors.Join(refusals...)
+	return 0, k.refusal(tried, errs)
 }
 
 // loadUnder runs TPM2_Load, after TPM2_Import for a key that was wrapped for
-// this TPM elsewhere.
+// this TPM elsewhere. A storage key that is not the one remembered is not tried.
 func (k *Key) loadUnder(l *link, sk storageKey) (h tpm2.TPMHandle, err error) {
 	err = k.tpm.withParent(l, sk, func(p *parent) error {
+		if err := p.mustBe(sk, k.pinned()); err != nil {
+			return fmt.Errorf("loading the key under %v: %w", sk, err)
+		}
 		private, err := k.private(l, p)
 		if err != nil {
 			return err
@@ -90,12 +98,14 @@ func (k *Key) loadUnder(l *link, sk storageKey) (h tpm2.TPMHandle, err error) {
 		}.Execute(l)
 		if err = l.command("TPM2_Load", err); err != nil {
 			l.unhold(k.name, err)
-			return underErr(sk, err)
+			return underErr(sk, p, err)
 		}
 		if !bytes.Equal(rsp.Name.Buffer, k.name.Buffer) {
 			return errors.Join(fmt.Errorf("TPM2_Load: the TPM loaded another key than the file's"), l.release(rsp.ObjectHandle, k.name))
 		}
 		h, k.imported = rsp.ObjectHandle, private
+		at := p.identity(sk)
+		k.parent.Store(&at)
 		return nil
 	})
 	if err != nil && h != 0 {
@@ -128,9 +138,9 @@ func (k *Key) private(l *link, p *parent) ([]byte, error) {
 }
 
 // underErr says which storage key refused.
-func underErr(sk storageKey, err error) error {
+func underErr(sk storageKey, p *parent, err error) error {
 	if isRC(err, tpm2.TPMRCIntegrity) {
-		err = fmt.Errorf("%w: %w", ErrWrongTPM, err)
+		return &wrongParentError{sk.String(), p.identity(sk), err}
 	}
 	return fmt.Errorf("loading the key under %v: %w", sk, err)
 }

@@ -132,12 +132,12 @@ func createPrimary(l *link, sk storageKey) (*parent, error) {
 		}
 		return nil, fmt.Errorf("making %v: %w", sk, err)
 	}
-	public, err := rsp.OutPublic.Contents()
+	public, name, err := l.named("TPM2_CreatePrimary", rsp.OutPublic, rsp.Name)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("public area of %v: %w", sk, err), l.flush(rsp.ObjectHandle))
+		return nil, errors.Join(fmt.Errorf("making %v: %w", sk, err), l.flush(rsp.ObjectHandle))
 	}
-	l.hold(rsp.Name)
-	return &parent{handle: rsp.ObjectHandle, name: rsp.Name, public: public}, nil
+	l.hold(name)
+	return &parent{handle: rsp.ObjectHandle, name: name, public: public}, nil
 }
 
 // persistentParent reads a persistent storage key. It must be one: a key that
@@ -150,14 +150,14 @@ func (t *TPM) persistentParent(l *link, h tpm2.TPMHandle) (*parent, error) {
 		}
 		return nil, fmt.Errorf("reading the storage key %#x: %w", uint32(h), err)
 	}
-	public, err := rsp.OutPublic.Contents()
+	public, name, err := l.named("TPM2_ReadPublic", rsp.OutPublic, rsp.Name)
 	if err != nil {
-		return nil, fmt.Errorf("public area of the storage key %#x: %w", uint32(h), err)
+		return nil, fmt.Errorf("reading the storage key %#x: %w", uint32(h), err)
 	}
 	if a := public.ObjectAttributes; !a.Restricted || !a.Decrypt || a.SignEncrypt {
 		return nil, &UnsupportedError{What: fmt.Sprintf("parent %#x", uint32(h)), Why: "the object there is not a storage key"}
 	}
-	return &parent{handle: h, name: rsp.Name, public: public}, nil
+	return &parent{handle: h, name: name, public: public}, nil
 }
 
 // srk is what is known of the object at [srkHandle]. It is asked for once per

@@ -40,6 +40,7 @@ const (
 // a step towards the lockout.
 type session struct {
 	handle      tpm2.TPMHandle
+	salted      []byte // the Name of the storage key that knows the salt
 	key         []byte // sessionKey of Part 1, 19.6.8
 	nonceCaller []byte
 	nonceTPM    []byte
@@ -49,17 +50,20 @@ type session struct {
 }
 
 // withSession calls fn with an authorization session salted to the storage key
-// sk: the one that is kept, or a new one. When the TPM does not know the kept
+// sk, whose Name must be want (nil: any): the one that is kept, or a new one. A
+// session that is salted to another storage key is not used: whoever has the
+// private part of that one knows the session's key, and what is proved with it
+// can be guessed at. When the TPM does not know the kept
 // one any more, because it was reset, fn is called again with a new one.
-func (t *TPM) withSession(l *link, sk storageKey, fn func(*session) error) error {
-	if s := t.session; s != nil && (s.uses >= sessionUses || time.Since(s.started) > sessionAge) {
+func (t *TPM) withSession(l *link, sk storageKey, want []byte, fn func(*session) error) error {
+	if s := t.session; s != nil && (s.old() || want != nil && !bytes.Equal(s.salted, want)) {
 		if err := t.endSession(l); err != nil {
 			return err
 		}
 	}
 	kept := t.session != nil
 	if !kept {
-		if err := t.startSession(l, sk); err != nil {
+		if err := t.startSession(l, sk, want); err != nil {
 			return err
 		}
 	}
@@ -67,7 +71,7 @@ func (t *TPM) withSession(l *link, sk storageKey, fn func(*session) error) error
 	err := fn(t.session)
 	if kept && sessionGone(err) {
 		t.session = nil
-		return t.withSession(l, sk, fn)
+		return t.withSession(l, sk, want, fn)
 	}
 	return err
 }
@@ -86,8 +90,14 @@ func sessionGone(err error) bool {
 	return ofSession
 }
 
-func (t *TPM) startSession(l *link, sk storageKey) error {
+// old reports whether the session has lived long enough.
+func (s *session) old() bool { return s.uses >= sessionUses || time.Since(s.started) > sessionAge }
+
+func (t *TPM) startSession(l *link, sk storageKey, want []byte) error {
 	return t.withParent(l, sk, func(p *parent) error {
+		if err := p.mustBe(sk, want); err != nil {
+			return fmt.Errorf("salting an authorization session to %v: %w", sk, err)
+		}
 		return l.making(firstSession, func() (err error) {
 			t.session, err = startSession(l, p)
 			return err
@@ -106,7 +116,7 @@ func startSession(l *link, p *parent) (*session, error) {
 		return nil, fmt.Errorf("salting an authorization session to the storage key: %w", err)
 	}
 	defer clear(salt)
-	s := &session{started: time.Now(), nonceCaller: make([]byte, nonceSize)}
+	s := &session{started: time.Now(), salted: p.name.Buffer, nonceCaller: make([]byte, nonceSize)}
 	if _, err := rand.Read(s.nonceCaller); err != nil {
 		return nil, err
 	}

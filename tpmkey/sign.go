@@ -111,7 +111,7 @@ func (k *Key) authorized(l *link, h tpm2.NamedHandle, value []byte, fn func(tpm2
 		sig, err = fn(tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: tpm2.PasswordAuth(nil)})
 		return sig, l.authError(err)
 	}
-	err = k.tpm.withSession(l, *k.source, func(s *session) (err error) {
+	err = k.tpm.withSession(l, *k.source, k.ParentName(), func(s *session) (err error) {
 		sig, err = fn(tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: s.use(value, false)})
 		return err
 	})

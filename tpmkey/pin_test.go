@@ -1,0 +1,395 @@
+package tpmkey_test
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/keyfile"
+	"github.com/tpm-agent/tpm-agent/tpmkey"
+)
+
+// signError signs and returns the error, of which there must be one.
+func signError(t *testing.T, key *tpmkey.Key, pin string) error {
+	t.Helper()
+	_, err := key.Sign(testContext(t), []byte(pin), digest(crypto.SHA256), crypto.SHA256)
+	if err == nil {
+		t.Fatal("a signature was made")
+	}
+	return err
+}
+
+// pinned is the key of a file with what is remembered of it.
+func (f *fixture) pinned(t *testing.T, file *keyfile.TPMKey, p tpmkey.Pin) *tpmkey.Key {
+	t.Helper()
+	key := f.key(t, file)
+	key.Pin(p)
+	return key
+}
+
+func TestParentOfKey(t *testing.T) {
+	f := start(t)
+	key := f.create(t, tpmkey.ECDSAP256, "1234")
+	if p := key.Parent(); p.Name != nil || p.At != "" || key.ParentName() != nil {
+		t.Errorf("a key that was never loaded has the parent %v", p)
+	}
+	if err := key.Load(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	first := key.Parent()
+	if first.At != "owner" || len(first.Name) != 34 || !bytes.Equal(first.Name, key.ParentName()) {
+		t.Fatalf("parent %+v", first)
+	}
+	// The same storage key at another place has the same Name.
+	f.Close(t)
+	f.persist(t, "-G", "ecc", "-a", storageAttributes)
+	f.tpm = f.newTPM(t)
+	again := f.pinned(t, key.File(), tpmkey.Pin{Parent: first.Name})
+	mustSign(t, again, "1234", crypto.SHA256)
+	if p := again.Parent(); p.At != "0x81000001" || !bytes.Equal(p.Name, first.Name) {
+		t.Errorf("parent %+v, want the Name of %+v at 0x81000001", p, first)
+	}
+}
+
+// TestPlacesOfParents: each template has a place of its own.
+func TestPlacesOfParents(t *testing.T) {
+	f := start(t)
+	zeros := f.key(t, f.goTPM(t))
+	file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Parent: keyfile.ParentEndorsement})
+	if err != nil {
+		t.Fatal(err)
+	}
+	primary := filepath.Join(t.TempDir(), "primary")
+	f.Close(t)
+	f.Tool("tpm2_createprimary", "-Q", "-C", "o", "-c", primary, "-G", "rsa2048", "-a", storageAttributes)
+	f.Tool("tpm2_flushcontext", "-t")
+	rsa := f.foreign(t, primary, keyfile.ParentOwner, "-G", "ecc")
+	rsa.RSAParent = true
+	f.tpm = f.newTPM(t)
+	for key, want := range map[*tpmkey.Key]string{
+		f.key(t, zeros.File()): "owner-zeros", f.key(t, file): "endorsement", f.key(t, rsa): "owner-rsa",
+	} {
+		if err := key.Load(testContext(t)); err != nil || key.Parent().At != want {
+			t.Errorf("%+v, %v, want it at %s", key.Parent(), err, want)
+		}
+	}
+}
+
+// TestClearedTPM: the hierarchy's seed is another, the key is gone for good, and
+// that is what the error says, whatever the file.
+func TestClearedTPM(t *testing.T) {
+	for name, gone := range map[string]func(*fixture){
+		"cleared":  func(f *fixture) { f.Tool("tpm2_clear") },
+		"replaced": func(f *fixture) { f.Replace() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t)
+			key := f.create(t, tpmkey.ECDSAP256, "1234")
+			mustSign(t, key, "1234", crypto.SHA256)
+			want := key.ParentName()
+			f.Close(t)
+			gone(f)
+			f.tpm = f.newTPM(t)
+			for _, changed := range []bool{false, true} {
+				f.Forget()
+				err := signError(t, f.pinned(t, key.File(), tpmkey.Pin{Parent: want, Changed: changed}), "1234")
+				var parent *tpmkey.ParentChangedError
+				if !errors.As(err, &parent) || !errors.Is(err, tpmkey.ErrWrongTPM) || errors.Is(err, tpmkey.ErrDamaged) {
+					t.Fatalf("file changed %v: %v", changed, err)
+				}
+				if !bytes.Equal(parent.Want, want) || bytes.Equal(parent.Have.Name, want) || parent.Have.At != "owner" {
+					t.Errorf("%+v", parent)
+				}
+				if slices.Contains(f.Commands(), "StartAuthSession") {
+					t.Errorf("a session was started: %v", f.Commands())
+				}
+				if loaded := slices.Contains(f.Commands(), "Load"); loaded != changed {
+					t.Errorf("file changed %v: loaded %v", changed, loaded)
+				}
+			}
+			// Without a memory it is what it was.
+			err := signError(t, f.key(t, key.File()), "1234")
+			var parent *tpmkey.ParentChangedError
+			if !errors.Is(err, tpmkey.ErrWrongTPM) || errors.As(err, &parent) {
+				t.Errorf("nothing remembered: %v", err)
+			}
+		})
+	}
+}
+
+// TestClearedWhileInUse: also without a pin, a key stays with the storage key
+// under which it was loaded first.
+func TestClearedWhileInUse(t *testing.T) {
+	f := start(t)
+	key := f.create(t, tpmkey.ECDSAP256, "1234")
+	mustSign(t, key, "1234", crypto.SHA256)
+	f.Close(t)
+	f.tpm = f.newTPM(t)
+	key = f.key(t, key.File())
+	mustSign(t, key, "1234", crypto.SHA256)
+	f.Replace()
+	// The line is open still; the first try finds it broken.
+	err := signError(t, key, "1234")
+	var parent *tpmkey.ParentChangedError
+	if !errors.As(err, &parent) {
+		err = signError(t, key, "1234")
+	}
+	if !errors.As(err, &parent) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestPersistentParentReplaced: a key that names a handle is refused when there
+// is another storage key.
+func TestPersistentParentReplaced(t *testing.T) {
+	f := start(t)
+	f.persist(t, "-G", "ecc")
+	file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Parent: 0x81000001, Auth: []byte("1234")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := f.key(t, file)
+	mustSign(t, key, "1234", crypto.SHA256)
+	f.Close(t)
+	f.Tool("tpm2_evictcontrol", "-Q", "-C", "o", "-c", "0x81000001")
+	f.persist(t, "-G", "ecc", "-a", storageAttributes)
+	f.tpm = f.newTPM(t)
+	err = signError(t, f.pinned(t, file, tpmkey.Pin{Parent: key.ParentName()}), "1234")
+	var parent *tpmkey.ParentChangedError
+	if !errors.As(err, &parent) || parent.Have.At != "0x81000001" {
+		t.Errorf("%v, %+v", err, parent)
+	}
+}
+
+// TestDamagedFile: the storage key is the one that is remembered, so it is not
+// the TPM that changed.
+func TestDamagedFile(t *testing.T) {
+	f := start(t)
+	key := f.create(t, tpmkey.ECDSAP256, "")
+	mustSign(t, key, "", crypto.SHA256)
+	file := *key.File()
+	file.Privkey = bytes.Clone(file.Privkey)
+	file.Privkey[len(file.Privkey)-1] ^= 1
+	err := signError(t, f.pinned(t, &file, tpmkey.Pin{Parent: key.ParentName(), Changed: true}), "")
+	if !errors.Is(err, tpmkey.ErrDamaged) || errors.Is(err, tpmkey.ErrWrongTPM) || !errors.Is(err, tpm2.TPMRCIntegrity) {
+		t.Errorf("damaged: %v", err)
+	}
+	if strings.Contains(err.Error(), "another TPM") {
+		t.Errorf("damaged: %v", err)
+	}
+	// A file that is as it was cannot be damaged.
+	err = signError(t, f.pinned(t, &file, tpmkey.Pin{Parent: key.ParentName()}), "")
+	if errors.Is(err, tpmkey.ErrDamaged) || errors.Is(err, tpmkey.ErrWrongTPM) || !strings.Contains(err.Error(), "loaded before") {
+		t.Errorf("unchanged: %v", err)
+	}
+	if err := signError(t, f.key(t, &file), ""); !errors.Is(err, tpmkey.ErrWrongTPM) {
+		t.Errorf("nothing remembered: %v", err)
+	}
+}
+
+// TestWrappedAnew: a file with another private part may be under another
+// storage key, and then that one is kept to.
+func TestWrappedAnew(t *testing.T) {
+	f := start(t)
+	key := f.create(t, tpmkey.ECDSAP256, "1234")
+	again := f.pinned(t, key.File(), tpmkey.Pin{Parent: bytes.Repeat([]byte{1}, 34), Changed: true})
+	mustSign(t, again, "1234", crypto.SHA256)
+	if again.ParentName() == nil {
+		t.Error("no parent")
+	}
+	f.Close(t)
+	f.tpm = f.newTPM(t)
+	var parent *tpmkey.ParentChangedError
+	strict := f.pinned(t, key.File(), tpmkey.Pin{Parent: bytes.Repeat([]byte{1}, 34)})
+	if err := signError(t, strict, "1234"); !errors.As(err, &parent) {
+		t.Errorf("not changed: %v", err)
+	}
+}
+
+// TestPinnedBudget: remembering costs no command.
+func TestPinnedBudget(t *testing.T) {
+	f := start(t)
+	key := f.create(t, tpmkey.ECDSAP256, "1234")
+	mustSign(t, key, "1234", crypto.SHA256)
+	pinned := f.pinned(t, key.File(), tpmkey.Pin{Parent: key.ParentName()})
+	mustSign(t, pinned, "1234", crypto.SHA256)
+	if got := f.steadyCommands(func() { mustSign(t, pinned, "1234", crypto.SHA256) }); len(got) != 3 {
+		t.Errorf("%v", got)
+	}
+}
+
+// interposer sits on the bus. It puts the public area of a key of its own into
+// the answers that carry a storage key's, the Name too unless that is kept.
+type interposer struct {
+	tpmtest.Conn
+	own      *tpm2.TPM2BPublic
+	keepName bool
+}
+
+func (i *interposer) Send(ctx context.Context, command []byte) ([]byte, error) {
+	response, err := i.Conn.Send(ctx, command)
+	if err != nil || tpmtest.ReturnCode(response) != 0 {
+		return response, err
+	}
+	switch tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) {
+	case tpm2.TPMCCCreatePrimary:
+		return i.exchange(response, 10+4+4), nil // header, handle, size of the parameters
+	case tpm2.TPMCCReadPublic:
+		return i.exchange(response, 10), nil
+	}
+	return response, nil
+}
+
+// exchange replaces the TPM2B_PUBLIC at offset, and the Name in the rest.
+func (i *interposer) exchange(response []byte, offset int) []byte {
+	size := 2 + int(binary.BigEndian.Uint16(response[offset:]))
+	rest := bytes.Clone(response[offset+size:])
+	old, err := keyfile.ParsePublic(response[offset : offset+size])
+	if err != nil {
+		return response
+	}
+	own := tpm2.Marshal(*i.own)
+	public, err := keyfile.ParsePublic(own)
+	if err != nil || len(own) != size {
+		return response
+	}
+	if !i.keepName {
+		rest = bytes.ReplaceAll(rest, old.Name(), public.Name())
+	}
+	return slices.Concat(response[:offset], own, rest)
+}
+
+// interposed returns a TPM behind an interposer with a storage key of its own.
+func (f *fixture) interposed(t *testing.T, keepName bool) *tpmkey.TPM {
+	t.Helper()
+	secret, err := ecdh.P256().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	point := secret.PublicKey().Bytes() // 04, X, Y
+	public := tpm2.ECCSRKTemplate
+	public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+		X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]},
+	})
+	area := tpm2.New2B(public)
+	tpm := tpmkey.New(func(ctx context.Context) (tpmkey.Conn, error) {
+		conn, err := f.Open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &interposer{conn, &area, keepName}, nil
+	})
+	t.Cleanup(func() { tpm.Close() })
+	return tpm
+}
+
+// TestInterposer: a storage key that is not the one remembered is refused before
+// a session is started with it, wherever it is offered.
+func TestInterposer(t *testing.T) {
+	for name, persistent := range map[string]bool{"transient": false, "persistent": true} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t)
+			key := f.create(t, tpmkey.ECDSAP256, "1234")
+			mustSign(t, key, "1234", crypto.SHA256)
+			want := key.ParentName()
+			f.Close(t)
+			if persistent {
+				f.persist(t, "-G", "ecc", "-a", storageAttributes)
+			}
+			bad := f.interposed(t, false)
+			sign := func(pin tpmkey.Pin) error {
+				t.Helper()
+				f.Forget()
+				victim, err := bad.Key(key.File())
+				if err != nil {
+					t.Fatal(err)
+				}
+				victim.Pin(pin)
+				_, err = victim.Sign(testContext(t), []byte("1234"), digest(crypto.SHA256), crypto.SHA256)
+				return err
+			}
+			// This is what is to be kept from: the session's salt is known
+			// to the interposer. It shows that this one is at work.
+			if err := sign(tpmkey.Pin{}); err == nil || !slices.Contains(f.Commands(), "StartAuthSession") {
+				t.Fatalf("without a pin: %v, %v", err, f.Commands())
+			}
+			var parent *tpmkey.ParentChangedError
+			if err := sign(tpmkey.Pin{Parent: want}); !errors.As(err, &parent) || !bytes.Equal(parent.Want, want) {
+				t.Errorf("pinned: %v", err)
+			}
+			if slices.Contains(f.Commands(), "StartAuthSession") {
+				t.Errorf("pinned: a session was started: %v", f.Commands())
+			}
+		})
+	}
+}
+
+// TestInterposerWithTheRightName: the Name in an answer is not believed.
+func TestInterposerWithTheRightName(t *testing.T) {
+	f := start(t)
+	key := f.create(t, tpmkey.ECDSAP256, "1234")
+	f.Close(t)
+	victim, err := f.interposed(t, true).Key(key.File())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Forget()
+	if err := signError(t, victim, "1234"); !strings.Contains(err.Error(), "another Name than its public area") {
+		t.Errorf("%v", err)
+	}
+	if slices.Contains(f.Commands(), "StartAuthSession") {
+		t.Errorf("a session was started: %v", f.Commands())
+	}
+}
+
+// TestCreatePinned: the PIN of a new key does not go to another storage key.
+func TestCreatePinned(t *testing.T) {
+	f := start(t)
+	key := f.create(t, tpmkey.ECDSAP256, "")
+	mustSign(t, key, "", crypto.SHA256)
+	template := tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Auth: []byte("1234"), ParentName: key.ParentName()}
+	if _, err := f.tpm.Create(testContext(t), template); err != nil {
+		t.Fatal(err)
+	}
+	f.Close(t)
+	f.Forget()
+	var parent *tpmkey.ParentChangedError
+	if _, err := f.interposed(t, false).Create(testContext(t), template); !errors.As(err, &parent) {
+		t.Errorf("%v", err)
+	}
+	if got := f.Commands(); slices.Contains(got, "StartAuthSession") || slices.Contains(got, "Create") {
+		t.Errorf("%v", got)
+	}
+}
+
+// TestSessionsAreNotShared: a session that is salted to one storage key does not
+// serve a key under another, which may not trust it.
+func TestSessionsAreNotShared(t *testing.T) {
+	f := start(t)
+	key := f.create(t, tpmkey.ECDSAP256, "1234")
+	file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Parent: keyfile.ParentEndorsement, Auth: []byte("1234")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := f.key(t, file)
+	mustSign(t, other, "1234", crypto.SHA256)
+	for range 2 {
+		for _, k := range []*tpmkey.Key{key, other} {
+			got := f.commands(func() { mustSign(t, k, "1234", crypto.SHA256) })
+			if !slices.Contains(got, "StartAuthSession") {
+				t.Errorf("%s: %v", k.Parent().At, got)
+			}
+		}
+	}
+}
