@@ -128,7 +128,16 @@ func writeNew(path string, data []byte, perm fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
+	if err := fill(f, data, perm); err != nil {
+		os.Remove(path)
+		return err
+	}
+	return nil
+}
+
+// fill writes data to a new file, synchronised, and closes it.
+func fill(f *os.File, data []byte, perm fs.FileMode) error {
+	_, err := f.Write(data)
 	if err == nil {
 		err = setMode(f, perm)
 	}
@@ -137,9 +146,6 @@ func writeNew(path string, data []byte, perm fs.FileMode) error {
 	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
-	}
-	if err != nil {
-		os.Remove(path)
 	}
 	return err
 }
@@ -166,6 +172,10 @@ func syncDir(dir string) error {
 		return err
 	}
 	defer d.Close()
+	return syncOpen(d)
+}
+
+func syncOpen(d *os.File) error {
 	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
 		return err
 	}

@@ -41,6 +41,7 @@ var table = map[string]row{
 	"internal/boottime":   {imports: []string{"agent", "golang.org/x/sys/unix"}},
 	"internal/keydir":     {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
 	"internal/knownhosts": {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
+	"internal/parents":    {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
 	"internal/prompt":     {imports: []string{"agent", "golang.org/x/term", "golang.org/x/sys/unix"}},
 	"internal/randomart":  {},
 	"internal/socket":     {imports: []string{"golang.org/x/sys/unix", "github.com/coreos/go-systemd/v22/activation"}},

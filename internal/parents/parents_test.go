@@ -1,0 +1,226 @@
+package parents
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+)
+
+const chip = "device:/dev/tpmrm0"
+
+func name(b byte) []byte { return append([]byte{0, 0x0b}, bytes.Repeat([]byte{b}, 32)...) }
+
+func key(b byte) Key {
+	digest := base64.RawStdEncoding.EncodeToString(bytes.Repeat([]byte{b}, 32))
+	return Key{"SHA256:" + digest, fmt.Sprintf("%016x", b)}
+}
+
+func at(b byte, place string) Parent { return Parent{Name: name(b), At: place, TPM: chip} }
+
+// find is Of with words for the result.
+func find(m *Memory, k Key, tpm string) string {
+	p, changed := m.Of(k, tpm)
+	if p == nil {
+		return "nothing"
+	}
+	return fmt.Sprintf("%x %s %s %s..%s gone %q changed %v", p.Name[2], p.At, p.TPM, p.First, p.Last, p.Gone, changed)
+}
+
+func expect(t *testing.T, what, got, want string) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: %s, want %s", what, got, want)
+	}
+}
+
+func TestKeyOf(t *testing.T) {
+	public, err := ssh.NewPublicKey(ed25519.PublicKey(make([]byte, 32)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := KeyOf(public, &keyfile.TPMKey{Privkey: []byte{1}}), KeyOf(public, &keyfile.TPMKey{Privkey: []byte{2}})
+	if a == b || a.Fingerprint != b.Fingerprint || a.Fingerprint != ssh.FingerprintSHA256(public) {
+		t.Errorf("%v, %v", a, b)
+	}
+	if d := DateOf(time.Date(2026, 11, 2, 23, 0, 0, 0, time.Local)); d != "2026-11-02" {
+		t.Error(d)
+	}
+}
+
+func TestSeenAndMissed(t *testing.T) {
+	m := new(Memory)
+	expect(t, "empty", find(m, key(1), chip), "nothing")
+	if !m.Seen(at(1, "owner"), key(1), "2026-11-01") {
+		t.Error("the first sight is no news")
+	}
+	if m.Seen(at(1, "owner"), key(1), "2026-11-01") {
+		t.Error("the second sight of a day is news")
+	}
+	if !m.Seen(at(1, "owner"), key(2), "2026-11-02") || !m.Seen(at(1, "owner"), Key{}, "2026-11-03") {
+		t.Error("another key or another day is no news")
+	}
+	expect(t, "seen", find(m, key(1), chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-03 gone "" changed false`)
+	if !m.Missed(name(1), chip, "2026-11-09") || m.Missed(name(1), chip, "2026-11-10") {
+		t.Error("missed is news once")
+	}
+	if m.Missed(name(1), "software", "2026-11-10") || m.Missed(name(7), chip, "2026-11-10") {
+		t.Error("news about what is not known")
+	}
+	expect(t, "missed", find(m, key(2), chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-03 gone "2026-11-09" changed false`)
+	m.Seen(at(1, "owner"), key(1), "2026-11-11")
+	expect(t, "back", find(m, key(1), chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-11 gone "" changed false`)
+	changed := Key{key(1).Fingerprint, key(9).Private}
+	expect(t, "another file", find(m, changed, chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-11 gone "" changed true`)
+}
+
+// A hierarchy has one key for each template: another one ends the first. At a
+// persistent handle that is not so: the key may be somewhere else, too.
+func TestAnotherInThePlace(t *testing.T) {
+	m := new(Memory)
+	m.Seen(at(1, "owner"), key(1), "2026-11-01")
+	m.Seen(at(2, "0x81000001"), key(2), "2026-11-02")
+	m.Seen(Parent{Name: name(3), At: "owner", TPM: "software"}, key(3), "2026-11-03")
+	for _, k := range []Key{key(1), key(2), key(3)} {
+		if p, _ := m.Of(k, chip); p.Gone != "" {
+			t.Errorf("%v gone", p)
+		}
+	}
+	m.Seen(at(4, "owner"), Key{}, "2026-11-04")
+	m.Seen(at(5, "0x81000001"), Key{}, "2026-11-04")
+	expect(t, "owner", find(m, key(1), chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-01 gone "2026-11-04" changed false`)
+	expect(t, "handle", find(m, key(2), chip), `2 0x81000001 device:/dev/tpmrm0 2026-11-02..2026-11-02 gone "" changed false`)
+	expect(t, "other TPM", find(m, key(3), chip), `3 owner software 2026-11-03..2026-11-03 gone "" changed false`)
+	if p := m.Latest("owner", chip); p == nil || p.Name[2] != 4 {
+		t.Errorf("latest %v", p)
+	}
+	if p := m.Latest("endorsement", chip); p != nil {
+		t.Errorf("latest %v", p)
+	}
+	// The first one is back: the other is gone.
+	m.Seen(at(1, "owner"), key(1), "2026-11-04")
+	if p := m.Latest("owner", chip); p.Name[2] != 1 || p.Gone != "" || m.parents[len(m.parents)-1] != p {
+		t.Errorf("latest %v", p)
+	}
+}
+
+// A key is under one storage key at a time.
+func TestKeyMoves(t *testing.T) {
+	m := new(Memory)
+	m.Seen(at(1, "owner"), key(1), "2026-11-01")
+	if m.Seen(at(1, "0x81000001"), key(1), "2026-11-01"); len(m.parents) != 2 || len(m.parents[0].Keys) != 1 {
+		t.Error("the same storage key in two places: the key need not move")
+	}
+	anew := Key{key(1).Fingerprint, key(2).Private}
+	m.Seen(at(3, "endorsement"), anew, "2026-11-02")
+	expect(t, "moved", find(m, anew, chip), `3 endorsement device:/dev/tpmrm0 2026-11-02..2026-11-02 gone "" changed false`)
+	n := 0
+	for _, p := range m.Parents() {
+		n += len(p.Keys)
+	}
+	if n != 1 {
+		t.Errorf("the key is there %d times", n)
+	}
+}
+
+func TestText(t *testing.T) {
+	m := new(Memory)
+	m.Seen(at(1, "owner"), key(1), "2026-11-01")
+	m.Seen(at(1, "owner"), key(2), "2026-11-01")
+	m.Seen(Parent{Name: name(2), At: "0x81000001", TPM: "swtpm:path=/tmp/with a blank/100%\n"}, key(3), "2026-11-02")
+	m.Missed(name(1), chip, "2026-11-03")
+	text := m.Marshal()
+	if got := Parse(text); !reflect.DeepEqual(got, m) {
+		t.Errorf("%s\nread as %v", text, got)
+	}
+	if n := bytes.Count(text, []byte("\n")); n != strings.Count(heading, "\n")+2 {
+		t.Errorf("%d lines:\n%s", n, text)
+	}
+}
+
+// A line that makes no sense is not there, and takes nothing along.
+func TestGarbage(t *testing.T) {
+	m := new(Memory)
+	m.Seen(at(1, "owner"), key(1), "2026-11-01")
+	good := strings.TrimPrefix(string(m.Marshal()), heading)
+	words := strings.Fields(good)
+	with := func(i int, word string) string {
+		w := append([]string(nil), words...)
+		w[i] = word
+		return strings.Join(w, " ")
+	}
+	for _, bad := range []string{
+		"", "#", "x", "\x00\xff", good[:20], with(0, "xyz"), with(0, "00"), with(0, strings.Repeat("00", 67)), with(1, "Owner"),
+		with(1, strings.Repeat("a", 33)), with(2, "%zz"), with(3, "2026-13-01"), with(4, "yesterday"), with(5, "gone"), good,
+	} {
+		got := Parse([]byte(bad + "\n" + good + bad))
+		if len(got.parents) != 1 || !reflect.DeepEqual(got, m) {
+			t.Errorf("%q: %v", bad, got.parents)
+		}
+	}
+	for _, bad := range []string{"SHA256:", "SHA256:=0000000000000000", words[6] + "0", words[6][1:], "MD5:aa=0000000000000000"} {
+		if got := Parse([]byte(with(6, bad))); len(got.parents) != 1 || len(got.parents[0].Keys) != 0 {
+			t.Errorf("%q: %v", bad, got.parents)
+		}
+	}
+}
+
+func TestBounds(t *testing.T) {
+	m := new(Memory)
+	for i := range maxParents + 10 {
+		k := Key{}
+		if i%2 == 0 {
+			k = key(byte(i))
+		}
+		m.Seen(Parent{Name: name(byte(i)), At: "owner", TPM: fmt.Sprint("swtpm:path=", i)}, k, "2026-11-01")
+	}
+	for i := range maxKeys + 10 {
+		digest := sum(i)
+		m.Seen(at(255, "owner"), Key{"SHA256:" + base64.RawStdEncoding.EncodeToString(digest[:]), "0000000000000000"}, "2026-11-02")
+	}
+	text := m.Marshal()
+	if len(text) > maxFile {
+		t.Errorf("%d octets", len(text))
+	}
+	got, keys := Parse(text), 0
+	for _, p := range got.parents {
+		keys += len(p.Keys)
+	}
+	if len(got.parents) != maxParents || keys != maxKeys || got.Latest("owner", chip) == nil {
+		t.Errorf("%d storage keys, %d keys", len(got.parents), keys)
+	}
+}
+
+func sum(i int) (b [32]byte) {
+	copy(b[:], fmt.Sprint(i))
+	return b
+}
+
+func FuzzParse(f *testing.F) {
+	m := new(Memory)
+	m.Seen(at(1, "owner"), key(1), "2026-11-01")
+	m.Seen(Parent{Name: name(2), At: "0x81000001", TPM: "swtpm:path=/tmp/a b"}, key(2), "2026-11-01")
+	m.Missed(name(1), chip, "2026-11-02")
+	f.Add(m.Marshal())
+	f.Add([]byte("000b owner %20 2026-11-01 2026-11-01 - SHA256:=\n"))
+	f.Add([]byte("\xff\x00\r\n\n000b"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		m := Parse(text)
+		again := m.Marshal()
+		if got := Parse(again); !reflect.DeepEqual(got, m) {
+			t.Fatalf("%q is read as %q, and that otherwise", text, again)
+		}
+		m.Seen(at(1, "owner"), key(1), "2026-11-01")
+		if p, changed := m.Of(key(1), chip); p == nil || changed || p.Gone != "" {
+			t.Fatalf("what was seen is not remembered: %v", p)
+		}
+	})
+}
