@@ -22,7 +22,7 @@ func ReadFile(path string) (*TPMKey, error) {
 }
 
 func readKey(path string) (*TPMKey, error) {
-	data, err := readRegular(path)
+	data, err := readRegular(path, maxFile+1)
 	if err != nil {
 		return nil, err
 	}
@@ -35,9 +35,19 @@ func readKey(path string) (*TPMKey, error) {
 	return Parse(data)
 }
 
-// readRegular returns the content of a regular file, or the first maxFile + 1
-// octets of it.
-func readRegular(path string) ([]byte, error) {
+// ReadRegular returns the first limit octets of the regular file at path,
+// through symbolic links, or all of it if there are fewer. It never blocks on
+// what is not a regular file: the error wraps ErrNotRegular then. All errors are
+// *fs.PathError.
+func ReadRegular(path string, limit int64) ([]byte, error) {
+	data, err := readRegular(path, limit)
+	if err != nil {
+		return nil, pathError("read", path, err)
+	}
+	return data, nil
+}
+
+func readRegular(path string, limit int64) ([]byte, error) {
 	// To open a device can have an effect of its own, so look first; and look
 	// again at what was opened, in case it has been exchanged in between.
 	info, err := os.Stat(path)
@@ -58,14 +68,14 @@ func readRegular(path string) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, notRegular(info.Mode())
 	}
-	return readAtMost(f, min(info.Size(), maxFile))
+	return readAtMost(f, min(info.Size(), limit-1), limit)
 }
 
-// readAtMost reads up to maxFile + 1 octets. The size is a hint: the file may
-// be growing.
-func readAtMost(f *os.File, size int64) ([]byte, error) {
+// readAtMost reads up to limit octets. The size is a hint: the file may be
+// growing.
+func readAtMost(f *os.File, size, limit int64) ([]byte, error) {
 	data := make([]byte, 0, size+1)
-	r := io.LimitReader(f, maxFile+1)
+	r := io.LimitReader(f, limit)
 	for {
 		n, err := r.Read(data[len(data):cap(data)])
 		data = data[:len(data)+n]

@@ -147,7 +147,7 @@ func TestReadFileGrows(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Size() != 0 {
 		t.Skipf("%s is not there, or has a size: %v", path, err)
 	}
-	data, err := readRegular(path)
+	data, err := ReadRegular(path, maxFile)
 	if err != nil || !strings.Contains(string(data), "Name:") {
 		t.Errorf("%q, %v", data, err)
 	}

@@ -1,0 +1,79 @@
+package privkey
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"encoding/pem"
+	"testing"
+)
+
+// FuzzParse feeds the files of testdata as they are, and what is in their PEM,
+// so that the fuzzer need not learn base64. It wraps that up again itself.
+func FuzzParse(f *testing.F) {
+	types := []string{"", "OPENSSH PRIVATE KEY", "PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"}
+	for _, name := range append(names(f, false), names(f, true)...) {
+		data := golden(f, name)
+		f.Add(uint8(0), data, secret)
+		if block, _ := pem.Decode(data); block != nil {
+			for i, typ := range types {
+				if typ == block.Type {
+					f.Add(uint8(i), block.Bytes, secret)
+				}
+			}
+		}
+	}
+	f.Add(uint8(0), golden(f, "p256.pub"), "")
+	f.Fuzz(func(t *testing.T, typ uint8, data []byte, passphrase string) {
+		if i := int(typ) % len(types); i > 0 {
+			data = pem.EncodeToMemory(&pem.Block{Type: types[i], Bytes: data})
+		}
+		checkParse(t, data, passphrase)
+	})
+}
+
+// checkParse asserts what holds for every input. A passphrase may be as much
+// work as those of testdata are.
+func checkParse(t *testing.T, data []byte, passphrase string) {
+	t.Helper()
+	a := &asker{passphrase: passphrase}
+	k, err := parse(data, a.ask, effort{rounds: 1, iterations: 100, scrypt: 100})
+	if a.asked > 1 {
+		t.Fatalf("asked %d times", a.asked)
+	}
+	if err != nil {
+		if k != nil || family(err) != 1 {
+			t.Fatalf("%v, which is %d kinds of error", err, family(err))
+		}
+		return
+	}
+	if k.Encrypted != (a.asked == 1) {
+		t.Fatalf("encrypted %v, asked %d times", k.Encrypted, a.asked)
+	}
+	checkWhole(t, k)
+}
+
+// checkWhole asserts that a key is as Key says.
+func checkWhole(t *testing.T, k *Key) {
+	t.Helper()
+	switch key := k.Private.(type) {
+	case *ecdsa.PrivateKey:
+		raw, err := key.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := ecdsa.ParseRawPrivateKey(key.Curve, raw)
+		if err != nil || !again.Equal(key) || !again.PublicKey.Equal(&key.PublicKey) {
+			t.Fatalf("%v, %v", again, err)
+		}
+	case *rsa.PrivateKey:
+		if err := key.Validate(); err != nil || len(key.Primes) != 2 || key.Primes[0].BitLen() != key.Primes[1].BitLen() {
+			t.Fatalf("%d primes, %v", len(key.Primes), err)
+		}
+	default:
+		t.Fatalf("a key of type %T", k.Private)
+	}
+	if bytes.ContainsAny([]byte(k.Comment), "\n\r\x00\x1b") {
+		t.Fatalf("comment %q", k.Comment)
+	}
+}
