@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -63,8 +64,9 @@ func hasAlgorithm(l *link, a Algorithm) (bool, error) {
 	public := a.public(false)
 	_, err := tpm2.TestParms{Parameters: tpm2.TPMTPublicParms{Type: public.Type, Parameters: public.Parameters}}.Execute(l)
 	err = l.command("TPM2_TestParms", err)
-	if refused(err) {
-		return false, nil
+	var f1 tpm2.TPMFmt1Error
+	if errors.As(err, &f1) {
+		return false, nil // something is wrong with the parameters
 	}
 	return err == nil, err
 }

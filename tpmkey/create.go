@@ -3,7 +3,6 @@ package tpmkey
 import (
 	"context"
 	"crypto"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -94,7 +93,7 @@ type Template struct {
 // Where the owner hierarchy has a password, a key for it is made under the
 // storage key at 0x81000001, if there is one, and names that as its parent.
 func (t *TPM) Create(ctx context.Context, tm Template) (*keyfile.TPMKey, error) {
-	sk, err := tm.storageKey()
+	named, err := storageKeyAt(tm.Parent)
 	if err != nil {
 		return nil, err
 	}
@@ -103,38 +102,12 @@ func (t *TPM) Create(ctx context.Context, tm Template) (*keyfile.TPMKey, error) 
 		if err := supported(l, tm.Algorithm); err != nil {
 			return err
 		}
-		file, err = t.create(l, tm, sk)
-		if sk.hierarchy != tpm2.TPMRHOwner || !errors.Is(err, ErrOwnerAuth) {
+		return t.orSRK(l, named, func(sk storageKey) (err error) {
+			file, err = t.create(l, tm, sk)
 			return err
-		}
-		p, srkErr := t.readSRK(l)
-		if srkErr != nil || p == nil {
-			return errors.Join(err, srkErr)
-		}
-		file, err = t.create(l, tm, storageKey{persistent: srkHandle})
-		return err
+		})
 	})
 	return file, err
-}
-
-// storageKey returns the storage key that the template names.
-func (tm Template) storageKey() (storageKey, error) {
-	switch {
-	case tm.Parent == 0:
-		return storageKey{hierarchy: tpm2.TPMRHOwner, template: eccH}, nil
-	case tm.Parent>>24 == 0x81:
-		return storageKey{persistent: tpm2.TPMHandle(tm.Parent)}, nil
-	case tm.Parent == keyfile.ParentOwner, tm.Parent == keyfile.ParentEndorsement, tm.Parent == keyfile.ParentPlatform:
-		return storageKey{hierarchy: tpm2.TPMHandle(tm.Parent), template: eccH}, nil
-	case tm.Parent == keyfile.ParentNull:
-		return storageKey{}, &UnsupportedError{What: "parent in the null hierarchy", Why: "the key would end with the next reset of the TPM"}
-	default:
-		return storageKey{}, &UnsupportedError{
-			What:      fmt.Sprintf("parent %#x", tm.Parent),
-			Why:       "it is neither a hierarchy nor a persistent handle",
-			Supported: []string{"owner (0x40000001)", "endorsement (0x4000000b)", "platform (0x4000000c)", "0x81000000 to 0x81ffffff"},
-		}
-	}
 }
 
 // supported refuses an algorithm that the TPM does not have, naming those that
@@ -181,14 +154,6 @@ func (t *TPM) create(l *link, tm Template, sk storageKey) (file *keyfile.TPMKey,
 		})
 	})
 	return file, err
-}
-
-// fileParent is what a key file names the storage key by.
-func (sk storageKey) fileParent() uint32 {
-	if sk.persistent != 0 {
-		return uint32(sk.persistent)
-	}
-	return uint32(sk.hierarchy)
 }
 
 // public returns the public area of a new key. RSA keys may also decrypt: on a

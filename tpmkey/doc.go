@@ -7,6 +7,10 @@
 // needed. An auth value (the user's PIN) is proved by HMAC in a salted session,
 // which is kept while signatures come.
 //
+// A private key that exists already is wrapped to a storage key ([Wrap]), which
+// needs its public part only, and imported in the TPM that has it
+// ([TPM.Import]); [TPM.ImportPrivate] does both.
+//
 // Start with [New], then [TPM.Create] and [TPM.Key]. No handle leaves the
 // package: whatever is in the TPM because of it exists inside a bracket
 // (withParent, withLoaded) that flushes it. Turns are given in order of

@@ -3,6 +3,7 @@ package tpmkey_test
 import (
 	"context"
 	"crypto"
+	"crypto/elliptic"
 	"encoding/binary"
 	"path/filepath"
 	"testing"
@@ -36,8 +37,8 @@ func (l *liar) Send(context.Context, []byte) ([]byte, error) {
 }
 
 // FuzzAnswers lets a TPM answer anything at the first and second use of keys,
-// while a key is made, and when it is asked what it is. Nothing but an error,
-// or a right signature, may come of it.
+// while a key is made or imported, and when it is asked what it is. Nothing but
+// an error, or a right signature, may come of it.
 func FuzzAnswers(f *testing.F) {
 	var files []*keyfile.TPMKey
 	paths, err := filepath.Glob("../keyfile/testdata/*.tpm")
@@ -52,6 +53,7 @@ func FuzzAnswers(f *testing.F) {
 	if len(files) < 3 {
 		f.Fatalf("%d key files to use", len(files))
 	}
+	private := newECDSA(f, elliptic.P256())
 	f.Add(uint8(0), []byte{})
 	f.Add(uint8(1), []byte{1, 0, 0, 4, 0x80, 0, 0, 0, 2, 0, 0, 9, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, which uint8, octets []byte) {
@@ -72,6 +74,13 @@ func FuzzAnswers(f *testing.F) {
 			}
 		}
 		_, _ = tpm.Capabilities(ctx)
+		if out, err := tpm.ImportPrivate(ctx, private, tpmkey.WrapOptions{}); err == nil && !samePublic(out.Public.Key, &private.PublicKey) {
+			t.Error("another key was imported")
+		}
+		if out, err := tpm.Import(ctx, file); err == nil && !samePublic(out.Public.Key, file.Public.Key) {
+			t.Error("another key was imported")
+		}
+		_, _, _ = tpm.StorageKey(ctx, 0x81000001)
 		_, _ = tpm.Create(ctx, tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Auth: []byte("1234")})
 	})
 }

@@ -7,8 +7,6 @@ import (
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
-
-	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
 // withLoaded calls fn with the key in the TPM, and flushes it afterwards.
@@ -60,6 +58,9 @@ func (k *Key) loadFromFile(l *link) (tpm2.TPMHandle, error) {
 	var tried []*wrongParentError
 	var errs []error
 	for _, c := range list {
+		if err := l.alive(); err != nil {
+			return 0, err
+		}
 		h, err := k.loadUnder(l, c.storageKey)
 		if err == nil {
 			k.source = &c.storageKey
@@ -79,34 +80,11 @@ func (k *Key) loadFromFile(l *link) (tpm2.TPMHandle, error) {
 	return 0, k.refusal(tried, errs)
 }
 
-// loadUnder runs TPM2_Load, after TPM2_Import for a key that was wrapped for
-// this TPM elsewhere. A storage key that is not the one remembered is not tried.
+// loadUnder puts the storage key sk into the TPM and loads the key under it.
 func (k *Key) loadUnder(l *link, sk storageKey) (h tpm2.TPMHandle, err error) {
-	err = k.tpm.withParent(l, sk, func(p *parent) error {
-		if err := p.mustBe(sk, k.pinned()); err != nil {
-			return fmt.Errorf("loading the key under %v: %w", sk, err)
-		}
-		private, err := k.private(l, p)
-		if err != nil {
-			return err
-		}
-		l.hold(k.name)
-		rsp, err := tpm2.Load{
-			ParentHandle: p.auth(tpm2.PasswordAuth(nil)),
-			InPrivate:    tpm2.TPM2BPrivate{Buffer: private},
-			InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](k.file.Pubkey[2:]),
-		}.Execute(l)
-		if err = l.command("TPM2_Load", err); err != nil {
-			l.unhold(k.name, err)
-			return underErr(sk, p, err)
-		}
-		if !bytes.Equal(rsp.Name.Buffer, k.name.Buffer) {
-			return errors.Join(fmt.Errorf("TPM2_Load: the TPM loaded another key than the file's"), l.release(rsp.ObjectHandle, k.name))
-		}
-		h, k.imported = rsp.ObjectHandle, private
-		at := p.identity(sk)
-		k.parent.Store(&at)
-		return nil
+	err = k.tpm.withParent(l, sk, func(p *parent) (err error) {
+		h, err = k.loadWith(l, p, sk)
+		return err
 	})
 	if err != nil && h != 0 {
 		// The key is loaded, but its parent could not be flushed.
@@ -115,34 +93,49 @@ func (k *Key) loadUnder(l *link, sk storageKey) (h tpm2.TPMHandle, err error) {
 	return h, err
 }
 
-// private returns the key's TPM2B_PRIVATE without its size, for loading under
-// p. What TPM2_Import returned is kept in memory once it has loaded.
-func (k *Key) private(l *link, p *parent) ([]byte, error) {
-	if k.file.Type != keyfile.Importable {
-		return k.file.Privkey[2:], nil
+// loadWith runs TPM2_Load under p, which is sk, after TPM2_Import for a key that
+// was wrapped for this TPM elsewhere. A storage key that is not the one remembered
+// is not tried.
+func (k *Key) loadWith(l *link, p *parent, sk storageKey) (tpm2.TPMHandle, error) {
+	if err := l.alive(); err != nil {
+		return 0, err
 	}
-	if k.imported != nil {
-		return k.imported, nil
+	if err := p.mustBe(sk, k.pinned()); err != nil {
+		return 0, fmt.Errorf("loading the key under %v: %w", sk, err)
 	}
-	rsp, err := tpm2.Import{
+	private, err := k.private(l, p)
+	if err != nil {
+		return 0, underErr("importing", sk, p, err, wrapsOther(p, err))
+	}
+	if err := l.alive(); err != nil {
+		return 0, err
+	}
+	l.hold(k.name)
+	rsp, err := tpm2.Load{
 		ParentHandle: p.auth(tpm2.PasswordAuth(nil)),
-		ObjectPublic: tpm2.BytesAs2B[tpm2.TPMTPublic](k.file.Pubkey[2:]),
-		Duplicate:    tpm2.TPM2BPrivate{Buffer: k.file.Privkey[2:]},
-		InSymSeed:    tpm2.TPM2BEncryptedSecret{Buffer: k.file.Secret[2:]},
-		Symmetric:    tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
+		InPrivate:    tpm2.TPM2BPrivate{Buffer: private},
+		InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](k.file.Pubkey[2:]),
 	}.Execute(l)
-	if err = l.command("TPM2_Import", err); err != nil {
-		return nil, fmt.Errorf("importing the key: %w", err)
+	if err = l.command("TPM2_Load", err); err != nil {
+		l.unhold(k.name, err)
+		return 0, underErr("loading", sk, p, err, isRC(err, tpm2.TPMRCIntegrity))
 	}
-	return rsp.OutPrivate.Buffer, nil
+	if !bytes.Equal(rsp.Name.Buffer, k.name.Buffer) {
+		return 0, errors.Join(fmt.Errorf("TPM2_Load: the TPM loaded another key than the file's"), l.release(rsp.ObjectHandle, k.name))
+	}
+	at := p.identity(sk)
+	k.parent.Store(&at)
+	k.imported = private
+	return rsp.ObjectHandle, nil
 }
 
-// underErr says which storage key refused.
-func underErr(sk storageKey, p *parent, err error) error {
-	if isRC(err, tpm2.TPMRCIntegrity) {
-		return &wrongParentError{sk.String(), p.identity(sk), err}
+// underErr says which storage key refused, and what; wrong, that another one may
+// not.
+func underErr(doing string, sk storageKey, p *parent, err error, wrong bool) error {
+	if wrong {
+		return &wrongParentError{doing, sk.String(), p.identity(sk), err}
 	}
-	return fmt.Errorf("loading the key under %v: %w", sk, err)
+	return fmt.Errorf("%s the key under %v: %w", doing, sk, err)
 }
 
 // wrongParent reports whether another storage key may do what this one did not.

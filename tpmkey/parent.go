@@ -58,6 +58,50 @@ func hierarchyName(h tpm2.TPMHandle) string {
 	}
 }
 
+// storageKeyAt returns the storage key of a handle, as a template of a key names
+// it, under which keys can be made: 0 is the owner's.
+func storageKeyAt(parent uint32) (storageKey, error) {
+	switch {
+	case parent == 0:
+		return storageKey{hierarchy: tpm2.TPMRHOwner, template: eccH}, nil
+	case parent>>24 == 0x81:
+		return storageKey{persistent: tpm2.TPMHandle(parent)}, nil
+	case parent == keyfile.ParentOwner, parent == keyfile.ParentEndorsement, parent == keyfile.ParentPlatform:
+		return storageKey{hierarchy: tpm2.TPMHandle(parent), template: eccH}, nil
+	case parent == keyfile.ParentNull:
+		return storageKey{}, &UnsupportedError{What: "parent in the null hierarchy", Why: "the key would end with the next reset of the TPM"}
+	default:
+		return storageKey{}, &UnsupportedError{
+			What:      fmt.Sprintf("parent %#x", parent),
+			Why:       "it is neither a hierarchy nor a persistent handle",
+			Supported: []string{"owner (0x40000001)", "endorsement (0x4000000b)", "platform (0x4000000c)", "0x81000000 to 0x81ffffff"},
+		}
+	}
+}
+
+// fileParent is what a key file names the storage key by.
+func (sk storageKey) fileParent() uint32 {
+	if sk.persistent != 0 {
+		return uint32(sk.persistent)
+	}
+	return uint32(sk.hierarchy)
+}
+
+// orSRK calls fn with a storage key under which a key is to be put, and again
+// with the one at [srkHandle], if there is one, where the owner hierarchy turns
+// out to have a password.
+func (t *TPM) orSRK(l *link, sk storageKey, fn func(storageKey) error) error {
+	err := fn(sk)
+	if sk.hierarchy != tpm2.TPMRHOwner || !errors.Is(err, ErrOwnerAuth) {
+		return err
+	}
+	p, srkErr := t.readSRK(l)
+	if srkErr != nil || p == nil {
+		return errors.Join(err, srkErr)
+	}
+	return fn(storageKey{persistent: srkHandle})
+}
+
 // parent is a storage key as it is in the TPM, valid inside withParent only
 // but for its saved context.
 type parent struct {

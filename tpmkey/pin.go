@@ -127,20 +127,21 @@ func (p *parent) mustBe(sk storageKey, want []byte) error {
 
 // wrongParentError is the TPM's answer that a key is not under this storage key.
 type wrongParentError struct {
+	doing  string // "loading" or "importing"
 	under  string
 	parent Parent
-	err    error // of TPM2_Load
+	err    error // of TPM2_Load or TPM2_Import
 }
 
 func (e *wrongParentError) Error() string {
-	return fmt.Sprintf("loading the key under %s: %v: %v", e.under, ErrWrongTPM, e.err)
+	return fmt.Sprintf("%s the key under %s: %v: %v", e.doing, e.under, ErrWrongTPM, e.err)
 }
 
 func (e *wrongParentError) Unwrap() []error { return []error{ErrWrongTPM, e.err} }
 
 // plain is the error without a guess at its cause.
 func (e *wrongParentError) plain() error {
-	return fmt.Errorf("loading the key under %s: %w", e.under, e.err)
+	return fmt.Errorf("%s the key under %s: %w", e.doing, e.under, e.err)
 }
 
 // refusal is why a key does not load, given the storage keys that refused it and

@@ -1,0 +1,205 @@
+package tpmkey
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+)
+
+// Import makes an ordinary (loadable) key file of an importable one, which was
+// wrapped for a storage key of this TPM elsewhere (TPM2_Import). The key is
+// loaded once, to see that the TPM takes what it made, and nothing of it stays
+// there. A file that was wrapped for another TPM gives [ErrWrongTPM].
+//
+// The new file has the same public key, auth value and policy. It names the
+// storage key at 0x81000001 as its parent where the key is under that and not
+// under the owner's primary of the key file draft.
+func (t *TPM) Import(ctx context.Context, file *keyfile.TPMKey) (*keyfile.TPMKey, error) {
+	if file.Type != keyfile.Importable {
+		return nil, &UnsupportedError{What: "import of a key file", Why: "the key is in its TPM already (the file is loadable, not importable)"}
+	}
+	if file.Parent == keyfile.ParentNull {
+		_, err := storageKeyAt(file.Parent)
+		return nil, err
+	}
+	k, err := t.Key(file)
+	if err != nil {
+		return nil, err
+	}
+	var imported *keyfile.TPMKey
+	err = t.withTurn(ctx, func(l *link) error {
+		if err := supportedFile(l, file); err != nil {
+			return err
+		}
+		h, err := k.loadFromFile(l)
+		if err != nil {
+			return err
+		}
+		if err := l.release(h, k.name); err != nil {
+			return err
+		}
+		under, err := k.foundUnder(l)
+		if err != nil {
+			return err
+		}
+		imported, err = k.loadable(under)
+		return err
+	})
+	return imported, err
+}
+
+// ImportPrivate puts a private key from outside, an *ecdsa.PrivateKey or
+// *rsa.PrivateKey, under a storage key of this TPM and returns its key file. It
+// is [Wrap] and [TPM.Import] in one turn, and refuses the same keys, before
+// anything is sent; the TPM is asked first whether it has the algorithm. Neither
+// the key nor the PIN crosses the bus in clear, and the TPM keeps nothing.
+//
+// Where the owner hierarchy has a password, a key for it is put under the
+// storage key at 0x81000001, if there is one, and names that as its parent.
+func (t *TPM) ImportPrivate(ctx context.Context, private crypto.PrivateKey, o WrapOptions) (*keyfile.TPMKey, error) {
+	named, err := storageKeyAt(o.Parent)
+	if err != nil {
+		return nil, err
+	}
+	key, err := newExternal(private)
+	if err != nil {
+		return nil, err
+	}
+	defer key.wipe()
+	var imported *keyfile.TPMKey
+	err = t.withTurn(ctx, func(l *link) error {
+		if err := supported(l, key.algorithm); err != nil {
+			return err
+		}
+		return t.orSRK(l, named, func(sk storageKey) (err error) {
+			imported, err = t.importUnder(l, key, o, sk)
+			return err
+		})
+	})
+	return imported, err
+}
+
+// importUnder wraps a key to one storage key of this TPM, and imports it.
+func (t *TPM) importUnder(l *link, key *external, o WrapOptions, sk storageKey) (file *keyfile.TPMKey, err error) {
+	err = t.withParent(l, sk, func(p *parent) error {
+		to, err := p.storageKey(sk)
+		if err != nil {
+			return err
+		}
+		wrapped, err := key.wrap(to, sk, o)
+		if err != nil {
+			return err
+		}
+		k, err := t.Key(wrapped)
+		if err != nil {
+			return err
+		}
+		h, err := k.loadWith(l, p, sk)
+		if err != nil {
+			return err
+		}
+		if err := l.release(h, k.name); err != nil {
+			return err
+		}
+		file, err = k.loadable(sk)
+		return err
+	})
+	return file, err
+}
+
+// supportedFile asks the TPM whether it has the algorithm of a key. One that is
+// none of [Algorithms] is the TPM's to judge: others' files work, too.
+func supportedFile(l *link, file *keyfile.TPMKey) error {
+	a, err := algorithmOf(file.Public.Key)
+	if err != nil {
+		return nil
+	}
+	return supported(l, a)
+}
+
+// foundUnder returns the storage key under which the key loaded, as its new file
+// is to name it. For a key of the owner's, what is at 0x81000001 may be the owner's
+// primary or another key: if it is the primary, the old name goes on holding
+// when the handle is given up. Telling an RSA one would cost the making of
+// another.
+func (k *Key) foundUnder(l *link) (storageKey, error) {
+	sk := *k.source
+	if sk.persistent != srkHandle || k.file.Parent == uint32(srkHandle) {
+		return sk, nil
+	}
+	at, err := k.tpm.readSRK(l)
+	if err != nil || !at.is(tpm2.TPMAlgECC) {
+		return sk, err
+	}
+	owner := storageKey{hierarchy: tpm2.TPMRHOwner, template: eccH}
+	err = k.tpm.withParent(l, owner, func(p *parent) error {
+		if bytes.Equal(p.name.Buffer, at.name.Buffer) {
+			sk = owner
+		}
+		return nil
+	})
+	if errors.Is(err, ErrOwnerAuth) {
+		return sk, nil // as for a new key
+	}
+	return sk, err
+}
+
+// loadable returns the file of an importable key that has loaded.
+func (k *Key) loadable(sk storageKey) (*keyfile.TPMKey, error) {
+	file, err := keyfile.NewLoadable(k.file.Pubkey, tpm2.Marshal(tpm2.TPM2BPrivate{Buffer: k.imported}), sk.fileParent(), k.file.EmptyAuth)
+	if err != nil {
+		return nil, fmt.Errorf("the key as the TPM wrapped it: %w", err)
+	}
+	file.Policy, file.AuthPolicy = k.file.Policy, k.file.AuthPolicy
+	file.Description, file.Unknown = k.file.Description, k.file.Unknown
+	file.RSAParent = sk.template == rsaH
+	return file, nil
+}
+
+// private returns the key's TPM2B_PRIVATE without its size, for loading under
+// p: from the file, or by TPM2_Import for a key that was wrapped for this TPM
+// elsewhere. What that returned is kept in memory once it has loaded.
+func (k *Key) private(l *link, p *parent) ([]byte, error) {
+	if k.file.Type != keyfile.Importable {
+		return k.file.Privkey[2:], nil
+	}
+	if k.imported != nil {
+		return k.imported, nil
+	}
+	rsp, err := tpm2.Import{
+		ParentHandle: p.auth(tpm2.PasswordAuth(nil)),
+		ObjectPublic: tpm2.BytesAs2B[tpm2.TPMTPublic](k.file.Pubkey[2:]),
+		Duplicate:    tpm2.TPM2BPrivate{Buffer: k.file.Privkey[2:]},
+		InSymSeed:    tpm2.TPM2BEncryptedSecret{Buffer: k.file.Secret[2:]},
+		Symmetric:    tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
+	}.Execute(l)
+	if err = l.command("TPM2_Import", err); err != nil {
+		return nil, err
+	}
+	return rsp.OutPrivate.Buffer, nil
+}
+
+// seedParameter is the number of inSymSeed among the parameters of TPM2_Import.
+const seedParameter = 4
+
+// wrapsOther reports whether err says that the key was wrapped for another storage
+// key than p: the integrity value is wrong then, or the seed cannot be decrypted
+// at all, such as one for RSA by an ECC key. Where OAEP fails, libtpms calls it a
+// failure.
+func wrapsOther(p *parent, err error) bool {
+	if isRC(err, tpm2.TPMRCIntegrity) || p.is(tpm2.TPMAlgRSA) && isRC(err, tpm2.TPMRCFailure) {
+		return true
+	}
+	var f1 tpm2.TPMFmt1Error
+	if !errors.As(err, &f1) {
+		return false
+	}
+	ofParameter, n := f1.Parameter()
+	return ofParameter && n == seedParameter
+}
