@@ -10,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -345,6 +346,95 @@ func TestWrapAndImport(t *testing.T) {
 	}
 }
 
+// TestToolsImport: what is wrapped here is imported by tpm2-tools, and signs there.
+func TestToolsImport(t *testing.T) {
+	f := start(t)
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	put := func(name string, data []byte) {
+		t.Helper()
+		if err := os.WriteFile(at(name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("message", []byte(message))
+	primary := f.primaryContext(t)
+	for _, private := range []crypto.PrivateKey{newECDSA(t, elliptic.P256()), newRSA(t, 2048)} {
+		for _, pin := range []string{"", "1234"} {
+			f.tpm = f.newTPM(t)
+			wrapped := f.wrapFor(t, private, pin)
+			f.Close(t)
+			put("pub", wrapped.Pubkey)
+			put("duplicate", wrapped.Privkey)
+			put("seed", wrapped.Secret)
+			f.Tool("tpm2_import", "-Q", "-C", primary, "-u", at("pub"), "-i", at("duplicate"), "-s", at("seed"), "-r", at("priv"))
+			f.Tool("tpm2_flushcontext", "-t")
+			f.Tool("tpm2_load", "-Q", "-C", primary, "-u", at("pub"), "-r", at("priv"), "-c", at("key"), "-n", at("name"))
+			f.Tool("tpm2_flushcontext", "-t")
+			f.Tool("tpm2_sign", "-Q", "-c", at("key"), "-p", pin, "-g", "sha256", "-f", "plain", "-o", at("signature"), at("message"))
+			f.Tool("tpm2_flushcontext", "-t")
+			if !verifies(publicOf(private), crypto.SHA256, read(t, at("signature"))) {
+				t.Errorf("%T, PIN %q: the signature of tpm2_sign does not verify", private, pin)
+			}
+			if !bytes.Equal(read(t, at("name")), wrapped.Public.Name()) {
+				t.Errorf("%T: tpm2_load shows another Name", private)
+			}
+			// And what tpm2_import made is a key file's content here.
+			f.tpm = f.newTPM(t)
+			mustSign(t, f.key(t, loadable(t, wrapped.Pubkey, read(t, at("priv")), keyfile.ParentOwner)), pin, crypto.SHA256)
+			f.Close(t)
+		}
+	}
+}
+
+// TestImportOfDuplicates: what TPM2_Duplicate takes out of another TPM, by
+// tpm2-tools, for a storage key of this one.
+func TestImportOfDuplicates(t *testing.T) {
+	f := start(t)
+	to, _, err := f.tpm.StorageKey(testContext(t), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close(t)
+	old := start(t)
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	if err := os.WriteFile(at("new.pub"), to.Marshal(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	primary := old.primaryContext(t)
+	old.Tool("tpm2_startauthsession", "-S", at("session"))
+	old.Tool("tpm2_policycommandcode", "-Q", "-S", at("session"), "-L", at("policy"), "TPM2_CC_Duplicate")
+	old.Tool("tpm2_flushcontext", at("session"))
+	old.Tool("tpm2_create", "-Q", "-C", primary, "-G", "ecc", "-u", at("pub"), "-r", at("priv"), "-c", at("key"), "-L", at("policy"),
+		"-a", "sensitivedataorigin|userwithauth|sign", "-p", "1234")
+	old.Tool("tpm2_flushcontext", "-t")
+	old.Tool("tpm2_loadexternal", "-Q", "-C", "n", "-u", at("new.pub"), "-c", at("new"))
+	old.Tool("tpm2_flushcontext", "-t")
+	old.Tool("tpm2_startauthsession", "--policy-session", "-S", at("session"))
+	old.Tool("tpm2_policycommandcode", "-Q", "-S", at("session"), "TPM2_CC_Duplicate")
+	old.Tool("tpm2_duplicate", "-Q", "-C", at("new"), "-c", at("key"), "-G", "null", "-p", "session:"+at("session"), "-r", at("duplicate"), "-s", at("seed"))
+	old.Tool("tpm2_flushcontext", at("session"))
+	old.Tool("tpm2_flushcontext", "-t")
+
+	public, err := keyfile.ParsePublic(read(t, at("pub")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.tpm = f.newTPM(t)
+	file, err := f.tpm.Import(testContext(t), &keyfile.TPMKey{
+		Type: keyfile.Importable, Parent: keyfile.ParentOwner, Public: public,
+		Pubkey: read(t, at("pub")), Privkey: read(t, at("duplicate")), Secret: read(t, at("seed")),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !samePublic(file.Public.Key, public.Key) {
+		t.Error("another public key")
+	}
+	mustSign(t, f.key(t, throughFile(t, file)), "1234", crypto.SHA256)
+}
+
 // TestImportInAnotherTPM: what was wrapped for one TPM is of no use in another,
 // and says so, however the other's storage keys look.
 func TestImportInAnotherTPM(t *testing.T) {
@@ -372,7 +462,7 @@ func TestImportInAnotherTPM(t *testing.T) {
 			if args != nil {
 				other.persist(t, args...)
 			}
-			if file, err := other.tpm.Import(testContext(t), wrapped); !errors.Is(err, tpmkey.ErrWrongTPM) || file != nil {
+			if file, err := other.tpm.Import(testContext(t), wrapped); !errors.Is(err, tpmkey.ErrWrongTPM) || file != nil || !strings.Contains(err.Error(), "wrapped for another") {
 				t.Errorf("Import: %v, want ErrWrongTPM", err)
 			}
 			_, err := other.key(t, wrapped).Sign(testContext(t), []byte("1234"), digest(crypto.SHA256), crypto.SHA256)

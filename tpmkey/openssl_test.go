@@ -3,6 +3,7 @@ package tpmkey_test
 import (
 	"bytes"
 	"crypto"
+	"crypto/elliptic"
 	"errors"
 	"os"
 	"os/exec"
@@ -27,18 +28,28 @@ func (f *fixture) openssl(t *testing.T, args ...string) ([]byte, error) {
 }
 
 // TestOpenSSLReadsOurFiles: what is written here is signed with by OpenSSL, with
-// the PIN, and not without it.
+// the PIN, and not without it: keys that the TPM made, and imported ones.
 func TestOpenSSLReadsOurFiles(t *testing.T) {
 	f := start(t)
+	f.lockout("100", "1000")
 	dir := t.TempDir()
 	in := filepath.Join(dir, "digest")
 	if err := os.WriteFile(in, digest(crypto.SHA256), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, a := range []tpmkey.Algorithm{tpmkey.ECDSAP256, tpmkey.RSA2048} {
+	for a, get := range map[string]func(pin string) *tpmkey.Key{
+		"ECDSA": func(pin string) *tpmkey.Key { return f.create(t, tpmkey.ECDSAP256, pin) },
+		"RSA":   func(pin string) *tpmkey.Key { return f.create(t, tpmkey.RSA2048, pin) },
+		"imported ECDSA": func(pin string) *tpmkey.Key {
+			return f.importPrivate(t, newECDSA(t, elliptic.P256()), tpmkey.WrapOptions{Auth: []byte(pin)})
+		},
+		"imported RSA": func(pin string) *tpmkey.Key {
+			return f.importPrivate(t, newRSA(t, 2048), tpmkey.WrapOptions{Auth: []byte(pin)})
+		},
+	} {
 		for _, pin := range []string{"", "1234"} {
 			f.tpm = f.newTPM(t)
-			key := f.create(t, a, pin)
+			key := get(pin)
 			f.Close(t)
 			data, err := key.File().Marshal()
 			if err != nil {

@@ -134,7 +134,11 @@ type wrongParentError struct {
 }
 
 func (e *wrongParentError) Error() string {
-	return fmt.Sprintf("%s the key under %s: %v: %v", e.doing, e.under, ErrWrongTPM, e.err)
+	why := ErrWrongTPM.Error()
+	if e.doing == "importing" {
+		why = "the key was wrapped for another storage key, or for another TPM, or this TPM was cleared since"
+	}
+	return fmt.Sprintf("%s the key under %s: %s: %v", e.doing, e.under, why, e.err)
 }
 
 func (e *wrongParentError) Unwrap() []error { return []error{ErrWrongTPM, e.err} }

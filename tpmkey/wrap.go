@@ -57,8 +57,8 @@ func (e *external) wrap(to *StorageKey, named storageKey, o WrapOptions) (*keyfi
 	if o.ParentName != nil && !bytes.Equal(o.ParentName, to.Name()) {
 		return nil, &ParentChangedError{Want: bytes.Clone(o.ParentName), Have: Parent{to.Name(), named.at()}}
 	}
-	// The TPM drops zeros at the end of an auth value, when it makes a key
-	// and when it checks an HMAC, but not in what it imports.
+	// Zeros at the end of an auth value do not count. A TPM drops them when it
+	// makes a key; in what it imports, there are none from the start.
 	full := authValue(o.Auth, crypto.SHA256)
 	defer clear(full)
 	value := bytes.TrimRight(full, "\x00")
