@@ -85,6 +85,9 @@ type Template struct {
 	// it has another one, Create fails with a [ParentChangedError] before
 	// anything about the new key has crossed the bus.
 	ParentName []byte
+	// PCRs, 0 to 23 of the bank SHA-256, bind the key to their values at the
+	// moment when it is made: it signs only while they have them.
+	PCRs []int
 }
 
 // Create makes a key inside the TPM and returns it wrapped by its parent. It
@@ -134,6 +137,11 @@ func supported(l *link, a Algorithm) error {
 func (t *TPM) create(l *link, tm Template, sk storageKey) (file *keyfile.TPMKey, err error) {
 	value := authValue(tm.Auth, crypto.SHA256)
 	defer clear(value)
+	public := tm.Algorithm.public(len(value) == 0)
+	policy, err := tm.policy(l, &public)
+	if err != nil {
+		return nil, err
+	}
 	err = t.withSession(l, sk, tm.ParentName, func(s *session) error {
 		return t.withParent(l, sk, func(p *parent) error {
 			if err := l.alive(); err != nil {
@@ -144,16 +152,44 @@ func (t *TPM) create(l *link, tm Template, sk storageKey) (file *keyfile.TPMKey,
 				InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
 					UserAuth: tpm2.TPM2BAuth{Buffer: value},
 				}},
-				InPublic: tpm2.New2B(tm.Algorithm.public(len(value) == 0)),
+				InPublic: tpm2.New2B(public),
 			}.Execute(l)
 			if err != nil {
 				return fmt.Errorf("making the key under %v: %w", sk, l.command("TPM2_Create", err))
 			}
 			file, err = keyfile.NewLoadable(tpm2.Marshal(rsp.OutPublic), tpm2.Marshal(rsp.OutPrivate), sk.fileParent(), len(value) == 0)
+			if err == nil {
+				file.Policy = policy
+			}
 			return err
 		})
 	})
 	return file, err
+}
+
+// policy returns the commands of the policy of a key that is bound to PCRs, in
+// the order of create_tpm2_key, and writes their digest into its public area.
+func (tm Template) policy(l *link, public *tpm2.TPMTPublic) ([]keyfile.Policy, error) {
+	if len(tm.PCRs) == 0 {
+		return nil, nil
+	}
+	s := keyfile.PCRSelection{Hash: uint16(tpm2.TPMAlgSHA256), PCRs: slices.Sorted(slices.Values(tm.PCRs))}
+	if s.PCRs = slices.Compact(s.PCRs); s.PCRs[0] < 0 || s.PCRs[len(s.PCRs)-1] > 23 {
+		return nil, fmt.Errorf("PCRs %v: there are 0 to 23", s.PCRs)
+	}
+	digest, err := pcrDigest(l, crypto.SHA256, []keyfile.PCRSelection{s})
+	if err != nil {
+		return nil, err
+	}
+	var list []keyfile.Policy
+	if len(tm.Auth) > 0 {
+		list = append(list, keyfile.Policy{CommandCode: keyfile.PolicyAuthValue})
+	}
+	list = append(list, keyfile.NewPCRPolicy(s, digest))
+	steps, err := newSteps(list, crypto.SHA256)
+	public.AuthPolicy.Buffer = stepsDigest(crypto.SHA256, make([]byte, crypto.SHA256.Size()), steps)
+	public.ObjectAttributes.UserWithAuth = false
+	return list, err
 }
 
 // public returns the public area of a new key. RSA keys may also decrypt: on a

@@ -3,6 +3,7 @@ package tpmkey
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -94,6 +95,42 @@ func (e *LockoutError) Error() string {
 
 // Unwrap returns the [CommandError].
 func (e *LockoutError) Unwrap() error { return e.err }
+
+// PCRError means that the TPM does not use a key because PCRs do not have the
+// values that its policy wants: the machine was started in another way.
+type PCRError struct {
+	Bank string // "sha256"
+	// PCRs are those of the policy. Only the digest of all their values is
+	// known: of several, it cannot be told which of them differ.
+	PCRs []int
+	// Signed is set where a signed policy wants the values, with its name,
+	// which may be empty; otherwise they are those of the key's making.
+	Signed bool
+	Policy string
+}
+
+// Error implements error.
+func (e *PCRError) Error() string {
+	which, has := "PCR "+strconv.Itoa(e.PCRs[0]), "has"
+	if len(e.PCRs) > 1 {
+		which, has = "one or more of the PCRs "+joinInts(e.PCRs, ", "), "have"
+	}
+	switch {
+	case e.Signed && e.Policy != "":
+		return fmt.Sprintf("%s (%s) %s another value than the signed policy %q wants", which, e.Bank, has, e.Policy)
+	case e.Signed:
+		return fmt.Sprintf("%s (%s) %s another value than the signed policy wants", which, e.Bank, has)
+	}
+	return fmt.Sprintf("%s (%s) %s changed since the key was made", which, e.Bank, has)
+}
+
+func joinInts(list []int, sep string) string {
+	words := make([]string, len(list))
+	for i, n := range list {
+		words[i] = strconv.Itoa(n)
+	}
+	return strings.Join(words, sep)
+}
 
 // UnsupportedError means that this TPM, or tpm-agent, cannot do what was asked.
 type UnsupportedError struct {

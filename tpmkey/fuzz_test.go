@@ -4,9 +4,13 @@ import (
 	"context"
 	"crypto"
 	"crypto/elliptic"
+	"crypto/sha256"
 	"encoding/binary"
 	"path/filepath"
+	"slices"
 	"testing"
+
+	"github.com/google/go-tpm/tpm2"
 
 	"github.com/tpm-agent/tpm-agent/keyfile"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
@@ -54,6 +58,13 @@ func FuzzAnswers(f *testing.F) {
 		f.Fatalf("%d key files to use", len(files))
 	}
 	private := newECDSA(f, elliptic.P256())
+	bound := boundFile(f, files[0])
+	files = append(files, bound)
+	pcrs, err := bound.Policy[0].PCRs(32)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(uint8(len(files)-1), []byte{})
 	f.Add(uint8(0), []byte{})
 	f.Add(uint8(1), []byte{1, 0, 0, 4, 0x80, 0, 0, 0, 2, 0, 0, 9, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, which uint8, octets []byte) {
@@ -82,5 +93,31 @@ func FuzzAnswers(f *testing.F) {
 		}
 		_, _, _ = tpm.StorageKey(ctx, 0x81000001)
 		_, _ = tpm.Create(ctx, tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Auth: []byte("1234")})
+		_, _ = tpm.Create(ctx, tpmkey.Template{Algorithm: tpmkey.ECDSAP256, PCRs: []int{7, 11}})
+		_ = tpm.CheckPCRs(ctx, bound.Public.NameAlg, pcrs)
 	})
+}
+
+// boundFile makes a key that is used by policy, PolicyPCR and PolicyAuthValue, of
+// one that is not. No TPM would load it.
+func boundFile(t testing.TB, file *keyfile.TPMKey) *keyfile.TPMKey {
+	t.Helper()
+	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](file.Pubkey[2:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	pcr := keyfile.NewPCRPolicy(keyfile.PCRSelection{Hash: uint16(tpm2.TPMAlgSHA256), PCRs: []int{7}}, make([]byte, 32))
+	first := sha256.Sum256(slices.Concat(make([]byte, 32), []byte{0, 0, 1, 0x7f}, pcr.CommandPolicy))
+	second := sha256.Sum256(slices.Concat(first[:], []byte{0, 0, 1, 0x6b}))
+	area.ObjectAttributes.UserWithAuth = false
+	area.AuthPolicy.Buffer = second[:]
+	bound, err := keyfile.NewLoadable(tpm2.Marshal(tpm2.New2B(*area)), file.Privkey, keyfile.ParentOwner, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound.Policy = []keyfile.Policy{pcr, {CommandCode: keyfile.PolicyAuthValue}}
+	if _, err := tpmkey.New(nil).Key(bound); err != nil {
+		t.Fatal(err)
+	}
+	return bound
 }

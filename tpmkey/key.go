@@ -20,6 +20,9 @@ type Key struct {
 	file *keyfile.TPMKey
 	name tpm2.TPM2BName
 	pin  Pin
+	// policy is what authorizes the use of the key, nil where its auth value
+	// does.
+	policy *policy
 
 	// parent is the storage key under which the key has loaded. Whoever has
 	// the TPM's turn sets it.
@@ -36,7 +39,14 @@ func (t *TPM) Key(file *keyfile.TPMKey) (*Key, error) {
 	if err := usable(file); err != nil {
 		return nil, err
 	}
-	return &Key{tpm: t, file: file, name: tpm2.TPM2BName{Buffer: file.Public.Name()}}, nil
+	k := &Key{tpm: t, file: file, name: tpm2.TPM2BName{Buffer: file.Public.Name()}}
+	if !file.Public.Attributes.Has(keyfile.AttrUserWithAuth) {
+		var err error
+		if k.policy, err = newPolicy(file); err != nil {
+			return nil, err
+		}
+	}
+	return k, nil
 }
 
 // Public returns the public key: an *ecdsa.PublicKey or an *rsa.PublicKey.
@@ -45,9 +55,10 @@ func (k *Key) Public() crypto.PublicKey { return k.file.Public.Key }
 // AuthRequired reports whether to ask for the auth value before the first
 // [Key.Sign]. It is a hint from the key file; the TPM decides. Where a wrong
 // auth value costs nothing, because the key does not take part in the lockout,
-// the empty one may be tried first.
+// the empty one may be tried first. A key that is used by a policy which does
+// not ask for the auth value needs none.
 func (k *Key) AuthRequired() bool {
-	return !k.file.EmptyAuth && !k.file.Public.Attributes.Has(keyfile.AttrNoDA)
+	return k.file.UsesAuth() && !k.file.Public.Attributes.Has(keyfile.AttrNoDA)
 }
 
 // usable tells why a key can never sign for SSH, if so.
@@ -60,8 +71,6 @@ func usable(file *keyfile.TPMKey) error {
 	switch {
 	case a.Has(keyfile.AttrRestricted):
 		return refuse("a restricted key signs nothing that comes from outside the TPM")
-	case !a.Has(keyfile.AttrUserWithAuth):
-		return refuse("it is used by policy only (no userWithAuth), and policies are not supported yet")
 	}
 	switch pub := p.Key.(type) {
 	case *ecdsa.PublicKey:

@@ -25,14 +25,13 @@ const (
 	sessionUses = 10000
 
 	nonceSize    = 16
-	sessionHash  = crypto.SHA256
-	sessionAlg   = tpm2.TPMAlgSHA256
-	sessionKeyAE = 16 // octets of the AES key for parameter encryption
+	sessionHash  = crypto.SHA256 // of the session that is kept
+	sessionKeyAE = 16            // octets of the AES key for parameter encryption
 )
 
-// session is a salted HMAC session in the TPM (TPM 2.0 Part 1, 19.6). It is
-// bound to no object, so that one session serves every key of this TPM, each
-// with its own auth value.
+// session is an HMAC or policy session in the TPM (TPM 2.0 Part 1, 19.6). It is
+// bound to no object, so that one HMAC session serves every key of this TPM,
+// each with its own auth value. What proves an auth value is salted.
 //
 // go-tpm's own sessions fix the auth value when they start, and cut it at the
 // first zero octet inside instead of trimming zeros at its end only; one in
@@ -40,13 +39,15 @@ const (
 // a step towards the lockout.
 type session struct {
 	handle      tpm2.TPMHandle
-	salted      []byte // the Name of the storage key that knows the salt
-	key         []byte // sessionKey of Part 1, 19.6.8
+	hash        crypto.Hash
+	salted      []byte // the Name of the storage key that knows the salt, if any
+	key         []byte // sessionKey of Part 1, 19.6.8; none without a salt
 	nonceCaller []byte
 	nonceTPM    []byte
 	started     time.Time
 	uses        int
 	boot        bootCount
+	ended       bool // by its last use
 }
 
 // withSession calls fn with an authorization session salted to the storage key
@@ -99,47 +100,62 @@ func (t *TPM) startSession(l *link, sk storageKey, want []byte) error {
 			return fmt.Errorf("salting an authorization session to %v: %w", sk, err)
 		}
 		return l.making(firstSession, func() (err error) {
-			t.session, err = startSession(l, p)
+			t.session, err = startSession(l, p, tpm2.TPMSEHMAC, sessionHash)
 			return err
 		})
 	})
 }
 
-// startSession runs TPM2_StartAuthSession with a salt that only p can decrypt.
-func startSession(l *link, p *parent) (*session, error) {
-	kem, err := tpm2.ImportEncapsulationKey(p.public)
-	if err != nil {
-		return nil, fmt.Errorf("salting an authorization session to the storage key: %w", err)
+// startSession runs TPM2_StartAuthSession with a salt that only p can decrypt,
+// or, when p is nil, without.
+func startSession(l *link, p *parent, kind tpm2.TPMSE, hash crypto.Hash) (*session, error) {
+	s := &session{started: time.Now(), nonceCaller: make([]byte, nonceSize), hash: hash}
+	if _, err := rand.Read(s.nonceCaller); err != nil {
+		return nil, err
 	}
-	salt, secret, err := tpm2.CreateEncryptedSalt(rand.Reader, kem)
+	command := tpm2.StartAuthSession{
+		TPMKey:      tpm2.TPMRHNull,
+		Bind:        tpm2.TPMRHNull,
+		NonceCaller: tpm2.TPM2BNonce{Buffer: s.nonceCaller},
+		SessionType: kind,
+		Symmetric:   tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
+		AuthHash:    hashAlg(hash),
+	}
+	salt, err := p.salt(&command)
 	if err != nil {
 		return nil, fmt.Errorf("salting an authorization session to the storage key: %w", err)
 	}
 	defer clear(salt)
-	s := &session{started: time.Now(), salted: p.name.Buffer, nonceCaller: make([]byte, nonceSize)}
-	if _, err := rand.Read(s.nonceCaller); err != nil {
-		return nil, err
-	}
-	rsp, err := tpm2.StartAuthSession{
-		TPMKey:        p.handle,
-		Bind:          tpm2.TPMRHNull,
-		NonceCaller:   tpm2.TPM2BNonce{Buffer: s.nonceCaller},
-		EncryptedSalt: tpm2.TPM2BEncryptedSecret{Buffer: secret},
-		SessionType:   tpm2.TPMSEHMAC,
-		Symmetric: tpm2.TPMTSymDef{
-			Algorithm: tpm2.TPMAlgAES,
-			KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(8*sessionKeyAE)),
-			Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
-		},
-		AuthHash: sessionAlg,
-	}.Execute(l)
+	rsp, err := command.Execute(l)
 	if err != nil {
 		return nil, l.command("TPM2_StartAuthSession", err)
 	}
 	s.handle, s.boot = rsp.SessionHandle, l.boot
 	s.nonceTPM = rsp.NonceTPM.Buffer
-	s.key = tpm2.KDFa(sessionHash, salt, "ATH", s.nonceTPM, s.nonceCaller, 8*sessionHash.Size())
+	if p != nil {
+		s.salted = p.name.Buffer
+		s.key = tpm2.KDFa(hash, salt, "ATH", s.nonceTPM, s.nonceCaller, 8*hash.Size())
+	}
 	return s, nil
+}
+
+// salt adds a new salt to the command, which only p can decrypt; nil adds none.
+func (p *parent) salt(command *tpm2.StartAuthSession) (salt []byte, err error) {
+	if p == nil {
+		return nil, nil
+	}
+	kem, err := tpm2.ImportEncapsulationKey(p.public)
+	if err != nil {
+		return nil, err
+	}
+	command.TPMKey = p.handle
+	command.Symmetric = tpm2.TPMTSymDef{
+		Algorithm: tpm2.TPMAlgAES,
+		KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(8*sessionKeyAE)),
+		Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
+	}
+	salt, command.EncryptedSalt.Buffer, err = tpm2.CreateEncryptedSalt(rand.Reader, kem)
+	return salt, err
 }
 
 // endSession flushes the kept session, if there is one.
@@ -165,6 +181,12 @@ func (s *session) use(auth []byte, encrypt bool) tpm2.Session {
 		u.attributes |= decryptSession
 	}
 	return u
+}
+
+// last is the last use of the session: where the command succeeds, the TPM
+// flushes it.
+func (s *session) last(auth []byte) tpm2.Session {
+	return &sessionUse{session: s, auth: bytes.TrimRight(auth, "\x00")}
 }
 
 // sessionUse implements tpm2.Session for one command.
@@ -193,7 +215,7 @@ func (u *sessionUse) NewNonceCaller() error {
 
 // Authorize implements tpm2.Session: cpHash and HMAC of Part 1, 16.7 and 19.6.5.
 func (u *sessionUse) Authorize(cc tpm2.TPMCC, parms, addNonces []byte, names []tpm2.TPM2BName, _ int) (*tpm2.TPMSAuthCommand, error) {
-	h := sessionHash.New()
+	h := u.hash.New()
 	h.Write(binary.BigEndian.AppendUint32(nil, uint32(cc)))
 	for _, name := range names {
 		h.Write(name.Buffer)
@@ -203,19 +225,18 @@ func (u *sessionUse) Authorize(cc tpm2.TPMCC, parms, addNonces []byte, names []t
 	return &tpm2.TPMSAuthCommand{
 		Handle:        u.handle,
 		Nonce:         tpm2.TPM2BNonce{Buffer: u.nonceCaller},
-		Attributes:    tpm2.TPMASession{ContinueSession: true, Decrypt: u.IsDecryption()},
+		Attributes:    sessionAttributes(u.attributes),
 		Authorization: tpm2.TPM2BData{Buffer: mac},
 	}, nil
 }
 
 // Validate implements tpm2.Session: rpHash and HMAC of Part 1, 16.8 and 19.6.5.
 func (u *sessionUse) Validate(rc tpm2.TPMRC, cc tpm2.TPMCC, parms []byte, _ []tpm2.TPM2BName, _ int, auth *tpm2.TPMSAuthResponse) error {
-	h := sessionHash.New()
+	h := u.hash.New()
 	h.Write(binary.BigEndian.AppendUint32(nil, uint32(rc)))
 	h.Write(binary.BigEndian.AppendUint32(nil, uint32(cc)))
 	h.Write(parms)
-	want := tpm2.TPMASession{ContinueSession: true, Decrypt: u.IsDecryption()}
-	if auth.Attributes != want {
+	if auth.Attributes != sessionAttributes(u.attributes) {
 		return errors.New("the response has other session attributes than the command")
 	}
 	mac := u.mac(h.Sum(nil), auth.Nonce.Buffer, u.nonceCaller, nil, u.attributes)
@@ -223,15 +244,20 @@ func (u *sessionUse) Validate(rc tpm2.TPMRC, cc tpm2.TPMCC, parms []byte, _ []tp
 		return errors.New("the response is not authentic: its HMAC is wrong")
 	}
 	u.nonceTPM = auth.Nonce.Buffer
+	u.ended = u.attributes&continueSession == 0
 	return nil
 }
 
 // mac is the HMAC of Part 1, 19.6.5, equation 17 (unbound session): keyed with
-// the session key and the entity's auth value.
+// the session key and the entity's auth value. A policy session that has neither
+// needs none, and gets none.
 func (u *sessionUse) mac(pHash, nonceNewer, nonceOlder, addNonces []byte, attributes byte) []byte {
 	key := append(append(make([]byte, 0, len(u.key)+len(u.auth)), u.key...), u.auth...)
+	if len(key) == 0 {
+		return nil
+	}
 	defer clear(key)
-	m := hmac.New(sessionHash.New, key)
+	m := hmac.New(u.hash.New, key)
 	m.Write(pHash)
 	m.Write(nonceNewer)
 	m.Write(nonceOlder)
@@ -244,7 +270,7 @@ func (u *sessionUse) mac(pHash, nonceNewer, nonceOlder, addNonces []byte, attrib
 func (u *sessionUse) Encrypt(parameter []byte) error {
 	value := append(append(make([]byte, 0, len(u.key)+len(u.auth)), u.key...), u.auth...)
 	defer clear(value)
-	keyIV := tpm2.KDFa(sessionHash, value, "CFB", u.nonceCaller, u.nonceTPM, 8*(sessionKeyAE+aes.BlockSize))
+	keyIV := tpm2.KDFa(u.hash, value, "CFB", u.nonceCaller, u.nonceTPM, 8*(sessionKeyAE+aes.BlockSize))
 	defer clear(keyIV)
 	block, err := aes.NewCipher(keyIV[:sessionKeyAE])
 	if err != nil {

@@ -25,7 +25,7 @@ import (
 // signature that has not been started by then is not made. No signature is
 // returned that does not verify.
 //
-// Errors: [AuthError], [LockoutError], [ErrWrongTPM], [ErrNoParent],
+// Errors: [AuthError], [LockoutError], [PCRError], [ErrWrongTPM], [ErrNoParent],
 // [ErrOwnerAuth], [UnsupportedError], [ErrBadSignature], [CommandError], and
 // what opening the TPM gave.
 func (k *Key) Sign(ctx context.Context, auth, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
@@ -105,8 +105,12 @@ func nameHash(alg uint16) crypto.Hash {
 
 // authorized calls fn with the loaded key and its authorization: a plain empty
 // password where there is no auth value, else an HMAC in a salted session, so
-// that the auth value never crosses the bus.
+// that the auth value never crosses the bus; or a policy session.
 func (k *Key) authorized(l *link, h tpm2.NamedHandle, value []byte, fn func(tpm2.AuthHandle) ([]byte, error)) (sig []byte, err error) {
+	if k.policy != nil {
+		sig, err = k.byPolicy(l, h, value, fn)
+		return sig, l.authError(err)
+	}
 	if len(value) == 0 {
 		sig, err = fn(tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: tpm2.PasswordAuth(nil)})
 		return sig, l.authError(err)
