@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -24,8 +25,11 @@ func newInspectCmd(g *global) *cobra.Command {
 		Use:   "inspect FILE",
 		Short: "Show all that a key file says",
 		Long: `Shows everything that stands in a TPM 2.0 key file: its form, the key, its
-attributes and policy, the storage key it needs, and who can read the file. The
-TPM is not asked.
+attributes and policy, the storage key it needs, and who can read the file.
+
+No TPM is needed. Only for a key that is bound to PCRs (see keygen --pcr) is the
+TPM asked, if there is one, whether they have the values that the key wants; for
+that it need not be the TPM that the key was made in.
 
 The attributes are those of the TPM 2.0 specification (Part 2, TPMA_OBJECT):
 fixedTPM and fixedParent mean that the key can never be moved out of its TPM,
@@ -41,7 +45,11 @@ machine's TPM is the right one, only the TPM knows.`,
 			}
 			return someArgs("the key file")(cmd, args)
 		},
-		RunE: func(_ *cobra.Command, args []string) error { return runInspect(g.sys, args[0], asJSON) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx, done := interrupting(cmd)
+			defer done()
+			return runInspect(ctx, g, args[0], asJSON)
+		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return cmd
@@ -64,6 +72,7 @@ type inspection struct {
 	Attributes  []string `json:"attributes"`
 	Policy      []string `json:"policy"`
 	SignedBy    []string `json:"signed_policies,omitempty"`
+	PCRs        []bound  `json:"pcrs,omitempty"`
 	Digest      string   `json:"policy_digest,omitempty"`
 	Scheme      string   `json:"scheme"`
 	Name        string   `json:"tpm_name"`
@@ -73,7 +82,11 @@ type inspection struct {
 	Unusable    string   `json:"cannot_be_used_because,omitempty"`
 }
 
-func runInspect(sys system, file string, asJSON bool) error {
+func runInspect(ctx context.Context, g *global, file string, asJSON bool) error {
+	addr, err := g.address()
+	if err != nil {
+		return err
+	}
 	key, public, err := readKey(file)
 	if err != nil {
 		return err
@@ -86,10 +99,15 @@ func runInspect(sys system, file string, asJSON bool) error {
 	in.File, in.Size = plain(file), info.Size()
 	in.Mode, in.Readable = fmt.Sprintf("%04o", info.Mode().Perm()), readers(info)
 	in.Comment = commentFor(file, key, public)
-	if asJSON {
-		return writeJSON(sys.stdout, in)
+	if in.PCRs, err = boundTo(key); err == nil && len(in.PCRs) > 0 {
+		if err := lookAtPCRs(ctx, openTPM(addr), key, in.PCRs); err != nil {
+			return err
+		}
 	}
-	return in.print(sys.stdout)
+	if asJSON {
+		return writeJSON(g.sys.stdout, in)
+	}
+	return in.print(g.sys.stdout)
 }
 
 // inspect describes the key itself.
@@ -98,7 +116,7 @@ func inspect(key *keyfile.TPMKey, public ssh.PublicKey) *inspection {
 	in := &inspection{
 		Format: "TSS2 PRIVATE KEY, " + formatWords(key.Type), kind: kindOf(key.Public),
 		Fingerprint: ssh.FingerprintSHA256(public), PublicKey: string(authorizedKey(public, "")),
-		PIN: !key.EmptyAuth, Parent: parent, Handle: fmt.Sprintf("0x%08x", key.Parent),
+		PIN: key.UsesAuth(), Parent: parent, Handle: fmt.Sprintf("0x%08x", key.Parent),
 		Attributes: attributeNames(key.Public.Attributes), Policy: policyNames(key.Policy),
 		Digest: hex.EncodeToString(key.Public.AuthPolicy), Scheme: schemeWords(key.Public),
 		Name: hex.EncodeToString(key.Public.Name()), Description: key.DisplayDescription(), Unknown: key.Unknown,
@@ -141,6 +159,13 @@ func (in *inspection) print(w io.Writer) error {
 	line("policy", "%s", orNone(strings.Join(in.Policy, ", ")))
 	for _, signed := range in.SignedBy {
 		line("signed policy", "%s", signed)
+	}
+	for _, b := range in.PCRs {
+		line("bound to", "%s", b.words())
+		line("PCRs now", "%s", b.state())
+		if b.hint != "" {
+			line("way out", "%s", b.hint)
+		}
 	}
 	line("policy digest", "%s", orNone(in.Digest))
 	line("scheme", "%s", in.Scheme)
@@ -212,22 +237,11 @@ func attributeNames(a keyfile.Attributes) []string {
 	return set
 }
 
-// policyNames are the commands of a policy (TPM 2.0 Part 2, 6.5.2).
+// policyNames are the commands of a policy.
 func policyNames(policy []keyfile.Policy) []string {
-	names := map[uint32]string{
-		0x149: "PolicyNV", 0x151: "PolicySecret", 0x160: "PolicySigned", 0x16A: "PolicyAuthorize", 0x16B: "PolicyAuthValue",
-		0x16C: "PolicyCommandCode", 0x16D: "PolicyCounterTimer", 0x16E: "PolicyCpHash", 0x16F: "PolicyLocality",
-		0x170: "PolicyNameHash", 0x171: "PolicyOR", 0x172: "PolicyTicket", 0x17F: "PolicyPCR",
-		0x187: "PolicyPhysicalPresence", 0x188: "PolicyDuplicationSelect", 0x18C: "PolicyPassword",
-		0x18F: "PolicyNvWritten", 0x190: "PolicyTemplate", 0x192: "PolicyAuthorizeNV",
-	}
 	commands := []string{}
 	for _, p := range policy {
-		name := names[p.CommandCode]
-		if name == "" {
-			name = fmt.Sprintf("command %#x", p.CommandCode)
-		}
-		commands = append(commands, name)
+		commands = append(commands, p.Command())
 	}
 	return commands
 }

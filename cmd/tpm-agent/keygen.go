@@ -27,6 +27,7 @@ type keygenOptions struct {
 	pin     *string
 	quiet   bool
 	parent  string
+	pcrs    []string // as typed
 	list    bool
 	json    bool
 }
@@ -40,6 +41,7 @@ func newKeygenCmd(g *global) *cobra.Command {
 		Example: `  tpm-agent keygen                            # ECDSA P-256, asks the rest
   tpm-agent keygen -t rsa -b 2048 -C work -f ~/.ssh/id_work
   tpm-agent keygen -N ''                      # no PIN, asks nothing
+  tpm-agent keygen --pcr 7                    # only while secure boot is as it is now
   tpm-agent keygen --list                     # what this TPM can make`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -63,6 +65,7 @@ func newKeygenCmd(g *global) *cobra.Command {
 	f.StringP("pin", "N", "", "the new `PIN`; empty for none (default: asked for)")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but questions and errors")
 	f.StringVar(&o.parent, "parent", "owner", "the storage `KEY` that wraps it: owner, endorsement, or a persistent handle 0x81……")
+	f.StringArrayVar(&o.pcrs, "pcr", nil, "bind the key to the boot state in the `PCRS`, such as 7 or 7,11; may be given several times")
 	f.BoolVar(&o.list, "list", false, "list the kinds of key that this TPM can make, and make none")
 	f.BoolVar(&o.json, "json", false, "with --list: as JSON")
 	mustComplete(cmd, "type", "ecdsa", "rsa")
@@ -132,7 +135,7 @@ func (o *keygenOptions) check(cmd *cobra.Command) error {
 	if !o.list && o.json {
 		return usage("--json goes with --list")
 	}
-	for _, name := range []string{"type", "bits", "comment", "file", "pin", "parent", "quiet"} {
+	for _, name := range []string{"type", "bits", "comment", "file", "pin", "parent", "quiet", "pcr"} {
 		if o.list && cmd.Flags().Changed(name) {
 			return usage("--list makes no key, so --%s does not go with it", name)
 		}
@@ -142,6 +145,9 @@ func (o *keygenOptions) check(cmd *cobra.Command) error {
 	}
 	if o.comment != nil && plain(*o.comment) != *o.comment {
 		return usage("-C: the comment must be one line of printable characters")
+	}
+	if _, err := parsePCRs(o.pcrs); err != nil {
+		return err
 	}
 	if o.file != nil {
 		return checkName(*o.file)
@@ -238,6 +244,7 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 		return err
 	}
 	defer clear(tm.Auth)
+	warnPCRs(g.sys.stderr, tm.PCRs)
 
 	tpm := openTPM(addr)
 	key, err := makeKey(ctx, tpm, tm)
@@ -254,11 +261,17 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 	if o.quiet {
 		return nil
 	}
-	return key.announce(g.sys.stdout, file)
+	if err := key.announce(g.sys.stdout, file); err != nil {
+		return err
+	}
+	return announcePCRs(g.sys.stdout, tm.PCRs)
 }
 
 func (o *keygenOptions) template() (tm tpmkey.Template, err error) {
 	if tm.Algorithm, err = o.algorithm(); err != nil {
+		return tm, err
+	}
+	if tm.PCRs, err = parsePCRs(o.pcrs); err != nil {
 		return tm, err
 	}
 	tm.Parent, err = storageKey(o.parent)

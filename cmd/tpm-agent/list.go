@@ -132,7 +132,7 @@ func makeListing(addr tcti.Address, dirs []string) (l listing, err error) {
 		l.Keys = append(l.Keys, listedKey{
 			Name: strings.TrimSuffix(plain(filepath.Base(e.Path)), ".tpm"), kind: kindOf(e.Key.Public),
 			Fingerprint: ssh.FingerprintSHA256(e.Public), Comment: plain(e.Comment), Parent: short,
-			PIN: !e.Key.EmptyAuth, Certificates: len(e.Certificates), File: plain(e.Path),
+			PIN: e.Key.UsesAuth(), Certificates: len(e.Certificates), File: plain(e.Path),
 		})
 	}
 	for _, p := range index.Problems() {

@@ -142,8 +142,11 @@ func keyHint(err error) string {
 		locked      *tpmkey.LockoutError
 		wrong       *tpmkey.AuthError
 		unsupported *tpmkey.UnsupportedError
+		state       *tpmkey.PCRError
 	)
 	switch {
+	case errors.As(err, &state):
+		return pcrHint(state)
 	case errors.As(err, &locked) && locked.Wait > 0:
 		return fmt.Sprintf("wait %s; keys without a PIN go on working", duration(locked.Wait))
 	case errors.As(err, &locked):

@@ -41,6 +41,8 @@ func TestReport(t *testing.T) {
 		{&tpmkey.LockoutError{}, 1, "after a while"},
 		{&tpmkey.AuthError{Left: 2}, 1, "every wrong PIN counts"},
 		{&tpmkey.UnsupportedError{What: "RSA 4096"}, 1, "keygen --list"},
+		{&tpmkey.PCRError{Bank: "sha256", PCRs: []int{7}}, 1, "(7: secure boot and its keys) differs from when the key was made"},
+		{&tpmkey.PCRError{Bank: "sha256", PCRs: []int{11}, Signed: true, Policy: "a"}, 1, "has to sign one for this state"},
 		{tpmkey.ErrOwnerAuth, 1, "0x81000001"},
 		{tpmkey.ErrWrongTPM, 1, "make a new one"},
 		{tpmkey.ErrNoParent, 1, "make a new one"},
