@@ -10,6 +10,7 @@ import (
 
 	"github.com/tpm-agent/tpm-agent/agent"
 	"github.com/tpm-agent/tpm-agent/internal/keydir"
+	"github.com/tpm-agent/tpm-agent/internal/parents"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
@@ -21,17 +22,18 @@ type identities struct {
 	tpm      *tpmkey.TPM
 	software bool // the keys of this TPM are not protected, and say so
 	log      *slog.Logger
+	memory   *memory
 
 	mu      sync.Mutex
 	entries []*keydir.Entry // what set was made of
 	set     *agent.Set
-	keys    map[*keydir.Entry]*tpmkey.Key // nil: refused, and reported
+	keys    map[*keydir.Entry]*rememberedKey // nil: refused, and reported
 }
 
 var _ agent.Source = (*identities)(nil)
 
 // Identities returns the same Set until a file changes. A key keeps its
-// *tpmkey.Key as long as its file does, for that holds its saved context. The
+// TPM's key as long as its file does, for that holds its saved context. The
 // index is asked under the lock, so that an older answer never replaces a newer
 // one.
 func (s *identities) Identities() *agent.Set {
@@ -41,12 +43,13 @@ func (s *identities) Identities() *agent.Set {
 	if s.set != nil && sameSlice(entries, s.entries) {
 		return s.set
 	}
-	keys := make(map[*keydir.Entry]*tpmkey.Key, len(entries))
+	keys := make(map[*keydir.Entry]*rememberedKey, len(entries))
+	memories := recall()
 	var ids []agent.Identity
 	for _, e := range entries {
 		key, known := s.keys[e]
 		if !known {
-			key = s.key(e)
+			key = s.key(e, memories)
 		}
 		keys[e] = key
 		if key != nil {
@@ -58,17 +61,17 @@ func (s *identities) Identities() *agent.Set {
 }
 
 // key makes the TPM's key of an entry, or says once why there is none.
-func (s *identities) key(e *keydir.Entry) *tpmkey.Key {
+func (s *identities) key(e *keydir.Entry, memories func(file string) *parents.Memory) *rememberedKey {
 	key, err := s.tpm.Key(e.Key)
 	if err != nil {
 		s.log.Warn("not offered", "file", e.Path, "cause", err)
 		return nil
 	}
-	return key
+	return s.memory.remember(key, memories(e.Path), e.Path, e.Public)
 }
 
 // offers are the identities of one file: the key, and its certificates.
-func (s *identities) offers(e *keydir.Entry, key *tpmkey.Key) []agent.Identity {
+func (s *identities) offers(e *keydir.Entry, key agent.Key) []agent.Identity {
 	comment := e.Comment
 	if s.software {
 		comment += " (" + notProtected + ")"
@@ -93,26 +96,29 @@ func (s *identities) keyFile(name, comment string, content []byte) (agent.Identi
 	if err != nil {
 		return agent.Identity{}, fmt.Errorf("no key for SSH: %w", err)
 	}
-	key := s.known(file)
-	if key == nil {
-		if key, err = s.tpm.Key(file); err != nil {
-			return agent.Identity{}, err
-		}
+	key, err := s.anyKey(file)
+	if err != nil {
+		return agent.Identity{}, err
 	}
 	entry := &keydir.Entry{Path: name, Public: public, Comment: comment}
 	return s.offers(entry, key)[0], nil
 }
 
-// known returns the TPM's key of a file with the same content, or nil.
-func (s *identities) known(file *keyfile.TPMKey) *tpmkey.Key {
+// anyKey returns the TPM's key of a file with the same content, or a new one.
+// Nothing is remembered of that: where its file is, only the client knows.
+func (s *identities) anyKey(file *keyfile.TPMKey) (agent.Key, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for entry, key := range s.keys {
 		if key != nil && reflect.DeepEqual(entry.Key, file) {
-			return key
+			return key, nil
 		}
 	}
-	return nil
+	key, err := s.tpm.Key(file)
+	if err != nil {
+		return nil, err // not a nil key in an interface
+	}
+	return key, nil
 }
 
 // sameSlice reports whether a and b are the same slice of the same array.

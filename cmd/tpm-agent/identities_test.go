@@ -29,7 +29,8 @@ func source(t *testing.T) (s *identities, dir string, log *bytes.Buffer) {
 	t.Cleanup(func() { index.Close() })
 	tpm := tpmkey.New(func(context.Context) (tpmkey.Conn, error) { return nil, errors.New("no TPM is needed for this") })
 	t.Cleanup(func() { tpm.Close() })
-	return &identities{index: index, tpm: tpm, log: slog.New(slog.NewTextHandler(log, nil))}, dir, log
+	logger := slog.New(slog.NewTextHandler(log, nil))
+	return &identities{index: index, tpm: tpm, log: logger, memory: newMemory(tcti.Address{}, logger)}, dir, log
 }
 
 // made returns key files that a real TPM has made, and one that can never sign

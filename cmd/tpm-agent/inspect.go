@@ -25,19 +25,22 @@ func newInspectCmd(g *global) *cobra.Command {
 		Use:   "inspect FILE",
 		Short: "Show all that a key file says",
 		Long: `Shows everything that stands in a TPM 2.0 key file: its form, the key, its
-attributes and policy, the storage key it needs, and who can read the file.
-
-No TPM is needed. Only for a key that is bound to PCRs (see keygen --pcr) is the
-TPM asked, if there is one, whether they have the values that the key wants; for
-that it need not be the TPM that the key was made in.
+attributes and policy, the storage key it needs, and who can read the file. Then
+the TPM is asked, if there is one, whether it can load the key; no PIN is needed.
+For a key that is bound to PCRs (see keygen --pcr) it is asked whether they have
+the values that the key wants; for that it need not be the TPM that the key was
+made in.
 
 The attributes are those of the TPM 2.0 specification (Part 2, TPMA_OBJECT):
 fixedTPM and fixedParent mean that the key can never be moved out of its TPM,
 sensitiveDataOrigin that it was made there; noDA that wrong PINs elsewhere do not
 lock it.
 
-"can be used" says whether tpm-agent could sign with such a key. Whether this
-machine's TPM is the right one, only the TPM knows.`,
+"can be used" says whether tpm-agent could sign with such a key, "this TPM"
+whether the key is one of this TPM. "remembered" is the storage key that it was
+loaded under before, and when that was seen first and last; it stands in a file
+.tpm-agent-parents beside the key. So a TPM that was cleared or exchanged is told
+apart from a key file that is damaged.`,
 		Example: `  tpm-agent inspect ~/.ssh/id_ecdsa.tpm`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -80,6 +83,7 @@ type inspection struct {
 	Unknown     []int    `json:"unknown_fields,omitempty"`
 	Usable      bool     `json:"can_be_used"`
 	Unusable    string   `json:"cannot_be_used_because,omitempty"`
+	presence
 }
 
 func runInspect(ctx context.Context, g *global, file string, asJSON bool) error {
@@ -103,6 +107,10 @@ func runInspect(ctx context.Context, g *global, file string, asJSON bool) error 
 		if err := lookAtPCRs(ctx, openTPM(addr), key, in.PCRs); err != nil {
 			return err
 		}
+	}
+	in.presence = findPresence(ctx, addr, file, key, public, in.Usable)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	if asJSON {
 		return writeJSON(g.sys.stdout, in)
@@ -181,6 +189,7 @@ func (in *inspection) print(w io.Writer) error {
 	} else {
 		line("can be used", "no: %s", in.Unusable)
 	}
+	in.presence.print(line)
 	_, err := io.WriteString(w, b.String())
 	return err
 }

@@ -247,7 +247,8 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 	warnPCRs(g.sys.stderr, tm.PCRs)
 
 	tpm := openTPM(addr)
-	key, err := makeKey(ctx, tpm, tm)
+	remembering := newMemory(addr, nil)
+	key, err := remembering.makeRemembered(ctx, g.sys.stderr, tpm, tm, filepath.Dir(file), o.parent)
 	if err == nil {
 		key.where, err = whereabouts(ctx, tpm, addr.Software())
 	}
@@ -258,6 +259,7 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 	if err := key.save(file); err != nil {
 		return err
 	}
+	remembering.learn(filepath.Dir(file), key)
 	if o.quiet {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/tpm-agent/tpm-agent/internal/keydir"
+	"github.com/tpm-agent/tpm-agent/internal/parents"
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
 )
 
@@ -33,7 +34,12 @@ TPM is not asked, so a key of another TPM is listed too.
 Files that should be keys but cannot be used are named on standard error, with
 the reason. They do no harm to the others.
 
-PIN says what the key file says. Some programs write it wrong; the TPM decides.`,
+PIN says what the key file says. Some programs write it wrong; the TPM decides.
+
+A storage key with a * is not in this TPM any more, as far as is remembered: the
+TPM was cleared, or is another one. What is known of it stands below the table.
+The agent, keygen and inspect remember storage keys, in a file .tpm-agent-parents
+beside the keys.`,
 		Example: `  tpm-agent list
   tpm-agent list --key-dir /etc/ssh/tpm --json`,
 		Args: noArgs,
@@ -56,12 +62,15 @@ type listing struct {
 type listedKey struct {
 	Name string `json:"name"`
 	kind
-	Fingerprint  string `json:"fingerprint"`
-	Comment      string `json:"comment"`
-	Parent       string `json:"parent"`
-	PIN          bool   `json:"pin"`
-	Certificates int    `json:"certificates"`
-	File         string `json:"file"`
+	Fingerprint string `json:"fingerprint"`
+	Comment     string `json:"comment"`
+	Parent      string `json:"parent"`
+	// StorageKey is what is remembered of it; Lost says that it is gone.
+	StorageKey   *storageKeyInfo `json:"storage_key,omitempty"`
+	Lost         string          `json:"lost,omitempty"`
+	PIN          bool            `json:"pin"`
+	Certificates int             `json:"certificates"`
+	File         string          `json:"file"`
 }
 
 type listedFile struct {
@@ -123,15 +132,18 @@ func makeListing(addr tcti.Address, dirs []string) (l listing, err error) {
 		return l, fmt.Errorf("reading %s: %w", strings.Join(dirs, ", "), err)
 	}
 	tpm := openTPM(addr)
+	remembered, memories := newMemory(addr, nil), recall()
 	for _, e := range index.Entries() {
 		if _, err := tpm.Key(e.Key); err != nil {
 			l.Problems = append(l.Problems, listedFile{plain(e.Path), oneLine(err.Error())})
 			continue
 		}
 		short, _ := parentWords(e.Key)
+		under, _ := memories(e.Path).Of(parents.KeyOf(e.Public, e.Key), remembered.tpm)
 		l.Keys = append(l.Keys, listedKey{
 			Name: strings.TrimSuffix(plain(filepath.Base(e.Path)), ".tpm"), kind: kindOf(e.Key.Public),
 			Fingerprint: ssh.FingerprintSHA256(e.Public), Comment: plain(e.Comment), Parent: short,
+			StorageKey: infoOf(under), Lost: remembered.lost(under),
 			PIN: e.Key.UsesAuth(), Certificates: len(e.Certificates), File: plain(e.Path),
 		})
 	}
@@ -145,18 +157,45 @@ func (l *listing) print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tTYPE\tBITS\tFINGERPRINT\tSTORAGE KEY\tPIN\tFILE")
 	for _, k := range l.Keys {
-		pin := "no"
+		pin, storage := "no", k.Parent
+		if k.Lost != "" {
+			storage += "*"
+		}
 		if k.PIN {
 			pin = "yes"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", k.Name, k.Type, k.Bits, k.Fingerprint, k.Parent, pin, k.File)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", k.Name, k.Type, k.Bits, k.Fingerprint, storage, pin, k.File)
 	}
 	if err := t.Flush(); err != nil {
+		return err
+	}
+	if err := l.printLost(w); err != nil {
 		return err
 	}
 	if !l.Protected {
 		_, err := fmt.Fprintf(w, "TPM: %s (%s)\n", l.TPM, notProtected)
 		return err
+	}
+	return nil
+}
+
+// printLost says once what several keys may have in common.
+func (l *listing) printLost(w io.Writer) error {
+	var words []string
+	names := make(map[string][]string)
+	for _, k := range l.Keys {
+		if k.Lost == "" {
+			continue
+		}
+		if names[k.Lost] == nil {
+			words = append(words, k.Lost)
+		}
+		names[k.Lost] = append(names[k.Lost], k.Name)
+	}
+	for _, lost := range words {
+		if _, err := fmt.Fprintf(w, "* %s: %s\n", strings.Join(names[lost], ", "), lost); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -27,6 +27,7 @@ type newKey struct {
 	kind    kind
 	comment string
 	where   string // the TPM, for people
+	tried   *tpmkey.Key
 }
 
 // makeKey makes a key in the TPM and tries it in the form in which it will be
@@ -55,7 +56,7 @@ func makeKey(ctx context.Context, tpm *tpmkey.TPM, tm tpmkey.Template) (*newKey,
 	if err != nil {
 		return nil, err
 	}
-	return &newKey{file: data, public: public, kind: kindOf(parsed.Public)}, nil
+	return &newKey{file: data, public: public, kind: kindOf(parsed.Public), tried: key}, nil
 }
 
 // trySignature signs and verifies a message with every signature algorithm that

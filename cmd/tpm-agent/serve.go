@@ -233,8 +233,12 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 		return fmt.Errorf("reading %s: %w", strings.Join(set.dirs, ", "), err)
 	}
 	tpm := openTPM(set.addr)
-	defer func() { err = errors.Join(err, tpm.Close(), index.Close()) }()
-	ids := &identities{index: index, tpm: tpm, software: set.addr.Software(), log: log}
+	remembering := newMemory(set.addr, log)
+	defer func() {
+		err = errors.Join(err, tpm.Close(), index.Close())
+		remembering.wait()
+	}()
+	ids := &identities{index: index, tpm: tpm, software: set.addr.Software(), log: log, memory: remembering}
 	forgetting, err := newForgetting(o.blocked)
 	if err != nil {
 		return err

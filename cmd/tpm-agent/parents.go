@@ -1,0 +1,228 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/internal/parents"
+	"github.com/tpm-agent/tpm-agent/internal/tcti"
+	"github.com/tpm-agent/tpm-agent/tpmkey"
+)
+
+// memory is what is remembered of storage keys, beside the keys of one TPM.
+type memory struct {
+	tpm string       // its address
+	log *slog.Logger // for what cannot be kept; nil: nobody is told
+
+	writing sync.WaitGroup
+	mu      sync.Mutex      // held while a file is written
+	failed  map[string]bool // directories in which nothing can be kept, and of which was told
+}
+
+func newMemory(addr tcti.Address, log *slog.Logger) *memory {
+	if absolute, err := addr.Abs(); err == nil {
+		addr = absolute
+	}
+	return &memory{tpm: addr.String(), log: log, failed: make(map[string]bool)}
+}
+
+// wait waits for what is being written.
+func (m *memory) wait() { m.writing.Wait() }
+
+// recall reads memories, each directory's once.
+func recall() func(file string) *parents.Memory {
+	known := make(map[string]*parents.Memory)
+	return func(file string) *parents.Memory {
+		dir := filepath.Dir(file)
+		if known[dir] == nil {
+			// One that cannot be read is empty.
+			known[dir], _ = parents.Read(dir)
+		}
+		return known[dir]
+	}
+}
+
+// change writes to the memory of a directory. That it cannot is told once.
+func (m *memory) change(dir string, change func(*parents.Memory) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	err := parents.Update(dir, change)
+	if err != nil && m.log != nil && !m.failed[dir] {
+		m.failed[dir] = true
+		m.log.Info("storage keys are not remembered", "directory", dir, "cause", err)
+	}
+}
+
+func (m *memory) parent(p tpmkey.Parent) parents.Parent {
+	return parents.Parent{Name: p.Name, At: p.At, TPM: m.tpm}
+}
+
+func today() parents.Date { return parents.DateOf(time.Now()) }
+
+// rememberedKey is a key with the memory of the directory that its file is in.
+type rememberedKey struct {
+	*tpmkey.Key
+	memory *memory
+	dir    string
+	id     parents.Key
+
+	mu    sync.Mutex
+	noted parents.Date // when the storage key was last noted
+}
+
+// remember gives a key what is remembered of it. From then on a storage key of
+// another Name is refused.
+func (m *memory) remember(key *tpmkey.Key, known *parents.Memory, file string, public ssh.PublicKey) *rememberedKey {
+	k := &rememberedKey{Key: key, memory: m, dir: filepath.Dir(file), id: parents.KeyOf(public, key.File())}
+	if p, changed := known.Of(k.id, m.tpm); p != nil {
+		key.Pin(tpmkey.Pin{Parent: p.Name, Changed: changed})
+	}
+	return k
+}
+
+// Sign implements agent.Key. What it learns about the storage key is written
+// while nobody waits for it.
+func (k *rememberedKey) Sign(ctx context.Context, auth, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	sig, err := k.Key.Sign(ctx, auth, digest, opts)
+	if err != nil && gone(err) {
+		return nil, k.missed(err)
+	}
+	if k.due() {
+		k.memory.writing.Go(k.note)
+	}
+	return sig, err
+}
+
+// due says, once a day, that the storage key is to be noted.
+func (k *rememberedKey) due() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ParentName() == nil || k.noted == today() {
+		return false
+	}
+	k.noted = today()
+	return true
+}
+
+// note remembers the storage key that the key has just been loaded under.
+func (k *rememberedKey) note() {
+	k.memory.change(k.dir, func(m *parents.Memory) bool { return m.Seen(k.memory.parent(k.Parent()), k.id, today()) })
+}
+
+// gone reports whether err is about a storage key that is not there.
+func gone(err error) bool {
+	return errors.Is(err, tpmkey.ErrWrongTPM) || errors.Is(err, tpmkey.ErrNoParent)
+}
+
+// missed remembers that the key's storage key is not there any more, and gives
+// the error the words for it: since when, as far as that is known.
+func (k *rememberedKey) missed(err error) error {
+	var changed *tpmkey.ParentChangedError
+	errors.As(err, &changed)
+	var was *parents.Parent
+	k.memory.change(k.dir, func(m *parents.Memory) (news bool) {
+		was, _ = m.Of(k.id, k.memory.tpm)
+		if was != nil && changed != nil && !bytes.Equal(was.Name, changed.Want) {
+			was = nil // somebody has written a new one meanwhile
+		}
+		if was != nil {
+			news = m.Missed(was.Name, k.memory.tpm, today())
+		}
+		if changed != nil {
+			news = m.Seen(k.memory.parent(changed.Have), parents.Key{}, today()) || news
+		}
+		return news
+	})
+	if was == nil {
+		return err
+	}
+	return &goneError{k.memory.history(was), err}
+}
+
+// goneError is an error in words that say what is remembered.
+type goneError struct {
+	words string
+	err   error
+}
+
+func (e *goneError) Error() string { return "loading the key: " + e.words }
+func (e *goneError) Unwrap() error { return e.err }
+
+// history says what became of a storage key that the TPM does not have.
+func (m *memory) history(p *parents.Parent) string {
+	switch {
+	case p.TPM != m.tpm:
+		return fmt.Sprintf("made in another TPM (%s), or that TPM was cleared: its storage key was last seen there on %s", plain(p.TPM), p.Last)
+	case p.Last == p.Gone:
+		return fmt.Sprintf("made in another TPM, or this TPM was cleared: its storage key changed on %s", p.Last)
+	}
+	return fmt.Sprintf("made in another TPM, or this TPM was cleared: its storage key changed between %s and %s", p.Last, p.Gone)
+}
+
+// lost is what became of a key's storage key, "" if it is there as far as is
+// remembered.
+func (m *memory) lost(p *parents.Parent) string {
+	if p == nil || p.Gone == "" || p.TPM != m.tpm {
+		return ""
+	}
+	return m.history(p)
+}
+
+// storageKeyInfo is what is remembered of a key's storage key, as data.
+type storageKeyInfo struct {
+	Name  string       `json:"name"`
+	Place string       `json:"place"`
+	TPM   string       `json:"tpm"`
+	First parents.Date `json:"first_seen"`
+	Last  parents.Date `json:"last_seen"`
+	Gone  parents.Date `json:"gone_since,omitempty"`
+}
+
+func infoOf(p *parents.Parent) *storageKeyInfo {
+	if p == nil {
+		return nil
+	}
+	return &storageKeyInfo{fmt.Sprintf("%x", p.Name), p.At, plain(p.TPM), p.First, p.Last, p.Gone}
+}
+
+// expected is the Name of the storage key that a new key is to be made under,
+// nil if that place was never seen.
+func (m *memory) expected(dir, place string) (name []byte, last parents.Date) {
+	known, _ := parents.Read(dir) // one that cannot be read is empty
+	if p := known.Latest(place, m.tpm); p != nil {
+		return p.Name, p.Last
+	}
+	return nil, ""
+}
+
+// makeRemembered makes a key under the storage key that is remembered, if one is.
+// If the TPM has another one now, the user is told, and the key is made under
+// that: what else could be done with a TPM that was cleared?
+func (m *memory) makeRemembered(ctx context.Context, stderr io.Writer, tpm *tpmkey.TPM, tm tpmkey.Template, dir, place string) (*newKey, error) {
+	name, last := m.expected(dir, place)
+	tm.ParentName = name
+	key, err := makeKey(ctx, tpm, tm)
+	var changed *tpmkey.ParentChangedError
+	if errors.As(err, &changed) && ctx.Err() == nil {
+		fmt.Fprintf(stderr, "tpm-agent: note: the storage key of this TPM is another one than on %s: it is another TPM, or was cleared; keys that were made before do not work in it\n", last)
+		tm.ParentName = nil
+		key, err = makeKey(ctx, tpm, tm)
+	}
+	return key, err
+}
+
+// learn remembers the storage key of a key that was tried and saved.
+func (m *memory) learn(dir string, key *newKey) {
+	id := parents.KeyOf(key.public, key.tried.File())
+	m.change(dir, func(memory *parents.Memory) bool { return memory.Seen(m.parent(key.tried.Parent()), id, today()) })
+}

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/parents"
+	"github.com/tpm-agent/tpm-agent/internal/tcti"
+	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/keyfile"
+	"github.com/tpm-agent/tpm-agent/tpmkey"
+)
+
+// laptop is a software TPM with a memory and a key in a directory.
+type laptop struct {
+	*tpmtest.SWTPM
+	addr tcti.Address
+	log  bytes.Buffer
+	dir  string
+	file *keyfile.TPMKey
+}
+
+func newLaptop(t *testing.T) *laptop {
+	t.Helper()
+	l := &laptop{SWTPM: tpmtest.Start(t), dir: t.TempDir()}
+	var err error
+	if l.addr, err = tcti.Parse(l.Address()); err != nil {
+		t.Fatal(err)
+	}
+	tpm := openTPM(l.addr)
+	defer tpm.Close()
+	if l.file, err = tpm.Create(t.Context(), tpmkey.Template{Algorithm: tpmkey.ECDSAP256}); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// sign signs with a new agent's key, and returns the error when everything has
+// been written.
+func (l *laptop) sign(t *testing.T) error {
+	t.Helper()
+	tpm := openTPM(l.addr)
+	defer tpm.Close()
+	m := newMemory(l.addr, slog.New(slog.NewTextHandler(&l.log, nil)))
+	defer m.wait()
+	key, public := l.key(t, tpm)
+	_, err := m.remember(key, recall()(l.path()), l.path(), public).Sign(t.Context(), nil, digest(), crypto.SHA256)
+	return err
+}
+
+func (l *laptop) key(t *testing.T, tpm *tpmkey.TPM) (*tpmkey.Key, ssh.PublicKey) {
+	t.Helper()
+	key, err := tpm.Key(l.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := ssh.NewPublicKey(l.file.Public.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, public
+}
+
+func (l *laptop) path() string { return filepath.Join(l.dir, "key.tpm") }
+
+func (l *laptop) memory(t *testing.T) *parents.Memory {
+	t.Helper()
+	m, err := parents.Read(l.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func digest() []byte {
+	sum := sha256.Sum256([]byte("a message"))
+	return sum[:]
+}
+
+// The agent remembers at the first signature, and keeps to it from then on.
+func TestAgentRemembers(t *testing.T) {
+	l := newLaptop(t)
+	for range 2 {
+		if err := l.sign(t); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := l.memory(t).Parents()
+	if len(list) != 1 || len(list[0].Keys) != 1 || list[0].At != "owner" || list[0].TPM != l.Address() || list[0].Last != today() {
+		t.Fatalf("%+v", list)
+	}
+	l.Replace()
+	err := l.sign(t)
+	var changed *tpmkey.ParentChangedError
+	if !errors.As(err, &changed) || !strings.Contains(err.Error(), "its storage key changed on "+string(today())) {
+		t.Fatalf("%v", err)
+	}
+	if !bytes.Equal(changed.Want, list[0].Name) {
+		t.Errorf("%x, want %x", changed.Want, list[0].Name)
+	}
+	list = l.memory(t).Parents()
+	if len(list) != 2 || list[0].Gone != today() || list[1].Gone != "" || len(list[1].Keys) != 0 {
+		t.Errorf("%+v", list)
+	}
+	if hint := hints(err); len(hint) != 1 || !strings.Contains(hint[0], "make a new one") {
+		t.Errorf("hints %q", hint)
+	}
+	if l.log.Len() != 0 {
+		t.Errorf("log: %s", &l.log)
+	}
+}
+
+// A file that was damaged is said to be, with a way out that fits.
+func TestAgentKnowsDamage(t *testing.T) {
+	l := newLaptop(t)
+	if err := l.sign(t); err != nil {
+		t.Fatal(err)
+	}
+	l.file.Privkey = bytes.Clone(l.file.Privkey)
+	l.file.Privkey[20] ^= 1
+	err := l.sign(t)
+	if !errors.Is(err, tpmkey.ErrDamaged) || strings.Contains(err.Error(), "another TPM") {
+		t.Errorf("%v", err)
+	}
+	if hint := hints(err); len(hint) != 1 || !strings.Contains(hint[0], "backup") {
+		t.Errorf("hints %q", hint)
+	}
+	if p := l.memory(t).Parents()[0]; p.Gone != "" {
+		t.Errorf("%+v", p)
+	}
+}
+
+// Another TPM at another address is not one that was cleared.
+func TestAgentWithAnotherTPM(t *testing.T) {
+	l := newLaptop(t)
+	if err := l.sign(t); err != nil {
+		t.Fatal(err)
+	}
+	first := l.Address()
+	l.SWTPM = tpmtest.Start(t)
+	var err error
+	if l.addr, err = tcti.Parse(l.Address()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.sign(t); err == nil || !strings.Contains(err.Error(), "made in another TPM ("+first+")") {
+		t.Errorf("%v", err)
+	}
+	known := l.memory(t)
+	if p := known.Parents()[0]; p.Gone != "" || newMemory(l.addr, nil).lost(p) != "" {
+		t.Errorf("%+v", p)
+	}
+}
+
+// What cannot be written is told once, and stops nothing.
+func TestNothingCanBeKept(t *testing.T) {
+	l := newLaptop(t)
+	if err := unix.Mkfifo(filepath.Join(l.dir, parents.FileName), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tpm := openTPM(l.addr)
+	defer tpm.Close()
+	m := newMemory(l.addr, slog.New(slog.NewTextHandler(&l.log, nil)))
+	for range 3 {
+		key, public := l.key(t, tpm)
+		if _, err := m.remember(key, recall()(l.path()), l.path(), public).Sign(t.Context(), nil, digest(), crypto.SHA256); err != nil {
+			t.Error(err)
+		}
+		m.wait()
+	}
+	if n := strings.Count(l.log.String(), "storage keys are not remembered"); n != 1 {
+		t.Errorf("told %d times: %s", n, &l.log)
+	}
+}
+
+// Within a run no memory is needed to keep to a storage key.
+func TestTPMClearedWithoutMemory(t *testing.T) {
+	l := newLaptop(t)
+	l.dir = filepath.Join(l.dir, "none")
+	tpm := openTPM(l.addr)
+	defer tpm.Close()
+	m := newMemory(l.addr, nil)
+	key, public := l.key(t, tpm)
+	k := m.remember(key, recall()(l.path()), l.path(), public)
+	sign := func() error {
+		defer m.wait()
+		_, err := k.Sign(t.Context(), nil, digest(), crypto.SHA256)
+		return err
+	}
+	if err := sign(); err != nil {
+		t.Fatal(err)
+	}
+	l.Replace()
+	err := sign()
+	var changed *tpmkey.ParentChangedError
+	if !errors.As(err, &changed) { // the line may have broken in the middle
+		err = sign()
+	}
+	if !errors.As(err, &changed) || !strings.Contains(err.Error(), "made in another TPM, or this TPM was cleared: its storage key has changed") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestPresence(t *testing.T) {
+	l := newLaptop(t)
+	_, public := l.key(t, tpmkey.New(nil))
+	p := findPresence(t.Context(), l.addr, l.path(), l.file, public, true)
+	if p.InTPM != "yes" || p.Remembered != nil || p.At != "owner" || p.Why != "" {
+		t.Errorf("%+v", p)
+	}
+	// What systemd has found at boot is compared.
+	boot := filepath.Join(l.dir, "boot")
+	compare := func(p presence) string { p.compareBoot(boot); return p.AtBoot }
+	if got := compare(p); got != "" {
+		t.Errorf("no file: %q", got)
+	}
+	write(t, boot, []byte("garbage"))
+	if got := compare(p); got != "" {
+		t.Errorf("garbage: %q", got)
+	}
+	write(t, boot, l.file.Pubkey) // any public area will do
+	if got := compare(p); got != "" {
+		t.Errorf("a storage key of another place: %q", got)
+	}
+	p.At = "0x81000001"
+	if got := compare(p); got != "other" {
+		t.Errorf("another in the same place: %q", got)
+	}
+	p.Present = fmt.Sprintf("%x", l.file.Public.Name())
+	if got := compare(p); got != "same" {
+		t.Errorf("the same: %q", got)
+	}
+	if p := findPresence(t.Context(), l.addr, l.path(), l.file, public, false); p.InTPM != "unknown" || !strings.Contains(p.Why, "not asked") {
+		t.Errorf("%+v", p)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if p := findPresence(ended, l.addr, l.path(), l.file, public, true); p.InTPM != "unknown" || p.Why == "" {
+		t.Errorf("%+v", p)
+	}
+	if _, err := os.Lstat(filepath.Join(l.dir, parents.FileName)); err == nil {
+		t.Error("a look has left a memory")
+	}
+}
