@@ -87,6 +87,9 @@ func wantError(t *testing.T, err, want error, texts ...string) {
 		t.Errorf("error %v, want one that is %v", err, want)
 		return
 	}
+	if len(err.Error()) > 200 {
+		t.Errorf("error %q is too long: it may have parts of the key", err)
+	}
 	for _, text := range texts {
 		if !strings.Contains(err.Error(), text) {
 			t.Errorf("error %q says nothing of %q", err, text)

@@ -54,15 +54,22 @@ func blocks(text []byte) ([]*block, error) {
 	return list, nil
 }
 
-// boundary returns the type in a BEGIN or END line.
+// boundary returns the type in a BEGIN or END line. It gets into messages: what
+// does not look like one must not, for it can be a key without its line breaks.
 func boundary(line []byte, head string) (typ string, ok bool) {
 	rest, ok := bytes.CutPrefix(line, []byte(head))
 	if !ok {
 		return "", false
 	}
 	name, ok := bytes.CutSuffix(rest, []byte(pemTail))
-	return string(name), ok
+	return string(name), ok && len(name) <= maxType && bytes.IndexFunc(name, notInType) < 0
 }
+
+// maxType is the length of the longest type, in octets: "NEW CERTIFICATE
+// REQUEST" is one of the longer ones.
+const maxType = 40
+
+func notInType(r rune) bool { return r < ' ' || r == '-' || r > '~' }
 
 // add takes a line between BEGIN and END: headers come first (RFC 1421).
 func (b *block) add(line []byte) {
