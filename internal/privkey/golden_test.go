@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/sha256"
+	"encoding/pem"
 	"errors"
 	"os"
 	"path/filepath"
@@ -295,4 +296,8 @@ func wantUnsupported(t *testing.T, name string, err error, text string) {
 	if u.Why == "" || len(u.Ways) == 0 {
 		t.Errorf("%s: neither a reason nor a way: %+v", name, u)
 	}
+}
+
+func pemBlock(typ string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: typ, Bytes: der})
 }

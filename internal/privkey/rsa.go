@@ -31,9 +31,7 @@ func parseRSA(der []byte) (*rsa.PrivateKey, error) {
 	switch {
 	case !s.ReadASN1Integer(&version):
 		return nil, malformed("PKCS #1: the version cannot be read")
-	case version == 1:
-		return nil, primesKey()
-	case version != 0:
+	case version != 0 && version != 1:
 		return nil, malformed("PKCS #1: there is no version %d", version)
 	}
 	var k rsaNumbers
@@ -54,7 +52,10 @@ func parseRSA(der []byte) (*rsa.PrivateKey, error) {
 			return nil, err
 		}
 	}
-	if !s.Empty() {
+	switch {
+	case version == 1:
+		return nil, primesKey()
+	case !s.Empty():
 		return nil, malformed("PKCS #1: %d octets behind the coefficient", len(s))
 	}
 	return k.key()
