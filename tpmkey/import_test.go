@@ -583,27 +583,55 @@ func TestImportRSAParent(t *testing.T) {
 	mustSign(t, f.imported(t, there, private), "", crypto.SHA256)
 }
 
-// TestImportUnderPointWithZeros: storage keys whose coordinates begin with a
-// zero octet, which is part of what the seed is derived from.
-func TestImportUnderPointWithZeros(t *testing.T) {
-	f := start(t)
+// primaries makes primary keys of the owner with go-tpm, from templates that
+// next returns until it returns none; keep says whether to leave one at
+// 0x81000001, and ends it.
+func (f *fixture) primaries(t *testing.T, next func(i int) *tpm2.TPMTPublic, keep func(tpm2b []byte) bool) {
+	t.Helper()
 	conn, err := f.Open(testContext(t))
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer conn.Close()
 	tpm := sender{testContext(t), conn}
-	template := tpm2.ECCSRKTemplate
-	for i := 0; ; i++ {
-		if i == 1<<14 {
-			t.Fatal("no such key")
+	for i, kept := 0, false; !kept; i++ {
+		template := next(i)
+		if template == nil {
+			return
 		}
-		point := &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: []byte{byte(i >> 8), byte(i)}}, Y: tpm2.TPM2BECCParameter{Buffer: []byte{1}}}
-		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point)
-		rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(template)}.Execute(tpm)
+		rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(*template)}.Execute(tpm)
 		if err != nil {
 			t.Fatal(err)
 		}
-		parsed, err := keyfile.ParsePublic(tpm2.Marshal(rsp.OutPublic))
+		if kept = keep(tpm2.Marshal(rsp.OutPublic)); kept {
+			object := tpm2.NamedHandle{Handle: rsp.ObjectHandle, Name: rsp.Name}
+			if _, err := (tpm2.EvictControl{Auth: tpm2.TPMRHOwner, ObjectHandle: object, PersistentHandle: 0x81000001}).Execute(tpm); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := (tpm2.FlushContext{FlushHandle: rsp.ObjectHandle}).Execute(tpm); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestImportUnderPointWithZeros: storage keys whose coordinates begin with a
+// zero octet, which is part of what the seed is derived from.
+func TestImportUnderPointWithZeros(t *testing.T) {
+	f := start(t)
+	found := false
+	f.primaries(t, func(i int) *tpm2.TPMTPublic {
+		if i == 1<<14 {
+			return nil
+		}
+		template := tpm2.ECCSRKTemplate
+		template.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+			X: tpm2.TPM2BECCParameter{Buffer: []byte{byte(i >> 8), byte(i)}},
+			Y: tpm2.TPM2BECCParameter{Buffer: []byte{1}},
+		})
+		return &template
+	}, func(tpm2b []byte) bool {
+		parsed, err := keyfile.ParsePublic(tpm2b)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -611,24 +639,54 @@ func TestImportUnderPointWithZeros(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if octets[1] == 0 {
-			evict := tpm2.EvictControl{Auth: tpm2.TPMRHOwner, ObjectHandle: tpm2.NamedHandle{Handle: rsp.ObjectHandle, Name: rsp.Name}, PersistentHandle: 0x81000001}
-			if _, err := evict.Execute(tpm); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if _, err := (tpm2.FlushContext{FlushHandle: rsp.ObjectHandle}).Execute(tpm); err != nil {
-			t.Fatal(err)
-		}
-		if octets[1] == 0 {
-			break
-		}
-	}
-	if err := conn.Close(); err != nil {
-		t.Fatal(err)
+		found = octets[1] == 0
+		return found
+	})
+	if !found {
+		t.Fatal("no such key")
 	}
 	key := f.importPrivate(t, newECDSA(t, elliptic.P256()), tpmkey.WrapOptions{Auth: []byte("1234"), Parent: 0x81000001})
 	mustSign(t, key, "1234", crypto.SHA256)
+}
+
+// TestImportUnderGoTPMsTemplate: somebody took its primary for the owner's, and
+// its public key looks like that. Where it is persistent, the new file says so.
+func TestImportUnderGoTPMsTemplate(t *testing.T) {
+	for name, tt := range map[string]struct {
+		keep   bool
+		parent uint32
+	}{"transient": {false, keyfile.ParentOwner}, "persistent": {true, 0x81000001}} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t)
+			var public []byte
+			f.primaries(t, func(i int) *tpm2.TPMTPublic {
+				if i > 0 {
+					return nil
+				}
+				return &tpm2.ECCSRKTemplate
+			}, func(tpm2b []byte) bool {
+				public = tpm2b
+				return tt.keep
+			})
+			to, err := tpmkey.ParseStorageKey(public)
+			if err != nil {
+				t.Fatal(err)
+			}
+			private := newECDSA(t, elliptic.P256())
+			wrapped, err := tpmkey.Wrap(to, private, tpmkey.WrapOptions{Auth: []byte("1234")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			file, err := f.tpm.Import(testContext(t), throughFile(t, wrapped))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if file.Parent != tt.parent {
+				t.Errorf("the file's parent is %#x, want %#x", file.Parent, tt.parent)
+			}
+			mustSign(t, f.imported(t, file, private), "1234", crypto.SHA256)
+		})
+	}
 }
 
 // TestImportWithoutTheAlgorithm: a TPM that lacks a curve or a size is asked,
