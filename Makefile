@@ -18,6 +18,8 @@ VMTPM ?= tpm-crb
 OPENSSH ?=
 # The cases it runs, as a pattern of the shell: make conformance CASES='agent *'
 CASES ?= *
+# The pairs that `make interop` tries, as a pattern: make interop PAIRS='openssl *'
+PAIRS ?= *
 
 GOFUMPT_VERSION     := v0.12.0
 STATICCHECK_VERSION := v0.8.2
@@ -34,17 +36,17 @@ ifneq ($(shell git rev-parse --verify -q HEAD >/dev/null 2>&1 && echo yes),yes)
 export GOFLAGS += -buildvcs=false
 endif
 
-SCRIPTS := .ci/run .ci/deps .ci/fuzz contrib/demo contrib/systemd-user/check internal/clients/run internal/vmtest/run internal/vmtest/init \
+SCRIPTS := .ci/run .ci/deps .ci/fuzz contrib/demo contrib/systemd-user/check internal/clients/run internal/interop/run internal/vmtest/run internal/vmtest/init \
 	internal/conformance/run internal/conformance/suite internal/conformance/ssh-agent internal/conformance/chroot
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test conformance fuzz test-vm clients bench demo tools install uninstall clean
+.PHONY: help build check test conformance fuzz test-vm clients interop bench demo tools install uninstall clean
 
 help: ## this list
 	@echo 'Targets:'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo 'Variables: TPM=software (demo), FUZZTIME, LONGFUZZTIME, VMTPM="tpm-crb tpm-tis" (test-vm), OPENSSH=SUITE, CASES=PATTERN (conformance), PREFIX, DESTDIR (install)'
+	@echo 'Variables: TPM=software (demo), FUZZTIME, LONGFUZZTIME, VMTPM="tpm-crb tpm-tis" (test-vm), OPENSSH=SUITE, CASES=PATTERN (conformance), PAIRS=PATTERN (interop), PREFIX, DESTDIR (install)'
 
 build: ## builds bin/tpm-agent, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/tpm-agent
@@ -97,6 +99,10 @@ test-vm: build ## boots Linux in QEMU and tests against the kernel's TPM driver 
 clients: build ## clients that others wrote, from ssh to PuTTY, end to end with each kind of key
 	@.ci/deps clients
 	@internal/clients/run
+
+interop: build ## key files of other tools used here, and ours there: OpenSSL, tpm2-tools and more
+	@.ci/deps interop
+	@internal/interop/run '$(PAIRS)'
 
 bench: build ## measures signatures, lists, start-up and memory; prints a table with ratios
 	@.ci/deps test
