@@ -593,6 +593,68 @@ func TestPolicyRefused(t *testing.T) {
 	mustSign(t, f.key(t, signed), "", crypto.SHA256)
 }
 
+// TestOtherHashes: a key whose nameAlg is another hash has policy sessions with
+// that, and takes longer PINs.
+func TestOtherHashes(t *testing.T) {
+	for name, hash := range map[string]crypto.Hash{"sha384": crypto.SHA384, "sha512": crypto.SHA512} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t)
+			f.Close(t)
+			dir := t.TempDir()
+			session, policy, parent := filepath.Join(dir, "session"), filepath.Join(dir, "policy"), filepath.Join(dir, "parent")
+			f.Tool("tpm2_startauthsession", "-Q", "-S", session, "-g", name)
+			f.Tool("tpm2_policyauthvalue", "-Q", "-S", session, "-L", policy)
+			f.Tool("tpm2_policypcr", "-Q", "-S", session, "-l", "sha1:1+sha256:7,11", "-L", policy)
+			f.Tool("tpm2_flushcontext", session)
+			f.Tool("tpm2_createprimary", "-Q", "-C", "o", "-G", "ecc", "-a", storageAttributes, "-c", parent)
+			f.Tool("tpm2_flushcontext", "-t")
+			pin := strings.Repeat("p", 40)
+			file := f.foreign(t, parent, keyfile.ParentOwner, "-G", "ecc", "-g", name, "-L", policy, "-p", pin,
+				"-a", "fixedtpm|fixedparent|sensitivedataorigin|sign")
+			h := hash.New()
+			h.Write(make([]byte, 20+32+32)) // three PCRs of zeros
+			pcrs := h.Sum([]byte{0, 0, 0, 2, 0, 4, 3, 2, 0, 0, 0, 0x0b, 3, 0x80, 8, 0})
+			file.EmptyAuth = false
+			file.Policy = []keyfile.Policy{{CommandCode: keyfile.PolicyAuthValue}, {CommandCode: keyfile.PolicyPCR, CommandPolicy: pcrs}}
+			f.tpm = f.newTPM(t)
+			mustSign(t, f.key(t, reread(t, file)), pin, crypto.SHA256)
+			f.extend(t, "11")
+			_, err := f.key(t, file).Sign(testContext(t), []byte(pin), digest(crypto.SHA256), crypto.SHA256)
+			var changed *tpmkey.PCRError
+			if !errors.As(err, &changed) || changed.Bank != "sha1, sha256" || !slices.Equal(changed.PCRs, []int{1, 7, 11}) {
+				t.Errorf("Sign after a PCR changed: %v", err)
+			}
+		})
+	}
+}
+
+// TestBoundKeyInTools: tpm2-tools sign with a key that was made here, by the
+// policy and not without it.
+func TestBoundKeyInTools(t *testing.T) {
+	f := start(t)
+	file := f.createBound(t, "1234", 7).File()
+	f.Close(t)
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	for name, data := range map[string][]byte{"pub": file.Pubkey, "priv": file.Privkey, "message": []byte(message)} {
+		if err := os.WriteFile(path(name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.persist(t, "-G", "ecc", "-a", storageAttributes)
+	f.Tool("tpm2_load", "-Q", "-C", "0x81000001", "-u", path("pub"), "-r", path("priv"), "-c", path("key"))
+	f.Tool("tpm2_flushcontext", "-t")
+	f.Tool("tpm2_startauthsession", "-Q", "--policy-session", "-S", path("session"))
+	f.Tool("tpm2_policyauthvalue", "-Q", "-S", path("session"))
+	f.Tool("tpm2_policypcr", "-Q", "-S", path("session"), "-l", "sha256:7")
+	f.Tool("tpm2_sign", "-Q", "-c", path("key"), "-g", "sha256", "-f", "plain", "-p", "session:"+path("session")+"+1234", "-o", path("sig"), path("message"))
+	f.Tool("tpm2_flushcontext", path("session"))
+	f.Tool("tpm2_flushcontext", "-t")
+	if !verifies(file.Public.Key, crypto.SHA256, read(t, path("sig"))) {
+		t.Error("the signature of tpm2_sign does not verify")
+	}
+}
+
 // TestDraftForm: the draft's order of a PolicyPCR, which others may write.
 func TestDraftForm(t *testing.T) {
 	f := start(t)

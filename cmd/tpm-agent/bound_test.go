@@ -28,6 +28,9 @@ func TestInspectChangedPCR(t *testing.T) {
 		t.Errorf("inspect says\n%s", out)
 	}
 	sw.Tool("tpm2_pcrextend", "7:sha256="+strings.Repeat("5a", 32))
+	if out := run("keygen", "-N", "", "--pcr", "7", "-f", file+"2"); strings.Contains(out, "warning") {
+		t.Errorf("keygen with a PCR that is in use warns:\n%s", out)
+	}
 	out := run("inspect", file+".tpm")
 	for _, want := range []string{
 		"PCRs now:      they do not match: PCR 7 (sha256) has changed since the key was made\n",

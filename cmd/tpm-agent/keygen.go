@@ -244,7 +244,6 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 		return err
 	}
 	defer clear(tm.Auth)
-	warnPCRs(g.sys.stderr, tm.PCRs)
 
 	tpm := openTPM(addr)
 	remembering := newMemory(addr, nil)
@@ -254,6 +253,9 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 	}
 	if err := errors.Join(orInterrupted(ctx, err), tpm.Close()); err != nil {
 		return fmt.Errorf("making the key: %w", err)
+	}
+	if !o.quiet {
+		warnPCRs(g.sys.stderr, key.bound)
 	}
 	key.comment = comment
 	if err := key.save(file); err != nil {

@@ -28,6 +28,7 @@ type newKey struct {
 	comment string
 	where   string // the TPM, for people
 	tried   *tpmkey.Key
+	bound   []bound
 }
 
 // makeKey makes a key in the TPM and tries it in the form in which it will be
@@ -56,7 +57,11 @@ func makeKey(ctx context.Context, tpm *tpmkey.TPM, tm tpmkey.Template) (*newKey,
 	if err != nil {
 		return nil, err
 	}
-	return &newKey{file: data, public: public, kind: kindOf(parsed.Public), tried: key}, nil
+	pcrs, err := boundTo(parsed)
+	if err != nil {
+		return nil, err
+	}
+	return &newKey{file: data, public: public, kind: kindOf(parsed.Public), tried: key, bound: pcrs}, nil
 }
 
 // trySignature signs and verifies a message with every signature algorithm that

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"slices"
@@ -75,12 +77,19 @@ func pcrMeanings(list []int) string {
 	return strings.Join(words, "; ")
 }
 
-// warnPCRs tells of PCRs that any program may set back: a key bound to nothing
-// else is bound to nothing.
-func warnPCRs(w io.Writer, list []int) {
-	for _, n := range list {
-		if n == 16 || n == lastPCR {
-			fmt.Fprintf(w, "tpm-agent: warning: PCR %d can be reset by any program; it says nothing about how the machine was started\n", n)
+// warnPCRs tells of PCRs that any program may set back, and of those that nothing
+// was recorded in: on machines whose firmware measures nothing, and in software
+// TPMs, all of them are. A key bound to nothing else is bound to nothing.
+func warnPCRs(w io.Writer, list []bound) {
+	for _, b := range list {
+		for _, n := range b.PCRs {
+			if n == 16 || n == lastPCR {
+				fmt.Fprintf(w, "tpm-agent: warning: PCR %d can be reset by any program; it says nothing about how the machine was started\n", n)
+			}
+		}
+		blank := sha256.Sum256(make([]byte, sha256.Size*len(b.PCRs)))
+		if hex.EncodeToString(blank[:]) == b.Digest {
+			fmt.Fprintf(w, "tpm-agent: warning: nothing was recorded in %s when this machine was started, so any start where that is so is the right one for the key\n", pcrWords(b.PCRs))
 		}
 	}
 }
