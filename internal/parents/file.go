@@ -89,7 +89,7 @@ func Update(dir string, change func(*Memory) bool) error {
 	if err != nil || !change(m) {
 		return err
 	}
-	unlock, err := lock(root)
+	unlock, err := lock(root, patience)
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ const patience = 5 * time.Second
 // lock waits for its turn to write. The lock is on the directory: that on the
 // file would go with it when it is replaced. Where the file system has none, the
 // last one to write wins.
-func lock(root *os.Root) (unlock func(), err error) {
+func lock(root *os.Root, patience time.Duration) (unlock func(), err error) {
 	dir, err := root.Open(".")
 	if err != nil {
 		return nil, err
@@ -118,5 +118,5 @@ func lock(root *os.Root) (unlock func(), err error) {
 		}
 	}
 	dir.Close()
-	return nil, fmt.Errorf("locking %s: %w", root.Name(), err)
+	return nil, fmt.Errorf("waiting for others who write in %s: %w", root.Name(), err)
 }

@@ -185,20 +185,34 @@ func TestManyWriters(t *testing.T) {
 	wg.Wait()
 }
 
-// A lock that somebody keeps ends in an error, not in a wait for ever.
+// Whoever writes is waited for, but not for ever.
 func TestLockIsWaitedFor(t *testing.T) {
 	dir := t.TempDir()
-	f, err := os.Open(dir)
+	root, err := os.OpenRoot(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+	defer root.Close()
+	unlock, err := lock(root, patience)
+	if err != nil {
 		t.Fatal(err)
 	}
-	free := time.AfterFunc(50*time.Millisecond, func() { _ = unix.Flock(int(f.Fd()), unix.LOCK_UN) })
-	defer free.Stop()
-	if err := see(dir, 1); err != nil || count(t, dir) != 1 {
+	if _, err := lock(root, time.Millisecond); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("a second lock: %v", err)
+	}
+	waiting, written := make(chan bool, 2), make(chan error)
+	go func() {
+		written <- Update(dir, func(m *Memory) bool {
+			waiting <- true
+			return m.Seen(at(1, "owner"), key(1), "2026-11-01")
+		})
+	}()
+	<-waiting
+	if n := count(t, dir); n != 0 {
+		t.Errorf("%d storage keys were written past the lock", n)
+	}
+	unlock()
+	if err := <-written; err != nil || count(t, dir) != 1 {
 		t.Errorf("%v", err)
 	}
 }
