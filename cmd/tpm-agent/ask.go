@@ -71,25 +71,58 @@ func (a *asker) newPIN(ctx context.Context) ([]byte, error) {
 }
 
 // pin asks for a PIN, without echo where there is a terminal.
-func (a *asker) pin(ctx context.Context, question string) (pin []byte, err error) {
+func (a *asker) pin(ctx context.Context, question string) ([]byte, error) {
+	return a.secret(ctx, "PIN", question, "-N PIN gives it, -N '' asks for none")
+}
+
+// secret asks for a PIN or a passphrase. hint is what to do where nobody can
+// answer.
+func (a *asker) secret(ctx context.Context, what, question, hint string) (secret []byte, err error) {
 	if a.terminal {
-		pin, err = prompt.ReadPIN(ctx, "/dev/tty", question)
+		secret, err = prompt.ReadPIN(ctx, "/dev/tty", question)
 	} else {
-		pin, err = a.line(ctx, question)
+		secret, err = a.line(ctx, question)
 	}
-	switch {
-	case ctx.Err() != nil:
+	if ctx.Err() != nil {
 		err = context.Cause(ctx)
-	case err == nil && bytes.IndexByte(pin, 0) >= 0:
-		err = errors.New("it has a NUL octet in it, which a PIN cannot have")
-	case err == nil && len(pin) > maxPIN:
-		err = fmt.Errorf("it is longer than %d octets", maxPIN)
+	} else if err == nil {
+		err = checkPIN(secret)
 	}
 	if err != nil {
-		clear(pin)
-		return nil, withHint(fmt.Errorf("asking for a PIN: %w", err), "-N PIN gives it, -N '' asks for none")
+		clear(secret)
+		return nil, withHint(fmt.Errorf("asking for a %s: %w", what, err), "%s", hint)
 	}
-	return pin, nil
+	return secret, nil
+}
+
+// checkPIN refuses what cannot be typed as a PIN.
+func checkPIN(pin []byte) error {
+	switch {
+	case bytes.IndexByte(pin, 0) >= 0:
+		return errors.New("it has a NUL octet in it, which a PIN cannot have")
+	case len(pin) > maxPIN:
+		return fmt.Errorf("it is longer than %d octets", maxPIN)
+	}
+	return nil
+}
+
+// choice asks for one of some words, of which the first letter is enough, and
+// nothing at all for the first one.
+func (a *asker) choice(ctx context.Context, question string, words ...string) (string, error) {
+	question = fmt.Sprintf("%s (%s) [%s]: ", question, strings.Join(words, "/"), words[0])
+	for {
+		line, err := a.line(ctx, question)
+		if err != nil {
+			return "", err
+		}
+		answer := strings.ToLower(strings.TrimSpace(string(line)))
+		for _, word := range words {
+			if strings.HasPrefix(word, answer) {
+				return word, nil
+			}
+		}
+		fmt.Fprintf(a.sys.stderr, "Please answer %s.\n", strings.Join(words, ", "))
+	}
 }
 
 // line prints a question and reads a line. The read cannot be called back, but

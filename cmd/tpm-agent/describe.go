@@ -60,21 +60,44 @@ func parentWords(k *keyfile.TPMKey) (short, long string) {
 	return name, fmt.Sprintf("the %s storage key of the %s hierarchy (%#x)", primary, name, k.Parent)
 }
 
-// publicFile is where the public key of a key file is: its name with .pub in
-// place of .tpm.
-func publicFile(path string) string { return strings.TrimSuffix(path, ".tpm") + ".pub" }
+// keyName is the name of a key file without what is added to it: .tpm, or
+// .wrapped.tpm for a key that is on its way to another machine.
+func keyName(path string) string {
+	if name, ok := strings.CutSuffix(path, wrappedSuffix); ok {
+		return name
+	}
+	return strings.TrimSuffix(path, ".tpm")
+}
+
+// wrappedSuffix ends the names of keys for other machines.
+const wrappedSuffix = ".wrapped.tpm"
+
+// publicFile is where the public key of a key file is.
+func publicFile(path string) string { return keyName(path) + ".pub" }
 
 // commentFor is the comment of a key: that in its .pub file if it is there and
 // of the same key, else the description in the key file.
 func commentFor(path string, key *keyfile.TPMKey, public ssh.PublicKey) string {
-	data, err := readSmall(publicFile(path))
-	if err == nil {
-		pub, comment, _, _, err := ssh.ParseAuthorizedKey(data)
-		if err == nil && bytes.Equal(pub.Marshal(), public.Marshal()) {
-			return plain(comment)
-		}
+	if comment, err := commentBeside(publicFile(path), public); err == nil {
+		return comment
 	}
 	return key.DisplayDescription()
+}
+
+// commentBeside is the comment in a public key file, which must be of this key.
+func commentBeside(path string, public ssh.PublicKey) (string, error) {
+	data, err := readSmall(path)
+	if err != nil {
+		return "", naming(path, err)
+	}
+	found, comment, _, _, err := ssh.ParseAuthorizedKey(data)
+	if err != nil {
+		return "", fmt.Errorf("%s is no public key", plain(path))
+	}
+	if !bytes.Equal(found.Marshal(), public.Marshal()) {
+		return "", fmt.Errorf("%s is the public key of another key", plain(path))
+	}
+	return plain(comment), nil
 }
 
 // readSmall reads a regular file of at most 64 KiB, and never waits for a FIFO.

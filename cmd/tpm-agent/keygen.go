@@ -28,6 +28,7 @@ type keygenOptions struct {
 	quiet   bool
 	parent  string
 	pcrs    []string // as typed
+	target  *string  // the storage key file of another machine
 	list    bool
 	json    bool
 }
@@ -42,10 +43,11 @@ func newKeygenCmd(g *global) *cobra.Command {
   tpm-agent keygen -t rsa -b 2048 -C work -f ~/.ssh/id_work
   tpm-agent keygen -N ''                      # no PIN, asks nothing
   tpm-agent keygen --pcr 7                    # only while secure boot is as it is now
-  tpm-agent keygen --list                     # what this TPM can make`,
+  tpm-agent keygen --list                     # what this TPM can make
+  tpm-agent keygen --for laptop.srk -f work   # for the TPM of another machine`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.comment, o.file, o.pin = given(cmd, "comment"), given(cmd, "file"), given(cmd, "pin")
+			o.comment, o.file, o.pin, o.target = given(cmd, "comment"), given(cmd, "file"), given(cmd, "pin"), given(cmd, "for")
 			if err := o.check(cmd); err != nil {
 				return err
 			}
@@ -53,6 +55,9 @@ func newKeygenCmd(g *global) *cobra.Command {
 			defer done()
 			if o.list {
 				return runKeygenList(ctx, g, o.json)
+			}
+			if o.target != nil {
+				return runKeygenFor(ctx, g, o)
 			}
 			return runKeygen(ctx, g, o)
 		},
@@ -66,6 +71,7 @@ func newKeygenCmd(g *global) *cobra.Command {
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but questions and errors")
 	f.StringVar(&o.parent, "parent", "owner", "the storage `KEY` that wraps it: owner, endorsement, or a persistent handle 0x81……")
 	f.StringArrayVar(&o.pcrs, "pcr", nil, "bind the key to the boot state in the `PCRS`, such as 7 or 7,11; may be given several times")
+	f.String("for", "", "make it for the TPM of another machine, here in memory: `SRK` is the file that tpm-agent srk printed there")
 	f.BoolVar(&o.list, "list", false, "list the kinds of key that this TPM can make, and make none")
 	f.BoolVar(&o.json, "json", false, "with --list: as JSON")
 	mustComplete(cmd, "type", "ecdsa", "rsa")
@@ -101,7 +107,15 @@ a TPM up to a minute to make, and seconds to sign with.
 --parent chooses the storage key that wraps the new key. The default, owner, is
 right almost everywhere: the standard P-256 storage key of the owner hierarchy,
 which every TPM makes again after a restart. A handle 0x81…… stands for a storage
-key that is kept in the TPM.`
+key that is kept in the TPM.
+
+--for SRK makes a key for another machine, and needs no TPM here: SRK is what
+tpm-agent srk printed there. Such a key is made in memory, not in a chip, and is
+nowhere in clear on disk. FILE.wrapped.tpm (without -f or an answer id_TYPE in the
+current directory) goes to the other machine, where "tpm-agent import" makes an
+ordinary key of it. Whoever hands you an SRK gets the key: compare its fingerprint
+with that of "tpm-agent srk --fingerprint" over there. --parent says where that
+storage key is over there.`
 
 // given is the value of a flag if it was given at all: an empty PIN is an
 // answer.
@@ -135,10 +149,13 @@ func (o *keygenOptions) check(cmd *cobra.Command) error {
 	if !o.list && o.json {
 		return usage("--json goes with --list")
 	}
-	for _, name := range []string{"type", "bits", "comment", "file", "pin", "parent", "quiet", "pcr"} {
+	for _, name := range []string{"type", "bits", "comment", "file", "pin", "parent", "quiet", "pcr", "for"} {
 		if o.list && cmd.Flags().Changed(name) {
 			return usage("--list makes no key, so --%s does not go with it", name)
 		}
+	}
+	if o.target != nil && len(o.pcrs) > 0 {
+		return usage("--pcr binds a key to this machine's boot state, and --for makes one for another machine")
 	}
 	if cmd.Flags().Changed("bits") && o.bits == 0 {
 		return usage("-b 0: no key has no bits")
@@ -257,15 +274,19 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 	if !o.quiet {
 		warnPCRs(g.sys.stderr, key.bound)
 	}
+	if !addr.Software() {
+		key.where += " and cannot leave it"
+	}
 	key.comment = comment
-	if err := key.save(file); err != nil {
+	to := keyFiles{private: file + ".tpm", public: file + ".pub"}
+	if err := key.save(to); err != nil {
 		return err
 	}
 	remembering.learn(filepath.Dir(file), key)
 	if o.quiet {
 		return nil
 	}
-	if err := key.announce(g.sys.stdout, file); err != nil {
+	if err := key.announce(g.sys.stdout, to); err != nil {
 		return err
 	}
 	return announcePCRs(g.sys.stdout, tm.PCRs)
@@ -317,28 +338,32 @@ func (o *keygenOptions) place(ctx context.Context, sys system, ask *asker) (stri
 			return "", err
 		}
 	}
-	if err := free(file); err != nil {
+	if err := free(file+".tpm", file+".pub", file); err != nil {
 		return "", err
 	}
-	parent := filepath.Dir(file)
-	if parent == dir {
-		// As ssh-keygen does it; a directory of any other name must exist.
-		if err := os.Mkdir(parent, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return "", err
+	return file, ready(sys, filepath.Dir(file))
+}
+
+// ready makes sure that there is a directory to save keys in. ~/.ssh is made, as
+// ssh-keygen does it; one of any other name must exist.
+func ready(sys system, dir string) error {
+	if dotSSH, err := sys.sshDir(); err == nil && dir == dotSSH {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
 		}
 	}
-	if info, err := os.Stat(parent); err != nil {
-		return "", fmt.Errorf("saving the key: %w", err)
+	if info, err := os.Stat(dir); err != nil {
+		return fmt.Errorf("saving the key: %w", err)
 	} else if !info.IsDir() {
-		return "", fmt.Errorf("saving the key: %s is not a directory", plain(parent))
+		return fmt.Errorf("saving the key: %s is not a directory", plain(dir))
 	}
-	return file, nil
+	return nil
 }
 
 // free makes sure that nothing is in the way: neither what would be written,
 // nor a key that ssh would take the public key for.
-func free(file string) error {
-	for _, name := range []string{file + ".tpm", file + ".pub", file} {
+func free(names ...string) error {
+	for _, name := range names {
 		_, err := os.Lstat(name)
 		switch {
 		case err == nil:

@@ -26,42 +26,57 @@ type newKey struct {
 	public  ssh.PublicKey
 	kind    kind
 	comment string
-	where   string // the TPM, for people
-	tried   *tpmkey.Key
+	where   string      // the TPM, for people
+	tried   *tpmkey.Key // nil if it is for another TPM
 	bound   []bound
 }
 
-// makeKey makes a key in the TPM and tries it in the form in which it will be
-// saved: what signs the test is what was read back from the file's octets.
+// makeKey makes a key in the TPM and tries it.
 func makeKey(ctx context.Context, tpm *tpmkey.TPM, tm tpmkey.Template) (*newKey, error) {
 	made, err := tpm.Create(ctx, tm)
 	if err != nil {
 		return nil, err
 	}
-	data, err := made.Marshal()
+	return tryKey(ctx, tpm, made, tm.Auth)
+}
+
+// tryKey tries a key in the form in which it will be saved: what signs the test
+// is what was read back from the file's octets.
+func tryKey(ctx context.Context, tpm *tpmkey.TPM, made *keyfile.TPMKey, pin []byte) (*newKey, error) {
+	k, parsed, err := encodeKey(made)
 	if err != nil {
 		return nil, err
-	}
-	parsed, err := keyfile.Parse(data)
-	if err != nil {
-		return nil, fmt.Errorf("reading back the key file: %w", err)
 	}
 	key, err := tpm.Key(parsed)
 	if err != nil {
 		return nil, err
 	}
-	if err := trySignature(ctx, key, tm.Auth); err != nil {
+	if err := trySignature(ctx, key, pin); err != nil {
 		return nil, fmt.Errorf("signing a test message with the new key: %w", err)
+	}
+	k.tried = key
+	return k, nil
+}
+
+// encodeKey makes the key file, and reads it back.
+func encodeKey(made *keyfile.TPMKey) (*newKey, *keyfile.TPMKey, error) {
+	data, err := made.Marshal()
+	if err != nil {
+		return nil, nil, err
+	}
+	parsed, err := keyfile.Parse(data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading back the key file: %w", err)
 	}
 	public, err := ssh.NewPublicKey(parsed.Public.Key)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	pcrs, err := boundTo(parsed)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return &newKey{file: data, public: public, kind: kindOf(parsed.Public), tried: key, bound: pcrs}, nil
+	return &newKey{file: data, public: public, kind: kindOf(parsed.Public), bound: pcrs}, parsed, nil
 }
 
 // trySignature signs and verifies a message with every signature algorithm that
@@ -101,40 +116,58 @@ func (s *onceSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([
 	return s.key.Sign(s.ctx, s.pin, digest, opts)
 }
 
+// keyFiles are the two files of a key.
+type keyFiles struct {
+	private, public string
+	hasPublic       bool // the public key is there already, and stays as it is
+}
+
 // save writes both files. The private one comes first: a public key without it
 // would be of no use to anybody.
-func (k *newKey) save(file string) error {
-	private, public := file+".tpm", file+".pub"
-	if err := keyfile.Create(private, k.file, 0o600); err != nil {
+func (k *newKey) save(to keyFiles) error {
+	if err := keyfile.Create(to.private, k.file, 0o600); err != nil {
 		return fmt.Errorf("saving the key: %w", err)
 	}
-	if err := keyfile.Create(public, authorizedKey(k.public, k.comment), 0o644); err != nil {
-		err = fmt.Errorf("saving the public key: %w", err)
-		if removed := k.unsave(private); removed != nil {
-			return errors.Join(err, fmt.Errorf("removing %s again: %w", plain(private), removed))
+	if err := k.savePublic(to); err != nil {
+		if removed := unsave(to.private, k.file); removed != nil {
+			return errors.Join(err, fmt.Errorf("removing %s again: %w", plain(to.private), removed))
 		}
-		return fmt.Errorf("%w; %s was removed again", err, plain(private))
+		return fmt.Errorf("%w; %s was removed again", err, plain(to.private))
 	}
 	return nil
 }
 
-// unsave removes the private key file if it is still the one just written.
-func (k *newKey) unsave(private string) error {
-	content, err := os.ReadFile(private)
+func (k *newKey) savePublic(to keyFiles) error {
+	if to.hasPublic {
+		return nil
+	}
+	if err := keyfile.Create(to.public, authorizedKey(k.public, k.comment), 0o644); err != nil {
+		return fmt.Errorf("saving the public key: %w", err)
+	}
+	return nil
+}
+
+// unsave removes a file if it is still the one just written.
+func unsave(path string, written []byte) error {
+	content, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(content, k.file) {
+	if !bytes.Equal(content, written) {
 		return errors.New("somebody else has changed it")
 	}
-	return os.Remove(private)
+	return os.Remove(path)
 }
 
 // announce says what ssh-keygen says, and where the key lives.
-func (k *newKey) announce(w io.Writer, file string) error {
+func (k *newKey) announce(w io.Writer, to keyFiles) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Your identification has been saved in %s\n", plain(file+".tpm"))
-	fmt.Fprintf(&b, "Your public key has been saved in %s\n", plain(file+".pub"))
+	fmt.Fprintf(&b, "Your identification has been saved in %s\n", plain(to.private))
+	if to.hasPublic {
+		fmt.Fprintf(&b, "Your public key is the same, in %s\n", plain(to.public))
+	} else {
+		fmt.Fprintf(&b, "Your public key has been saved in %s\n", plain(to.public))
+	}
 	fmt.Fprintf(&b, "The key fingerprint is:\n%s\n", strings.TrimSpace(ssh.FingerprintSHA256(k.public)+" "+k.comment))
 	fmt.Fprintf(&b, "The key's randomart image is:\n%s\n", randomart.SHA256(k.kind.String(), sha256.Sum256(k.public.Marshal())))
 	fmt.Fprintf(&b, "The key lives in %s.\n", k.where)
@@ -151,7 +184,7 @@ func whereabouts(ctx context.Context, tpm *tpmkey.TPM, software bool) (string, e
 	if err != nil {
 		return "", fmt.Errorf("asking the TPM what it is: %w", err)
 	}
-	return fmt.Sprintf("the TPM of this machine (%s) and cannot leave it", chipName(c)), nil
+	return fmt.Sprintf("the TPM of this machine (%s)", chipName(c)), nil
 }
 
 // chipName is the TPM as its vendor calls it.

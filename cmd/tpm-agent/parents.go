@@ -214,11 +214,23 @@ func (m *memory) makeRemembered(ctx context.Context, stderr io.Writer, tpm *tpmk
 	key, err := makeKey(ctx, tpm, tm)
 	var changed *tpmkey.ParentChangedError
 	if errors.As(err, &changed) && ctx.Err() == nil {
-		fmt.Fprintf(stderr, "tpm-agent: note: the storage key of this TPM is another one than on %s: it is another TPM, or was cleared; keys that were made before do not work in it\n", last)
+		noteChanged(stderr, last)
 		tm.ParentName = nil
 		key, err = makeKey(ctx, tpm, tm)
 	}
 	return key, err
+}
+
+func noteChanged(stderr io.Writer, last parents.Date) {
+	fmt.Fprintf(stderr, "tpm-agent: note: the storage key of this TPM is another one than on %s: it is another TPM, or was cleared; keys that were made before do not work in it\n", last)
+}
+
+// noteChange tells the user if the storage key that a key from outside goes to is
+// not the one that is remembered.
+func (m *memory) noteChange(stderr io.Writer, dir, place string, name []byte) {
+	if expected, last := m.expected(dir, place); expected != nil && !bytes.Equal(expected, name) {
+		noteChanged(stderr, last)
+	}
 }
 
 // learn remembers the storage key of a key that was tried and saved.

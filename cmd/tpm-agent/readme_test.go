@@ -54,6 +54,8 @@ func answered(command string) string {
 	switch {
 	case strings.HasPrefix(command, "tpm-agent keygen"):
 		return command + ` <<<$'\n\n\n'` // the default file, no PIN
+	case strings.HasPrefix(command, "tpm-agent import"):
+		return command + ` <<<$'\n\n'` // no PIN
 	case strings.HasSuffix(command, "&"):
 		return command + "\nwait_for"
 	default:

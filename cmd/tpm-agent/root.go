@@ -60,7 +60,7 @@ func newRootCmd(sys system) *cobra.Command {
 	root.SetHelpCommand(newHelpCmd())
 	root.PersistentFlags().StringVar(&g.tpm, "tpm", "", "`ADDRESS` of the TPM: "+strings.Join(addresses(), ", ")+" (default $TPM_AGENT_TPM, else auto)")
 	mustComplete(root, "tpm", addresses()...)
-	root.AddCommand(newServeCmd(g), newEnvCmd(g), newKeygenCmd(g), newListCmd(g), newPubCmd(g), newInspectCmd(g),
+	root.AddCommand(newServeCmd(g), newEnvCmd(g), newKeygenCmd(g), newImportCmd(g), newSRKCmd(g), newListCmd(g), newPubCmd(g), newInspectCmd(g),
 		newAddCmd(g), newRemoveCmd(g),
 		newVersionCmd(), newCompletionCmd(), newManCmd(g))
 	return root
@@ -86,8 +86,9 @@ names another one:
                                   keeps itself, to try things out without a
                                   chip. Its keys are not protected.
 
-The exit status is 0 when a command did what it says, 1 when it failed, and 2
-when the command line makes no sense.`
+The exit status is 0 when a command did what it says, 1 when it failed, 2 when the
+command line makes no sense, and 3 when the key is of a kind that the TPM, or
+tpm-agent, does not take.`
 
 func addresses() []string {
 	return []string{"auto", "device:/dev/tpmrm0", "swtpm:path=", "swtpm:host=", "mssim:host=", "software"}

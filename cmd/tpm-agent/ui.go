@@ -8,8 +8,8 @@ package main
 //     stop, the file or device named. Where there is a fix, a line that begins
 //     with `hint:` says what to type or to do.
 //   - Exit status 0 means that the command did what it says. 1 is a failure, 2 a
-//     command line that makes no sense, 128+n a signal. `serve -- CMD` ends with
-//     CMD's own status.
+//     command line that makes no sense, 3 a key or a size that the TPM or we do
+//     not take, 128+n a signal. `serve -- CMD` ends with CMD's own status.
 //   - A bad option is an error, never a default. What is not supported is
 //     refused by name.
 //   - The user reads PIN, not auth value; key file, not blob; storage key, not
@@ -30,6 +30,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/tpm-agent/tpm-agent/internal/privkey"
 	"github.com/tpm-agent/tpm-agent/internal/socket"
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
 	"github.com/tpm-agent/tpm-agent/keyfile"
@@ -44,7 +45,9 @@ const (
 	exitDone    = 0
 	exitFailure = 1
 	exitUsage   = 2
-	exitSignal  = 128 // plus the signal's number
+	// exitUnsupported is for what is right but cannot be had.
+	exitUnsupported = 3
+	exitSignal      = 128 // plus the signal's number
 )
 
 // usageError is a command line that makes no sense.
@@ -99,8 +102,17 @@ func report(stderr io.Writer, command string, err error) int {
 		return exitUsage
 	case errors.As(err, &interrupted):
 		return exitSignal + int(interrupted.signal)
+	case unsupported(err):
+		return exitUnsupported
 	}
 	return exitFailure
+}
+
+// unsupported says whether err is the refusal of something for what it is.
+func unsupported(err error) bool {
+	var key *privkey.UnsupportedError
+	var tpm *tpmkey.UnsupportedError
+	return errors.As(err, &key) || errors.As(err, &tpm)
 }
 
 // hints says what can be done about err: what is known of the TPM, of keys and
@@ -110,7 +122,11 @@ func hints(err error) []string {
 	if errors.As(err, &own) {
 		return []string{own.hint}
 	}
-	for _, find := range []func(error) string{tpmHint, keyHint, fileHint} {
+	var key *privkey.UnsupportedError
+	if errors.As(err, &key) {
+		return key.Ways
+	}
+	for _, find := range []func(error) string{tpmHint, keyHint, importHint, fileHint} {
 		if hint := find(err); hint != "" {
 			return []string{hint}
 		}
@@ -163,6 +179,19 @@ func keyHint(err error) string {
 		return "the key cannot be used here any more: make a new one with tpm-agent keygen, and put it where the old one's public key is"
 	case errors.Is(err, keyfile.ErrLegacy), errors.Is(err, keyfile.ErrSealed), errors.Is(err, keyfile.ErrNoKey):
 		return "tpm-agent reads TPM 2.0 key files: PEM with a TSS2 PRIVATE KEY block"
+	}
+	return ""
+}
+
+// importHint is for private keys that are imported.
+func importHint(err error) string {
+	switch {
+	case errors.Is(err, privkey.ErrPassphrase):
+		return "nothing was changed; -P PASSPHRASE gives it, else it is asked for"
+	case errors.Is(err, privkey.ErrPublic):
+		return "give the private key, which has no .pub in its name"
+	case errors.Is(err, privkey.ErrFormat):
+		return "nothing was changed; ssh-keygen -y -f FILE shows whether ssh can read it"
 	}
 	return ""
 }

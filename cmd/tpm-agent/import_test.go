@@ -1,0 +1,339 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/keyfile"
+)
+
+// sshKey makes a key file with ssh-keygen, and returns its public key.
+func sshKey(t *testing.T, path, passphrase string) ssh.PublicKey {
+	t.Helper()
+	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ecdsa", "-N", passphrase, "-C", "here", "-f", path).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	data, err := os.ReadFile(path + ".pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, _, _, _, err := ssh.ParseAuthorizedKey(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return public
+}
+
+// checkImported fails unless path is a key file of the public key.
+func checkImported(t *testing.T, path string, want ssh.PublicKey) *keyfile.TPMKey {
+	t.Helper()
+	key, public, err := readKey(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(public.Marshal(), want.Marshal()) {
+		t.Errorf("%s is another key", path)
+	}
+	return key
+}
+
+// TestImportOnTerminal: the passphrase is not shown, may be typed again when it
+// was wrong, and becomes what the user says.
+func TestImportOnTerminal(t *testing.T) {
+	for name, test := range map[string]struct {
+		answers []string // what is typed at the question of what becomes of it
+		pin     string
+	}{
+		"kept":    {[]string{"\n"}, "s3cret"},
+		"by name": {[]string{"what?\n", "KEEP\n"}, "s3cret"},
+		"changed": {[]string{"c\n"}, "another"},
+		"dropped": {[]string{"drop\n"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := program(t, "import", "id")
+			public := sshKey(t, filepath.Join(cmd.Dir, "id"), "s3cret")
+			s := sit(t, cmd)
+			s.waitFor("Enter passphrase for id: ")
+			if s.echoes() {
+				t.Error("the passphrase can be seen")
+			}
+			s.types("wrong\n")
+			s.waitFor("Wrong passphrase.  Try again.")
+			s.waitFor("Enter passphrase for id: ")
+			s.types("s3cret\n")
+			for _, answer := range test.answers {
+				s.waitFor("keep the passphrase, change it, or drop it? (keep/change/drop) [keep]: ")
+				s.types(answer)
+			}
+			if test.pin == "another" {
+				for _, question := range []string{"Enter PIN (empty for no PIN): ", "Enter same PIN again: "} {
+					s.waitFor(question)
+					s.types(test.pin + "\n")
+				}
+			}
+			s.waitFor("The old private key is still in id")
+			if err := s.cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+			if !s.echoes() {
+				t.Error("the terminal was left without echo")
+			}
+			if key := checkImported(t, filepath.Join(cmd.Dir, "id.tpm"), public); key.EmptyAuth != (test.pin == "") {
+				t.Errorf("no PIN: %v", key.EmptyAuth)
+			}
+			signsWith(t, cmd, test.pin)
+		})
+	}
+}
+
+// signsWith checks that the key id.tpm of a run signs with the PIN, by making
+// another run of the same home use it.
+func signsWith(t *testing.T, run *exec.Cmd, pin string) {
+	t.Helper()
+	cmd := program(t, "serve", "--key-dir", ".", "--", "ssh-keygen", "-q", "-Y", "sign", "-n", "file", "-f", "id.pub", "id.pub")
+	askpass := filepath.Join(run.Dir, "askpass")
+	script := "#!/bin/sh\n[ ! -e asked ] || exit 1\n: > asked\necho '" + pin + "'\n"
+	if err := os.WriteFile(askpass, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// Without the old key, ssh-keygen has nobody but the agent to ask.
+	if err := os.Rename(filepath.Join(run.Dir, "id"), filepath.Join(run.Dir, "away")); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Dir, cmd.Env = run.Dir, append(run.Env, "SSH_ASKPASS="+askpass, "SSH_ASKPASS_REQUIRE=force")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(run.Dir, "id.pub.sig")); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(run.Dir, "asked")); (err == nil) != (pin != "") {
+		t.Errorf("asked for a PIN: %v", err == nil)
+	}
+}
+
+// TestImportGivenUp: three wrong passphrases, Ctrl-C and Ctrl-D end it, and
+// leave nothing behind.
+func TestImportGivenUp(t *testing.T) {
+	for name, test := range map[string]struct {
+		typed  []string
+		status int
+		says   string
+	}{
+		"wrong":  {[]string{"1\n", "2\n", "3\n"}, 1, "wrong passphrase"},
+		"ctrl-c": {[]string{"\x03"}, 130, "interrupted"},
+		"ctrl-d": {[]string{"\x04"}, 1, "refused at the prompt"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := program(t, "import", "id")
+			sshKey(t, filepath.Join(cmd.Dir, "id"), "s3cret")
+			s := sit(t, cmd)
+			for _, typed := range test.typed {
+				s.waitFor("Enter passphrase for id: ")
+				s.types(typed)
+			}
+			s.waitFor(test.says)
+			_ = s.cmd.Wait()
+			if got := s.cmd.ProcessState.ExitCode(); got != test.status {
+				t.Errorf("exit status %d, want %d", got, test.status)
+			}
+			if !s.echoes() {
+				t.Error("the terminal was left without echo")
+			}
+			if files := list(t, s.cmd.Dir); len(files) != 2 {
+				t.Errorf("there are %q", files)
+			}
+		})
+	}
+}
+
+// TestImportWrappedOnTerminal: a wrong PIN of a wrapped key may be typed again.
+func TestImportWrappedOnTerminal(t *testing.T) {
+	cmd := program(t, "import", "id.wrapped.tpm")
+	run := func(args ...string) []byte {
+		other := exec.Command(cmd.Path, args...)
+		other.Dir, other.Env = cmd.Dir, cmd.Env
+		out, err := other.Output()
+		if err != nil {
+			t.Fatalf("%q: %v", args, err)
+		}
+		return out
+	}
+	if err := os.WriteFile(filepath.Join(cmd.Dir, "srk"), run("srk"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run("keygen", "-q", "--for", "srk", "-N", "s3cret", "-f", "id")
+	s := sit(t, cmd)
+	s.waitFor("Enter PIN for id.wrapped.tpm: ")
+	if s.echoes() {
+		t.Error("the PIN can be seen")
+	}
+	s.types("wrong\n")
+	s.waitFor("wrong PIN")
+	s.waitFor("Try again.")
+	s.waitFor("Enter PIN for id.wrapped.tpm: ")
+	s.types("s3cret\n")
+	s.waitFor("Your public key is the same, in id.pub")
+	s.waitFor("Only this TPM can open it")
+	if err := s.cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := readKey(filepath.Join(cmd.Dir, "id.tpm")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestImportFullDisk imports on disks with less and less room, in all ways that
+// write there: the old key stays where it is, or the new one is there whole.
+func TestImportFullDisk(t *testing.T) {
+	full, done := 0, 0
+	for _, option := range []string{"--quiet", "--retire", "--replace"} {
+		for pages := range 6 {
+			dir := smallDisk(t, pages+2)
+			path := filepath.Join(dir, "id")
+			public := sshKey(t, path, "")
+			if err := os.Remove(path + ".pub"); err != nil {
+				t.Fatal(err)
+			}
+			old, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fill(t, dir, pages)
+			cmd := program(t, "import", "--no-pin", option, path)
+			state := filepath.Join(cmd.Dir, "tpm-agent", "retired")
+			out, err := cmd.CombinedOutput()
+			if err == nil {
+				done++
+				checkImportDone(t, option, path, public)
+				continue
+			}
+			full++
+			if !strings.Contains(string(out), "no space left on device") {
+				t.Errorf("%s, %d pages: says %s", option, pages, out)
+			}
+			wantContent(t, path, string(old))
+			if files := list(t, dir); len(files) != 3 {
+				t.Errorf("%s, %d pages: there are %q", option, pages, files)
+			}
+			if files, err := os.ReadDir(state); err == nil && len(files) > 0 {
+				t.Errorf("%s, %d pages: there are retired %v", option, pages, files)
+			}
+		}
+	}
+	if full < 3 || done < 3 {
+		t.Errorf("%d disks were too small, %d were not: the test did not see both", full, done)
+	}
+}
+
+// fill leaves room for so many pages.
+func fill(t *testing.T, dir string, pages int) {
+	t.Helper()
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		t.Fatal(err)
+	}
+	size := (int64(fs.Bavail) - int64(pages)) * fs.Bsize
+	if err := os.WriteFile(filepath.Join(dir, "more"), make([]byte, max(size, 0)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func checkImportDone(t *testing.T, option, path string, public ssh.PublicKey) {
+	t.Helper()
+	switch _, err := os.Lstat(path); option {
+	case "--replace":
+		checkImported(t, path, public)
+	case "--retire":
+		if !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the old key: %v", err)
+		}
+		fallthrough
+	default:
+		checkImported(t, path+".tpm", public)
+	}
+	wantContent(t, path+".pub", string(authorizedKey(public, "here")))
+}
+
+// TestReplaceKilled ends import --replace at many moments by SIGKILL. At each of
+// them the file is the old key or the new one, and the old one is somewhere.
+func TestReplaceKilled(t *testing.T) {
+	const times = 20
+	replace := func(delay time.Duration) (killed bool) {
+		cmd := program(t, "import", "-q", "--no-pin", "--replace", "id")
+		path := filepath.Join(cmd.Dir, "id")
+		public := sshKey(t, path, "")
+		old, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if delay > 0 {
+			time.Sleep(delay) // a moment, not an event: any will do
+			_ = cmd.Process.Kill()
+		}
+		killed = cmd.Wait() != nil
+		now, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(now, old) {
+			checkImported(t, path, public)
+			kept, err := filepath.Glob(filepath.Join(cmd.Dir, "tpm-agent", "retired", "id.*"))
+			if err != nil || len(kept) != 1 {
+				t.Fatalf("retired are %q, %v", kept, err)
+			}
+			wantContent(t, kept[0], string(old))
+		}
+		return killed
+	}
+	begin := time.Now()
+	if replace(0) {
+		t.Fatal("it does not work without being killed either")
+	}
+	whole, killed := time.Since(begin), 0
+	for n := range times {
+		if replace(1 + whole*time.Duration(n)*5/(times*4)) {
+			killed++
+		}
+	}
+	t.Logf("%d of %d were killed", killed, times)
+	if killed == 0 {
+		t.Error("none was killed")
+	}
+}
+
+// TestImportInterrupted ends import by SIGINT while it works in a TPM that
+// nobody cleans up. Nothing may be left in it, nor on disk.
+func TestImportInterrupted(t *testing.T) {
+	tpm := tpmtest.Start(t)
+	for delay := time.Duration(0); delay < 40*time.Millisecond; delay += 2 * time.Millisecond {
+		cmd := program(t, "--tpm", tpm.Address(), "import", "-q", "-N", "1234", "id")
+		path := filepath.Join(cmd.Dir, "id")
+		public := sshKey(t, path, "")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(delay) // a moment, not an event: any will do
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = cmd.Wait()
+		if files := list(t, cmd.Dir); len(files) > 2 {
+			checkImported(t, path+".tpm", public)
+		}
+		if left, err := tpm.Leftovers(); err != nil || len(left) > 0 {
+			t.Errorf("after %v: left in the TPM: %q, %v", delay, left, err)
+		}
+	}
+}
