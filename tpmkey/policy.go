@@ -112,7 +112,10 @@ func newSignedPolicy(a keyfile.AuthPolicy, by *keyfile.Authorization, hash crypt
 	if s.by, err = a.Policy[last].Authorization(); err != nil {
 		return s, err
 	}
+	_, known := policyHash(s.by.Signer.NameAlg)
 	switch {
+	case !known:
+		return s, refuse(fmt.Sprintf("its signer has the hash %#04x, which is not supported", s.by.Signer.NameAlg))
 	case s.by.Signature == nil:
 		return s, refuse("the signature is missing")
 	case !bytes.Equal(s.by.Signer.Name(), by.Signer.Name()) || !bytes.Equal(s.by.Ref, by.Ref):

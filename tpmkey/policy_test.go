@@ -546,7 +546,9 @@ func TestSignedPolicyFalsified(t *testing.T) {
 	if !errors.Is(err, tpm2.TPMRCSignature) || !strings.Contains(err.Error(), `"bad"`) {
 		t.Errorf("Sign by a signature over something else: %v", err)
 	}
-	file.AuthPolicy = []keyfile.AuthPolicy{bad, good}
+	absent := keyfile.NewPCRPolicy(keyfile.PCRSelection{Hash: 0x27, PCRs: []int{7}}, make([]byte, 32)) // SHA3-256
+	off := keyfile.AuthPolicy{Name: "off", Policy: []keyfile.Policy{absent, good.Policy[1]}}
+	file.AuthPolicy = []keyfile.AuthPolicy{bad, off, good}
 	mustSign(t, f.key(t, file), "", crypto.SHA256)
 }
 

@@ -102,11 +102,12 @@ func (p *policy) runSigned(l *link, s *session) (auth bool, err error) {
 		if err == nil {
 			return auth, nil
 		}
+		if l.broken != nil || l.alive() != nil {
+			return false, err
+		}
 		var pcrs *PCRError
 		if errors.As(err, &pcrs) {
 			pcrs.Signed, pcrs.Policy = true, signed.name
-		} else if !refused(err) || l.broken != nil {
-			return false, err
 		} else {
 			err = fmt.Errorf("signed policy %q: %w", signed.name, err)
 		}
@@ -178,11 +179,7 @@ func (sp *signedPolicy) ticket(l *link) (ticket []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	hash, ok := policyHash(sp.by.Signer.NameAlg)
-	if !ok {
-		err = &UnsupportedError{What: "signed policy", Why: fmt.Sprintf("its signer has the hash %#04x", sp.by.Signer.NameAlg)}
-		return nil, errors.Join(err, l.release(h, name))
-	}
+	hash := nameHash(sp.by.Signer.NameAlg)
 	digest := hash.New()
 	digest.Write(sp.digest)
 	digest.Write(sp.by.Ref)
