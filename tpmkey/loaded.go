@@ -123,7 +123,7 @@ func (k *Key) loadWith(l *link, p *parent, sk storageKey) (tpm2.TPMHandle, error
 	if !bytes.Equal(rsp.Name.Buffer, k.name.Buffer) {
 		return 0, errors.Join(fmt.Errorf("TPM2_Load: the TPM loaded another key than the file's"), l.release(rsp.ObjectHandle, k.name))
 	}
-	at := p.identity(sk)
+	at := k.place(p, sk)
 	k.parent.Store(&at)
 	k.imported = private
 	return rsp.ObjectHandle, nil

@@ -88,6 +88,22 @@ func (sk storageKey) at() string {
 
 func (p *parent) identity(sk storageKey) Parent { return Parent{bytes.Clone(p.name.Buffer), sk.at()} }
 
+// place is where the key's storage key is. One that is found at the handle where
+// the owner's primary is kept, and known to be that, is at the owner's place: it
+// stays there when the handle is given up.
+func (k *Key) place(p *parent, sk storageKey) Parent {
+	at := p.identity(sk)
+	if sk.persistent == 0 || k.file.Parent == uint32(sk.persistent) {
+		return at
+	}
+	for primary, known := range k.tpm.parents {
+		if bytes.Equal(known.name.Buffer, at.Name) {
+			at.At = primary.at()
+		}
+	}
+	return at
+}
+
 // named takes the public area out of an answer and computes its Name, which
 // must be the one in the answer. A Name that is only copied would pin nothing:
 // whoever exchanges the public area on its way could leave the Name as it was.

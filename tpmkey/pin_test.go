@@ -62,6 +62,27 @@ func TestParentOfKey(t *testing.T) {
 	}
 }
 
+// TestPlaceOfNewKey: a key that was made under the owner's primary is there, even
+// if that is kept at a handle, too.
+func TestPlaceOfNewKey(t *testing.T) {
+	f := start(t)
+	f.persist(t, "-G", "ecc", "-a", storageAttributes)
+	key := f.create(t, tpmkey.ECDSAP256, "")
+	mustSign(t, key, "", crypto.SHA256)
+	if at := key.Parent().At; at != "owner" {
+		t.Errorf("at %s", at)
+	}
+	file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Parent: 0x81000001})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := f.key(t, file)
+	mustSign(t, named, "", crypto.SHA256)
+	if at := named.Parent().At; at != "0x81000001" {
+		t.Errorf("at %s", at)
+	}
+}
+
 // TestPlacesOfParents: each template has a place of its own.
 func TestPlacesOfParents(t *testing.T) {
 	f := start(t)
