@@ -160,7 +160,7 @@ func (o *importOptions) bringWrapped(ctx context.Context, tpm *tpmkey.TPM, ask *
 // again, but not the last time before the TPM locks.
 func (o *importOptions) tryWithPIN(ctx context.Context, tpm *tpmkey.TPM, ask *asker, s *sourceKey, made *keyfile.TPMKey) (*newKey, error) {
 	var wrong *tpmkey.AuthError
-	if made.EmptyAuth && o.passphrase == nil {
+	if !made.UsesAuth() && o.passphrase == nil {
 		// Some programs say so of keys that have a PIN.
 		key, err := tryKey(ctx, tpm, made, nil)
 		if !errors.As(err, &wrong) {
