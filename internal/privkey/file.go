@@ -12,11 +12,6 @@ import (
 // parseText reads the one private key among the blocks of a text.
 func (p *parser) parseText(text []byte) error {
 	list, err := blocks(text)
-	defer func() {
-		for _, b := range list {
-			clear(b.body)
-		}
-	}()
 	if err != nil {
 		return err
 	}

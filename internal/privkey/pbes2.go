@@ -186,6 +186,8 @@ func scryptKDF(s cryptobyte.String, size int, most uint64) (kdf, error) {
 	switch {
 	case n < 2 || bits.OnesCount64(n) != 1 || r == 0 || p == 0:
 		return nil, malformed("scrypt: the parameters N = %d, r = %d, p = %d are none", n, r, p)
+	case r > maxScryptBlock:
+		return nil, tooMuch(fmt.Sprintf("scrypt of r = %d", r), maxScryptBlock, wayWeaken)
 	case n > most || r > most/n || p > most/n/r:
 		return nil, tooMuch(fmt.Sprintf("scrypt of N*r*p = %d*%d*%d", n, r, p), most, wayWeaken)
 	}

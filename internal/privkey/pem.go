@@ -17,18 +17,19 @@ type block struct {
 	typ     string
 	line    int // of its BEGIN, from 1
 	headers map[string]string
-	body    []byte // base64, without line feeds
+	body    []byte // base64, without line feeds; in place of the lines
 }
 
 // blocks finds all PEM blocks in a text, those that are indented too. Unlike
 // encoding/pem it never passes over a damaged block, and says which line is
-// wrong.
+// wrong. It works in the text, of which there is then one copy to overwrite.
 func blocks(text []byte) ([]*block, error) {
 	var list []*block
 	var open *block
-	n := 0
+	n, next := 0, 0
 	for line := range bytes.Lines(text) {
 		n++
+		next += len(line)
 		line = bytes.Trim(line, " \t\n")
 		begin, isBegin := boundary(line, pemBegin)
 		end, isEnd := boundary(line, pemEnd)
@@ -36,7 +37,7 @@ func blocks(text []byte) ([]*block, error) {
 		case isBegin && open != nil:
 			return nil, malformed("line %d: the %s block has no END line", open.line, open.typ)
 		case isBegin:
-			open = &block{typ: begin, line: n, headers: map[string]string{}}
+			open = &block{typ: begin, line: n, headers: map[string]string{}, body: text[next:next]}
 		case isEnd && open == nil:
 			return nil, malformed("line %d: END %s without its BEGIN line", n, end)
 		case isEnd && end != open.typ:

@@ -57,14 +57,13 @@ func dekCipher(name string) (blockCipher, error) {
 
 // md5Key is OpenSSL's EVP_BytesToKey with MD5 and one round.
 func md5Key(passphrase, salt []byte, size int) []byte {
-	var key, sum []byte
+	key := make([]byte, 0, size+md5.Size)
 	for len(key) < size {
 		h := md5.New()
-		h.Write(sum)
+		h.Write(key[max(0, len(key)-md5.Size):])
 		h.Write(passphrase)
 		h.Write(salt)
-		sum = h.Sum(nil)
-		key = append(key, sum...)
+		key = h.Sum(key)
 	}
 	return key[:size]
 }

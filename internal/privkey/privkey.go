@@ -8,11 +8,12 @@
 // with the ways on.
 //
 // An encrypted file says itself how much work its passphrase is to be. The
-// limits, of a few seconds and 1 GiB of memory, are
+// limits, of some seconds and less than 1 GiB of memory, are
 //
-//	bcrypt (OpenSSH)    1024 rounds           ssh-keygen takes 16 to 24
-//	PBKDF2 (PKCS #8)    10,000,000 iterations openssl takes 2048
-//	scrypt (PKCS #8)    N*r*p of 2^22, which is 512 MiB; openssl takes 2^17
+//	bcrypt (OpenSSH)    512 rounds             ssh-keygen takes 16 or 24
+//	PBKDF2 (PKCS #8)    10,000,000 iterations  openssl takes 2048
+//	scrypt (PKCS #8)    N*r*p of 2^22, 512 MiB openssl takes 2^17, and no more
+//	                                           than 2^18 itself
 package privkey
 
 import (
@@ -96,9 +97,11 @@ type effort struct {
 
 // The limits that Parse has. Each is some seconds.
 const (
-	maxRounds     = 1024
+	maxRounds     = 512
 	maxIterations = 10_000_000
 	maxScrypt     = 1 << 22
+	// maxScryptBlock is the largest r of scrypt: it takes buffers of its own.
+	maxScryptBlock = 1 << 10
 )
 
 func (p *parser) parse(data []byte) error {

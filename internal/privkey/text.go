@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // plainText returns a copy of data as it would be in UTF-8, with line feeds
@@ -48,10 +49,12 @@ func fromUTF16(data []byte, order binary.ByteOrder) []byte {
 	for i := range units {
 		units[i] = order.Uint16(data[2*i:])
 	}
+	runes := utf16.Decode(units)
 	defer clear(units)
-	text := make([]byte, 0, 4*len(units))
-	for _, r := range utf16.Decode(units) {
-		text = append(text, string(r)...)
+	defer clear(runes)
+	text := make([]byte, 0, utf8.UTFMax*len(runes))
+	for _, r := range runes {
+		text = utf8.AppendRune(text, r)
 	}
 	return text
 }
