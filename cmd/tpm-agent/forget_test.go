@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -15,21 +16,17 @@ import (
 // added, however busy the machine is; and who was answered before it, did.
 func TestForgetInOrder(t *testing.T) {
 	r := startLimited(t, "")
-	done := make(chan struct{})
+	var done atomic.Bool
 	var load sync.WaitGroup
 	for range runtime.NumCPU() {
 		load.Go(func() {
-			for {
-				select {
-				case <-done:
-					return
-				default:
-				}
+			for n := 0; !done.Load(); n++ {
+				runtime.KeepAlive(n)
 			}
 		})
 	}
 	defer load.Wait()
-	defer close(done)
+	defer done.Store(true)
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
