@@ -51,8 +51,11 @@ func runImport(ctx context.Context, g *global, o *importOptions) error {
 
 	tpm := openTPM(addr)
 	remembering := newMemory(addr, nil)
-	key, err := o.bring(ctx, tpm, ask, s, func(to *tpmkey.StorageKey) {
-		remembering.noteChange(g.sys.stderr, filepath.Dir(files.private), o.parent, to.Name())
+	key, err := o.bring(ctx, tpm, ask, s, func(to *tpmkey.StorageKey) error {
+		if o.newTPM {
+			return nil
+		}
+		return remembering.check(filepath.Dir(files.private), o.parent, to.Name())
 	})
 	if err == nil {
 		key.where, err = whereabouts(ctx, tpm, addr.Software())
@@ -105,8 +108,8 @@ func (o *importOptions) checkPublic(to *keyFiles, public ssh.PublicKey) error {
 
 // bring brings the key into the TPM, and tries it with its PIN.
 //
-// It is wrapped here to the storage key that under is told of, and to no other.
-func (o *importOptions) bring(ctx context.Context, tpm *tpmkey.TPM, ask *asker, s *sourceKey, under func(*tpmkey.StorageKey)) (*newKey, error) {
+// It is wrapped here to the storage key that under agrees to, and to no other.
+func (o *importOptions) bring(ctx context.Context, tpm *tpmkey.TPM, ask *asker, s *sourceKey, under func(*tpmkey.StorageKey) error) (*newKey, error) {
 	if s.wrapped != nil {
 		return o.bringWrapped(ctx, tpm, ask, s)
 	}
@@ -123,7 +126,9 @@ func (o *importOptions) bring(ctx context.Context, tpm *tpmkey.TPM, ask *asker, 
 	if err != nil {
 		return nil, err
 	}
-	under(to)
+	if err := under(to); err != nil {
+		return nil, err
+	}
 	wrapped, err := tpmkey.Wrap(to, s.key.Private, tpmkey.WrapOptions{Auth: pin, Parent: handle})
 	if err != nil {
 		return nil, err

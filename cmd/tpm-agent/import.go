@@ -20,6 +20,7 @@ type importOptions struct {
 	retire         bool
 	replace        bool
 	parent         string
+	newTPM         bool   // the TPM is another one than before, and the user knows
 	target         string // the storage key file of another machine, with --for
 }
 
@@ -61,6 +62,7 @@ func newImportCmd(g *global) *cobra.Command {
 	f.BoolVar(&o.replace, "replace", false, "put the TPM key where FILE was, and FILE where --retire puts it")
 	f.StringVar(&o.target, "for", "", "wrap for the TPM of another machine: `SRK` is the file that tpm-agent srk printed there")
 	f.StringVar(&o.parent, "parent", "owner", "the storage `KEY` that wraps it: owner, endorsement, or a persistent handle 0x81……")
+	f.BoolVar(&o.newTPM, "new-tpm", false, "the TPM was cleared or is another one than before: that is known")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but questions and errors")
 	mustComplete(cmd, "parent", "owner", "endorsement", "0x81000001")
 	return cmd
@@ -92,6 +94,10 @@ itself the key for the TPM, for programs and settings that name it; FILE is the
 old key or the new one at every moment. Neither ever deletes a key: what backups
 and old disks hold is for you to think of, too.
 
+If there are keys of another TPM in the directory already, nothing is imported
+unless --new-tpm says that you know that the TPM was cleared or exchanged:
+somebody between you and the TPM who plays another one would get the private key.
+
 --for SRK needs no TPM here. It makes FILE.wrapped.tpm in the current directory,
 or OUT.wrapped.tpm, with the public key beside it, for the one TPM that SRK
 belongs to; there "tpm-agent import" makes an ordinary key of it. SRK is the
@@ -120,6 +126,7 @@ func (o *importOptions) check(cmd *cobra.Command) error {
 	for _, group := range [][]string{
 		{"pin", "keep-passphrase", "no-pin"},
 		{"file", "replace"},
+		{"for", "new-tpm"},
 		{"for", "retire"},
 		{"for", "replace"},
 	} {

@@ -27,6 +27,7 @@ type keygenOptions struct {
 	pin     *string
 	quiet   bool
 	parent  string
+	newTPM  bool     // the TPM is another one than before, and the user knows
 	pcrs    []string // as typed
 	target  *string  // the storage key file of another machine
 	list    bool
@@ -70,6 +71,7 @@ func newKeygenCmd(g *global) *cobra.Command {
 	f.StringP("pin", "N", "", "the new `PIN`; empty for none (default: asked for)")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but questions and errors")
 	f.StringVar(&o.parent, "parent", "owner", "the storage `KEY` that wraps it: owner, endorsement, or a persistent handle 0x81……")
+	f.BoolVar(&o.newTPM, "new-tpm", false, "the TPM was cleared or is another one than before: that is known")
 	f.StringArrayVar(&o.pcrs, "pcr", nil, "bind the key to the boot state in the `PCRS`, such as 7 or 7,11; may be given several times")
 	f.String("for", "", "make it for the TPM of another machine, here in memory: `SRK` is the file that tpm-agent srk printed there")
 	f.BoolVar(&o.list, "list", false, "list the kinds of key that this TPM can make, and make none")
@@ -108,6 +110,10 @@ a TPM up to a minute to make, and seconds to sign with.
 right almost everywhere: the standard P-256 storage key of the owner hierarchy,
 which every TPM makes again after a restart. A handle 0x81…… stands for a storage
 key that is kept in the TPM.
+
+If there are keys of another TPM in the directory already, none is made unless
+--new-tpm says that you know that the TPM was cleared or exchanged: somebody
+between you and the TPM who plays another one would get the PIN.
 
 --for SRK makes a key for another machine, and needs no TPM here: SRK is what
 tpm-agent srk printed there. Such a key is made in memory, not in a chip, and is
@@ -149,13 +155,16 @@ func (o *keygenOptions) check(cmd *cobra.Command) error {
 	if !o.list && o.json {
 		return usage("--json goes with --list")
 	}
-	for _, name := range []string{"type", "bits", "comment", "file", "pin", "parent", "quiet", "pcr", "for"} {
+	for _, name := range []string{"type", "bits", "comment", "file", "pin", "parent", "quiet", "pcr", "for", "new-tpm"} {
 		if o.list && cmd.Flags().Changed(name) {
 			return usage("--list makes no key, so --%s does not go with it", name)
 		}
 	}
 	if o.target != nil && len(o.pcrs) > 0 {
 		return usage("--pcr binds a key to this machine's boot state, and --for makes one for another machine")
+	}
+	if o.target != nil && o.newTPM {
+		return usage("--new-tpm is about this machine's TPM, and --for makes a key for another machine")
 	}
 	if cmd.Flags().Changed("bits") && o.bits == 0 {
 		return usage("-b 0: no key has no bits")
@@ -264,7 +273,7 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 
 	tpm := openTPM(addr)
 	remembering := newMemory(addr, nil)
-	key, err := remembering.makeRemembered(ctx, g.sys.stderr, tpm, tm, filepath.Dir(file), o.parent)
+	key, err := o.make(ctx, tpm, tm, remembering, filepath.Dir(file))
 	if err == nil {
 		key.where, err = whereabouts(ctx, tpm, addr.Software())
 	}
@@ -290,6 +299,14 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 		return err
 	}
 	return announcePCRs(g.sys.stdout, tm.PCRs)
+}
+
+// make makes the key, in the TPM of before unless a new one was announced.
+func (o *keygenOptions) make(ctx context.Context, tpm *tpmkey.TPM, tm tpmkey.Template, remembering *memory, dir string) (*newKey, error) {
+	if o.newTPM {
+		return makeKey(ctx, tpm, tm)
+	}
+	return remembering.makeUnder(ctx, tpm, tm, dir, o.parent)
 }
 
 func (o *keygenOptions) template() (tm tpmkey.Template, err error) {

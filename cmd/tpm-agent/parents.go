@@ -6,9 +6,10 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,7 +34,18 @@ func newMemory(addr tcti.Address, log *slog.Logger) *memory {
 	if absolute, err := addr.Abs(); err == nil {
 		addr = absolute
 	}
-	return &memory{tpm: addr.String(), log: log, failed: make(map[string]bool)}
+	tpm := addr.String()
+	if !addr.Software() {
+		// Machines that share a home directory have a TPM each.
+		tpm = strings.TrimPrefix(tpm, "device:")
+		if tpm == "auto" {
+			tpm = "/dev/tpmrm0"
+		}
+		if host, err := os.Hostname(); err == nil {
+			tpm += "@" + host
+		}
+	}
+	return &memory{tpm: tpm, log: log, failed: make(map[string]bool)}
 }
 
 // wait waits for what is being written.
@@ -146,7 +158,7 @@ func (k *rememberedKey) missed(err error) error {
 	if was == nil {
 		return err
 	}
-	return &goneError{k.memory.history(was), err}
+	return &goneError{"loading the key: " + k.memory.history(was), err}
 }
 
 // goneError is an error in words that say what is remembered.
@@ -155,7 +167,7 @@ type goneError struct {
 	err   error
 }
 
-func (e *goneError) Error() string { return "loading the key: " + e.words }
+func (e *goneError) Error() string { return e.words }
 func (e *goneError) Unwrap() error { return e.err }
 
 // history says what became of a storage key that the TPM does not have.
@@ -205,32 +217,34 @@ func (m *memory) expected(dir, place string) (name []byte, last parents.Date) {
 	return nil, ""
 }
 
-// makeRemembered makes a key under the storage key that is remembered, if one is.
-// If the TPM has another one now, the user is told, and the key is made under
-// that: what else could be done with a TPM that was cleared?
-func (m *memory) makeRemembered(ctx context.Context, stderr io.Writer, tpm *tpmkey.TPM, tm tpmkey.Template, dir, place string) (*newKey, error) {
+// makeUnder makes a key under the storage key that is remembered, if one is.
+func (m *memory) makeUnder(ctx context.Context, tpm *tpmkey.TPM, tm tpmkey.Template, dir, place string) (*newKey, error) {
 	name, last := m.expected(dir, place)
 	tm.ParentName = name
 	key, err := makeKey(ctx, tpm, tm)
 	var changed *tpmkey.ParentChangedError
-	if errors.As(err, &changed) && ctx.Err() == nil {
-		noteChanged(stderr, last)
-		tm.ParentName = nil
-		key, err = makeKey(ctx, tpm, tm)
+	if errors.As(err, &changed) {
+		return nil, anotherTPM(last, changed)
 	}
 	return key, err
 }
 
-func noteChanged(stderr io.Writer, last parents.Date) {
-	fmt.Fprintf(stderr, "tpm-agent: note: the storage key of this TPM is another one than on %s: it is another TPM, or was cleared; keys that were made before do not work in it\n", last)
+// check refuses a storage key that is not the one that is remembered, before a
+// private key is encrypted to it.
+func (m *memory) check(dir, place string, name []byte) error {
+	want, last := m.expected(dir, place)
+	if want == nil || bytes.Equal(want, name) {
+		return nil
+	}
+	return anotherTPM(last, &tpmkey.ParentChangedError{Want: want, Have: tpmkey.Parent{Name: name, At: place}})
 }
 
-// noteChange tells the user if the storage key that a key from outside goes to is
-// not the one that is remembered.
-func (m *memory) noteChange(stderr io.Writer, dir, place string, name []byte) {
-	if expected, last := m.expected(dir, place); expected != nil && !bytes.Equal(expected, name) {
-		noteChanged(stderr, last)
-	}
+// anotherTPM refuses to make a key in a TPM that is not the one of before. Only
+// the user can know whether that is right; who sits on the bus and offers a
+// storage key of their own would get the PIN, or the private key itself.
+func anotherTPM(last parents.Date, changed *tpmkey.ParentChangedError) error {
+	return withHint(&goneError{fmt.Sprintf("the storage key of this TPM is not the one of %s: it is another TPM, or was cleared since", last), changed},
+		"if you know that it was, go on with --new-tpm (the keys of before do not work in it); if not, do not: something may stand between you and the TPM")
 }
 
 // learn remembers the storage key of a key that was tried and saved.
