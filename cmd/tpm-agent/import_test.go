@@ -337,3 +337,74 @@ func TestImportInterrupted(t *testing.T) {
 		}
 	}
 }
+
+// TestImportFailsClean: whatever goes wrong, nothing is left in a TPM that nobody
+// cleans up, and nothing new in the directory.
+func TestImportFailsClean(t *testing.T) {
+	tpm := tpmtest.Start(t)
+	home := program(t).Dir
+	run := func(args ...string) (string, int) {
+		cmd := program(t, append([]string{"--tpm", tpm.Address()}, args...)...)
+		cmd.Dir = home
+		out, err := cmd.CombinedOutput()
+		return string(out), status(t, err)
+	}
+	if err := os.WriteFile(filepath.Join(home, "srk"), []byte(first(run("srk"))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sshKey(t, filepath.Join(home, "id"), "")
+	if out, err := exec.Command("ssh-keygen", "-q", "-t", "rsa", "-b", "4096", "-N", "", "-f", filepath.Join(home, "big")).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, args := range [][]string{
+		{"keygen", "-q", "--for", "srk", "-N", "1234", "-f", "pin"},
+		{"keygen", "-q", "--for", "srk", "-N", "", "-t", "rsa", "-b", "4096", "-f", "rsa"},
+	} {
+		if out, code := run(args...); code != 0 {
+			t.Fatalf("%q: %s", args, out)
+		}
+	}
+	damage(t, filepath.Join(home, "pin.wrapped.tpm"), filepath.Join(home, "damaged.wrapped.tpm"))
+	before := list(t, home)
+	for _, test := range []struct {
+		code int
+		says string
+		args []string
+	}{
+		{1, "wrong PIN", []string{"-P", "4321", "pin.wrapped.tpm"}},
+		{1, "TPM2_Import", []string{"-P", "1234", "damaged.wrapped.tpm"}},
+		{3, "RSA 4096", []string{"rsa.wrapped.tpm"}},
+		{3, "RSA 4096", []string{"--no-pin", "big"}},
+		{1, "0x81000123", []string{"--no-pin", "--parent", "0x81000123", "id"}},
+	} {
+		out, code := run(append([]string{"import"}, test.args...)...)
+		if code != test.code || !strings.Contains(out, test.says) {
+			t.Errorf("%q: status %d, says %s", test.args, code, out)
+		}
+		if left, err := tpm.Leftovers(); err != nil || len(left) > 0 {
+			t.Errorf("%q: left in the TPM: %q, %v", test.args, left, err)
+		}
+		if files := list(t, home); len(files) != len(before) {
+			t.Errorf("%q: there are %q", test.args, files)
+		}
+	}
+}
+
+func first(out string, _ int) string { return out }
+
+// damage changes what is encrypted in a wrapped key.
+func damage(t *testing.T, from, to string) {
+	t.Helper()
+	key, err := keyfile.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key.Privkey[len(key.Privkey)-1] ^= 1
+	data, err := key.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

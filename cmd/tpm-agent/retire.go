@@ -67,7 +67,9 @@ func (o *oldKey) keep(dir string, now time.Time) (r retired, err error) {
 	if err != nil {
 		return r, err
 	}
-	if err := errors.Join(same(r.path, o.data), syncDir(dir)); err != nil {
+	// The directories may be as new as what is in them.
+	state := filepath.Dir(dir)
+	if err := errors.Join(same(r.path, o.data), lasting(r.path, dir, state, filepath.Dir(state))); err != nil {
 		return r, errors.Join(err, os.Remove(r.path))
 	}
 	return r, nil
@@ -97,7 +99,7 @@ func (o *oldKey) retire(dir string, now time.Time) (retired, error) {
 	if err != nil {
 		return r, errors.Join(err, os.Remove(r.path))
 	}
-	return r, syncDir(filepath.Dir(o.path))
+	return r, lasting(filepath.Dir(o.path))
 }
 
 // replaceBy puts a key file where the old key was, which is kept in dir before.
@@ -129,16 +131,23 @@ func same(path string, data []byte) error {
 	return nil
 }
 
-// syncDir makes the names in dir lasting. Some file systems cannot, which they
-// say with EINVAL.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
-		return err
+// lasting brings files and directories to the disk. Some file systems cannot do
+// that with directories, which they say with EINVAL; and not every directory
+// above may be read.
+func lasting(paths ...string) error {
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if errors.Is(err, fs.ErrPermission) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = f.Sync()
+		f.Close()
+		if err != nil && !errors.Is(err, syscall.EINVAL) {
+			return err
+		}
 	}
 	return nil
 }

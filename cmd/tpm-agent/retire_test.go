@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -153,5 +154,35 @@ func TestReplaceFullDisk(t *testing.T) {
 	wantContent(t, o.path, "old")
 	if files := list(t, attic); len(files) > 0 {
 		t.Errorf("left behind %q", files)
+	}
+}
+
+// TestFarewell: where the old key is, what it is worth, and what can be done.
+func TestFarewell(t *testing.T) {
+	const attic = "/state/retired"
+	moved, copied := retired{attic + "/id.2026-11-21", false}, retired{attic + "/id.2026-11-21", true}
+	for name, test := range map[string]struct {
+		old  oldKey
+		gone retired
+		want []string
+		not  string
+	}{
+		"stays": {oldKey{path: "a b/id"}, retired{}, []string{
+			"still in a b/id\n", "Anyone who reads it has the key", "  mkdir -p -m 700 /state/retired\n", "  mv -n 'a b/id' /state/retired/id.2",
+		}, "shred"},
+		"encrypted": {oldKey{path: "id", encrypted: true}, retired{}, []string{"Anyone who reads it and finds its passphrase has the key"}, "shred"},
+		"wrapped":   {oldKey{path: "id", wrapped: true, encrypted: true}, retired{}, []string{"Only this TPM can open it"}, "Anyone"},
+		"moved":     {oldKey{path: "id"}, moved, []string{"was moved to " + moved.path, "yours to decide: shred -u " + moved.path}, "copied"},
+		"copied":    {oldKey{path: "id"}, copied, []string{"another file system, whose disk may still have its octets", "shred -u " + moved.path}, "mv -n"},
+	} {
+		got := test.old.farewell(test.gone, attic)
+		for _, want := range test.want {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: %q is missing in %q", name, want, got)
+			}
+		}
+		if strings.Contains(got, test.not) {
+			t.Errorf("%s: %q is in %q", name, test.not, got)
+		}
 	}
 }
