@@ -76,6 +76,7 @@ test: build ## everything that needs no virtual machine: unit, race, software TP
 	@.ci/deps test
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 20m ./...
 	GOEXPERIMENT=runtimesecret $(GO) test -count=1 -run 'Residue|Memory|Wipe' ./agent
+	$(GO) test -count=1 -timeout 5m -run TestCrash ./cmd/tpm-agent
 	contrib/systemd-user/check
 	$(GO) run ./internal/bench -quick
 	.ci/fuzz $(FUZZTIME)

@@ -20,7 +20,7 @@ import (
 // TestMain makes the program itself a command of the test scripts: it runs in a
 // process of its own, as users run it.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"tpm-agent": main, "hardened": hardened})
+	testscript.Main(m, map[string]func(){"tpm-agent": main, "hardened": hardened, "signs": signs})
 }
 
 // TestScripts runs the scripts in testdata/script. Each has a home of its own
