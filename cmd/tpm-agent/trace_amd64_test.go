@@ -72,7 +72,7 @@ func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) unix.WaitStatus {
 	t.Helper()
 	runtime.LockOSThread() // a thread traces, not a process
 	defer runtime.UnlockOSThread()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		t.Skipf("tracing is not allowed here: %v", err)
 	}
@@ -83,17 +83,17 @@ func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) unix.WaitStatus {
 	if _, err := unix.Wait4(main, &status, 0, nil); err != nil || !status.Stopped() {
 		t.Fatalf("waiting for the program's start: %v, %v", status, err)
 	}
-	const options = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_TRACEFORK |
-		unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_EXITKILL
+	// New threads are followed, new processes are not.
+	const options = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_EXITKILL
 	if err := unix.PtraceSetOptions(main, options); err != nil {
 		t.Fatal(err)
 	}
 	for tid := main; ; {
 		tr.goOn(main, tid, status)
 		var err error
-		// Only what this thread has started and traces.
-		for tid, err = unix.Wait4(-1, &status, unix.WALL|unix.WNOTHREAD, nil); err == unix.EINTR; {
-			tid, err = unix.Wait4(-1, &status, unix.WALL|unix.WNOTHREAD, nil)
+		// Its process group, since others wait for the test's other children.
+		for tid, err = unix.Wait4(-main, &status, unix.WALL|unix.WNOTHREAD, nil); err == unix.EINTR; {
+			tid, err = unix.Wait4(-main, &status, unix.WALL|unix.WNOTHREAD, nil)
 		}
 		if err != nil {
 			t.Fatalf("waiting for the program: %v", err)
@@ -114,9 +114,6 @@ func (tr *tracer) goOn(main, tid int, status unix.WaitStatus) {
 	switch sig := status.StopSignal(); {
 	case sig == unix.SIGTRAP|0x80:
 		tr.atCall(main, tid)
-	case sig == unix.SIGTRAP && status.TrapCause() == unix.PTRACE_EVENT_EXEC && tid != main:
-		_ = unix.PtraceDetach(tid)
-		return
 	case sig != unix.SIGTRAP && sig != unix.SIGSTOP: // a new thread begins with SIGSTOP
 		signal = int(sig)
 	}
