@@ -4,12 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
@@ -103,15 +100,7 @@ func commentBeside(path string, public ssh.PublicKey) (string, error) {
 // readSmall reads a regular file of at most 64 KiB, and never waits for a FIFO.
 func readSmall(path string) ([]byte, error) {
 	const most = 64 << 10
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(err, errors.New("not a regular file"))
-	}
-	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	data, err := keyfile.ReadRegular(path, most+1)
 	if err == nil && len(data) > most {
 		return nil, errors.New("too big")
 	}
@@ -133,7 +122,14 @@ func readKey(path string) (*keyfile.TPMKey, ssh.PublicKey, error) {
 
 // naming puts the file's name before an error that does not have it.
 func naming(path string, err error) error {
-	if strings.Contains(err.Error(), path) {
+	// A short name may be part of another word, and a long one of several.
+	text := " " + strings.Map(func(r rune) rune {
+		if strings.ContainsRune(`:;,"'`, r) {
+			return ' '
+		}
+		return r
+	}, err.Error()) + " "
+	if strings.Contains(text, " "+path+" ") || strings.Contains(err.Error(), ": "+path+":") {
 		return err
 	}
 	return fmt.Errorf("%s: %w", plain(path), err)
