@@ -5,6 +5,7 @@ package tpmtest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -225,16 +226,30 @@ func (s *SWTPM) Env() []string {
 // fails the test when the tool fails. Nobody else may be connected meanwhile.
 func (s *SWTPM) Tool(name string, args ...string) []byte {
 	s.t.Helper()
+	out, stderr, err := s.tool(name, args)
+	if err != nil {
+		s.t.Fatalf("tpmtest: %s %q: %v (tpm2-tools are in the package tpm2-tools)\n%s", name, args, err, stderr)
+	}
+	return out
+}
+
+// Fails runs one of tpm2-tools that is expected to fail.
+func (s *SWTPM) Fails(name string, args ...string) {
+	s.t.Helper()
+	var exit *exec.ExitError
+	if out, stderr, err := s.tool(name, args); !errors.As(err, &exit) {
+		s.t.Fatalf("tpmtest: %s %q: %v; it should fail\n%s%s", name, args, err, out, stderr)
+	}
+}
+
+func (s *SWTPM) tool(name string, args []string) (stdout, stderr []byte, err error) {
 	cmd := exec.Command(name, args...)
 	cmd.Env = s.Env()
 	cmd.Dir = s.dir
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		s.t.Fatalf("tpmtest: %v: %v (tpm2-tools are in the package tpm2-tools)\n%s", cmd.Args, err, &stderr)
-	}
-	return out
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	stdout, err = cmd.Output()
+	return stdout, complaint.Bytes(), err
 }
 
 // Command sends one bare command without authorization on a connection of its

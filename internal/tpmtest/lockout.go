@@ -1,0 +1,62 @@
+package tpmtest
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+)
+
+// Lockout is what a TPM says of its protection against dictionary attacks
+// (TPM 2.0 Part 1, 19.8).
+type Lockout struct {
+	Counter  int           // wrong auth values that count at this moment
+	Max      int           // with so many it locks
+	Recovery time.Duration // until one is forgotten
+	Locked   bool          // it takes no auth value now
+}
+
+// Properties of a TPM (TPM 2.0 Part 2, 6.13).
+const (
+	propertyPermanent = 0x200 // TPMA_PERMANENT
+	propertyCounter   = 0x20e
+	propertyMax       = 0x20f
+	propertyInterval  = 0x210
+
+	inLockout = 1 << 9 // in TPMA_PERMANENT
+)
+
+// Lockout reads the counter. Nobody else may be connected.
+func (s *SWTPM) Lockout() (Lockout, error) { return lockout(s.command) }
+
+// Lockout reads the counter, between the commands of others.
+func (p *Tap) Lockout() (Lockout, error) { return lockout(p.Command) }
+
+func lockout(command func(uint32, []byte) ([]byte, error)) (l Lockout, err error) {
+	properties := map[uint32]uint32{}
+	var b []byte
+	b = binary.BigEndian.AppendUint32(b, 6) // TPM_CAP_TPM_PROPERTIES
+	b = binary.BigEndian.AppendUint32(b, propertyPermanent)
+	b = binary.BigEndian.AppendUint32(b, 64)
+	data, err := command(tpmGetCapability, b)
+	if err != nil {
+		return l, err
+	}
+	// moreData (1), capability (4), count (4), pairs of property and value
+	if len(data) < 9 || uint64(len(data)-9) != 8*uint64(binary.BigEndian.Uint32(data[5:])) {
+		return l, fmt.Errorf("TPM2_GetCapability: odd answer %x", data)
+	}
+	for p := data[9:]; len(p) > 0; p = p[8:] {
+		properties[binary.BigEndian.Uint32(p)] = binary.BigEndian.Uint32(p[4:])
+	}
+	for _, property := range []uint32{propertyPermanent, propertyCounter, propertyMax, propertyInterval} {
+		if _, ok := properties[property]; !ok {
+			return l, fmt.Errorf("TPM2_GetCapability: property %#x is not there", property)
+		}
+	}
+	return Lockout{
+		Counter:  int(properties[propertyCounter]),
+		Max:      int(properties[propertyMax]),
+		Recovery: time.Duration(properties[propertyInterval]) * time.Second,
+		Locked:   properties[propertyPermanent]&inLockout != 0,
+	}, nil
+}
