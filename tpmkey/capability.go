@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -134,27 +133,4 @@ func propertyText(values ...uint32) string {
 		}
 	}
 	return strings.TrimRight(b.String(), " ")
-}
-
-// authError turns a refusal of an auth value into [AuthError] or
-// [LockoutError], with what the TPM says about its lockout.
-func (l *link) authError(err error) error {
-	switch {
-	case isRC(err, tpm2.TPMRCBadAuth):
-		return &AuthError{Left: -1, err: err} // not protected by the lockout
-	case isRC(err, tpm2.TPMRCAuthFail):
-		left := -1
-		if p, perr := properties(l, tpm2.TPMPTLockoutCounter, 4); perr == nil {
-			left = int(max(p[tpm2.TPMPTMaxAuthFail], p[tpm2.TPMPTLockoutCounter]) - p[tpm2.TPMPTLockoutCounter])
-		}
-		return &AuthError{Left: left, err: err}
-	case isRC(err, tpm2.TPMRCLockout):
-		var wait time.Duration
-		if p, perr := properties(l, tpm2.TPMPTLockoutCounter, 4); perr == nil {
-			wait = time.Duration(p[tpm2.TPMPTLockoutInterval]) * time.Second
-		}
-		return &LockoutError{Wait: wait, err: err}
-	default:
-		return err
-	}
 }

@@ -86,11 +86,14 @@ type LockoutError struct {
 
 // Error implements error.
 func (e *LockoutError) Error() string {
-	const locked = "the TPM is locked after too many wrong PINs, of any program on this machine"
+	const (
+		locked = "the TPM is locked after too many wrong PINs, of any program on this machine"
+		wayOut = "tpm2_dictionarylockout --clear-lockout ends it at once, for who has the TPM's lockout password"
+	)
 	if e.Wait == 0 {
-		return locked
+		return locked + "; " + wayOut
 	}
-	return fmt.Sprintf("%s; the next try is possible in at most %v", locked, e.Wait)
+	return fmt.Sprintf("%s; the next try is possible in at most %v; %s", locked, e.Wait, wayOut)
 }
 
 // Unwrap returns the [CommandError].

@@ -1,0 +1,115 @@
+package tpmkey
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+)
+
+// Lockout is what a TPM says of its protection against guessing (TPM 2.0 Part 1,
+// 19.8): it counts the wrong auth values of all protected objects together.
+type Lockout struct {
+	// Tries is how many wrong auth values the TPM still takes before it locks;
+	// 0: it is locked; -1: there is no limit, because the key that was asked
+	// about does not take part, or the TPM does not count.
+	Tries int
+	// Wait is the time after which the TPM gives one try back, at most, while
+	// the machine runs; 0 when there is none to give back, or it is not known.
+	Wait time.Duration
+
+	Counter  int           // TPM_PT_LOCKOUT_COUNTER: wrong auth values so far
+	Max      int           // TPM_PT_MAX_AUTH_FAIL: so many lock it
+	Interval time.Duration // TPM_PT_LOCKOUT_INTERVAL: the Counter goes down by one after it
+	Recovery time.Duration // TPM_PT_LOCKOUT_RECOVERY: after a wrong lockout password
+	// Password says that the lockout hierarchy has a password, so that only who
+	// knows it can end a lockout.
+	Password bool
+}
+
+// Lockout asks the TPM for the state of its lockout.
+func (t *TPM) Lockout(ctx context.Context) (lo Lockout, err error) {
+	err = t.withTurn(ctx, func(l *link) error {
+		lo, err = l.lockout()
+		return err
+	})
+	return lo, err
+}
+
+// Lockout asks the TPM how many wrong auth values it takes for this key. A key
+// that does not take part in the lockout has no limit, and nothing is asked.
+func (k *Key) Lockout(ctx context.Context) (Lockout, error) {
+	if !k.protected() {
+		return Lockout{Tries: -1}, nil
+	}
+	return k.tpm.Lockout(ctx)
+}
+
+// protected reports whether the key takes part in the lockout: an auth value is
+// proved to use it, if only an empty one.
+func (k *Key) protected() bool {
+	return !k.file.Public.Attributes.Has(keyfile.AttrNoDA) && (k.policy == nil || k.policy.usesAuth())
+}
+
+// Bits of TPMA_PERMANENT (TPM 2.0 Part 2, 8.6).
+const (
+	lockoutAuthSet = 1 << 2
+	inLockout      = 1 << 9
+)
+
+// propertyPermanent is TPM_PT_PERMANENT, the first of the properties that change
+// (TPM 2.0 Part 2, 6.13). Those of the lockout are 14 to 17 after it, which one
+// command reads.
+const (
+	propertyPermanent tpm2.TPMPT = 0x200
+	lockoutProperties uint32     = 18
+)
+
+// lockout reads the properties of the lockout.
+func (l *link) lockout() (Lockout, error) {
+	p, err := properties(l, propertyPermanent, lockoutProperties)
+	if err != nil {
+		return Lockout{}, err
+	}
+	lo := Lockout{
+		Counter:  int(p[tpm2.TPMPTLockoutCounter]),
+		Max:      int(p[tpm2.TPMPTMaxAuthFail]),
+		Interval: time.Duration(p[tpm2.TPMPTLockoutInterval]) * time.Second,
+		Recovery: time.Duration(p[tpm2.TPMPTLockoutRecovery]) * time.Second,
+		Password: p[propertyPermanent]&lockoutAuthSet != 0,
+	}
+	lo.Tries = max(lo.Max-lo.Counter, 0)
+	switch {
+	case p[propertyPermanent]&inLockout != 0:
+		lo.Tries = 0
+	case lo.Interval == 0 && lo.Tries > 0:
+		lo.Tries = -1 // it does not count (TPM 2.0 Part 3, 25.3)
+	}
+	if lo.Counter > 0 || lo.Tries == 0 {
+		lo.Wait = lo.Interval
+	}
+	return lo, nil
+}
+
+// authError turns a refusal of an auth value into [AuthError] or
+// [LockoutError], with what the TPM says about its lockout.
+func (l *link) authError(err error) error {
+	switch {
+	case isRC(err, tpm2.TPMRCBadAuth):
+		return &AuthError{Left: -1, err: err} // not protected by the lockout
+	case isRC(err, tpm2.TPMRCAuthFail):
+		left := -1
+		if lo, loErr := l.lockout(); loErr == nil {
+			left = lo.Tries
+		}
+		return &AuthError{Left: left, err: err}
+	case isRC(err, tpm2.TPMRCLockout):
+		// Without an answer there is no time to tell.
+		lo, _ := l.lockout()
+		return &LockoutError{Wait: lo.Wait, err: err}
+	default:
+		return err
+	}
+}
