@@ -66,38 +66,6 @@ type Source interface {
 	Identities() *Set
 }
 
-// A Prompter asks the user.
-type Prompter interface {
-	// AuthValue asks for the auth value of a key. It ends when ctx does, and
-	// takes its dialog with it. The slice returned belongs to the caller, who
-	// overwrites it after use.
-	AuthValue(ctx context.Context, p AuthPrompt) ([]byte, error)
-
-	// Confirm asks whether a key may be used, once. Only nil is a yes. It
-	// ends when ctx does, and takes its dialog with it.
-	Confirm(ctx context.Context, p ConfirmPrompt) error
-}
-
-// AuthPrompt is what the user should be told when asked for a PIN.
-type AuthPrompt struct {
-	Name        string // of the key's file
-	Comment     string
-	Fingerprint string // SHA256:…
-	Peer        Peer   // who wants the signature
-	Retry       bool   // the value given before was not the right one
-	TriesLeft   int    // wrong values until lockout, as last heard; 1: this is the last; -1: not known
-}
-
-// ConfirmPrompt is what the user should be told when a key may only be used
-// with his consent.
-type ConfirmPrompt struct {
-	Name        string // of the key's file; "" for a key that has none
-	Comment     string
-	Fingerprint string // SHA256:…
-	Peer        Peer   // who wants the signature
-	User, Host  string // what it logs in to, if the client has proven that; "" where not known
-}
-
 // Clock measures lifetimes. It goes on while the machine sleeps: a key that
 // was added for an hour is gone after a night.
 type Clock interface {

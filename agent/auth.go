@@ -171,12 +171,14 @@ func (t *try) ask(ctx context.Context, retry bool) ([]byte, error) {
 	asking, done := t.a.untilLocked(ctx)
 	defer done()
 	value, err := t.a.prompter.AuthValue(asking, AuthPrompt{
-		Name:        t.id.Name,
-		Comment:     t.id.Comment,
-		Fingerprint: t.id.fingerprint(),
-		Peer:        t.peer,
-		Retry:       retry,
-		TriesLeft:   t.a.triesLeft(),
+		Question: Question{
+			Name:        t.id.Name,
+			Comment:     t.id.Comment,
+			Fingerprint: t.id.fingerprint(),
+			Peer:        t.peer,
+		},
+		Retry:     retry,
+		TriesLeft: t.a.triesLeft(),
 	})
 	switch {
 	case err != nil && t.a.isLocked():

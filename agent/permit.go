@@ -24,14 +24,13 @@ func (a *Agent) permit(ctx context.Context, c *conn, id *identity, data []byte) 
 	if !id.limits.confirm {
 		return nil
 	}
-	return a.confirm(ctx, id, ConfirmPrompt{
+	return a.confirm(ctx, id, ConfirmPrompt{Question{
 		Name:        id.Name,
 		Comment:     id.Comment,
 		Fingerprint: id.fingerprint(),
 		Peer:        c.peer,
-		User:        user,
-		Host:        host,
-	})
+		Use:         Use{User: user, Host: host},
+	}})
 }
 
 func (a *Agent) confirm(ctx context.Context, id *identity, p ConfirmPrompt) *refusal {
@@ -48,7 +47,7 @@ func (a *Agent) confirm(ctx context.Context, id *identity, p ConfirmPrompt) *ref
 	}
 	asking, done := a.untilLocked(ctx)
 	defer done()
-	if err := a.prompter.Confirm(asking, p); err != nil {
+	if _, err := a.prompter.Confirm(asking, p); err != nil {
 		return because(ctx, causeConfirm, err)
 	}
 	_, r := a.again(id.blob, id.limits)

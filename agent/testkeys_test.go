@@ -145,7 +145,11 @@ type prompterFunc func(context.Context, AuthPrompt) ([]byte, error)
 
 func (f prompterFunc) AuthValue(ctx context.Context, p AuthPrompt) ([]byte, error) { return f(ctx, p) }
 
-func (prompterFunc) Confirm(context.Context, ConfirmPrompt) error { return errors.New("not asked for") }
+func (prompterFunc) Confirm(context.Context, ConfirmPrompt) (Grant, error) {
+	return GrantNo, errors.New("not asked for")
+}
+func (prompterFunc) LastTry(context.Context, AuthPrompt) error { return nil }
+func (prompterFunc) Inform(context.Context, Notice)            {}
 
 // scripted gives the answers one after the other, and keeps what was asked and
 // the slices it gave.
@@ -156,7 +160,11 @@ type scripted struct {
 	given   [][]byte
 }
 
-func (*scripted) Confirm(context.Context, ConfirmPrompt) error { return errors.New("not asked for") }
+func (*scripted) Confirm(context.Context, ConfirmPrompt) (Grant, error) {
+	return GrantNo, errors.New("not asked for")
+}
+func (*scripted) LastTry(context.Context, AuthPrompt) error { return nil }
+func (*scripted) Inform(context.Context, Notice)            {}
 
 func (s *scripted) AuthValue(_ context.Context, p AuthPrompt) ([]byte, error) {
 	s.mu.Lock()

@@ -27,7 +27,11 @@ func (p *patient) AuthValue(ctx context.Context, _ AuthPrompt) ([]byte, error) {
 	return []byte("1234"), p.wait(ctx)
 }
 
-func (p *patient) Confirm(ctx context.Context, _ ConfirmPrompt) error { return p.wait(ctx) }
+func (p *patient) Confirm(ctx context.Context, _ ConfirmPrompt) (Grant, error) {
+	return GrantNo, p.wait(ctx)
+}
+func (p *patient) LastTry(ctx context.Context, _ AuthPrompt) error { return p.wait(ctx) }
+func (*patient) Inform(context.Context, Notice)                    {}
 
 // TestWhoWaitsForWhom holds up, at the same time, a dialog for a PIN, one for
 // consent, a signature in the TPM, a lock password's delay and an upstream

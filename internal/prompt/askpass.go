@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/agent"
 )
 
 // systemAskpass finds the askpass program that a distribution installs for
@@ -67,9 +69,9 @@ func (p *Prompter) askpassError(err error, complaint string) error {
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit) && complaint != "":
-		return fmt.Errorf("%w: %s: %w: %s", ErrRefused, p.options.Askpass, err, complaint)
+		return fmt.Errorf("%w: %s: %w: %s", agent.ErrRefused, p.options.Askpass, err, complaint)
 	case errors.As(err, &exit):
-		return fmt.Errorf("%w: %s: %w", ErrRefused, p.options.Askpass, err)
+		return fmt.Errorf("%w: %s: %w", agent.ErrRefused, p.options.Askpass, err)
 	}
 	return fmt.Errorf("running SSH_ASKPASS: %w", err)
 }

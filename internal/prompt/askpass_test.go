@@ -79,7 +79,7 @@ func TestAskpassRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p, _ := script(t, test.body)
 			got, err := p.ask(t.Context(), question{text: "?"})
-			if err == nil || got != nil || errors.Is(err, ErrRefused) != test.refused || !strings.Contains(err.Error(), test.text) {
+			if err == nil || got != nil || errors.Is(err, agent.ErrRefused) != test.refused || !strings.Contains(err.Error(), test.text) {
 				t.Errorf("got %q, %v; want an error with %q", got, err, test.text)
 			}
 		})
@@ -88,7 +88,7 @@ func TestAskpassRefusals(t *testing.T) {
 
 func TestAskpassMissing(t *testing.T) {
 	p := New(Options{Askpass: filepath.Join(t.TempDir(), "nowhere"), Require: Force})
-	if _, err := p.ask(t.Context(), question{text: "?"}); !errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrRefused) {
+	if _, err := p.ask(t.Context(), question{text: "?"}); !errors.Is(err, os.ErrNotExist) || errors.Is(err, agent.ErrRefused) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -230,8 +230,10 @@ func TestRequireIsChecked(t *testing.T) {
 func TestAuthValue(t *testing.T) {
 	p, _ := script(t, `printf '%s' "$1"`)
 	got, err := p.AuthValue(t.Context(), agent.AuthPrompt{
-		Name: "/home/u/.ssh/id\x1b[31m\u202egnp.tpm", Comment: "me@here\n", Fingerprint: "SHA256:abc",
-		Peer: agent.Peer{PID: os.Getpid()}, Retry: true, TriesLeft: 2,
+		Question: agent.Question{
+			Name: "/home/u/.ssh/id\x1b[31m\u202egnp.tpm", Comment: "me@here\n", Fingerprint: "SHA256:abc",
+			Peer: agent.Peer{PID: os.Getpid()},
+		}, Retry: true, TriesLeft: 2,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -242,19 +244,19 @@ func TestAuthValue(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	refusing, _ := script(t, "exit 1")
-	if _, err := refusing.AuthValue(t.Context(), agent.AuthPrompt{Name: "id.tpm"}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "PIN of id.tpm") {
+	if _, err := refusing.AuthValue(t.Context(), agent.AuthPrompt{Question: agent.Question{Name: "id.tpm"}}); !errors.Is(err, agent.ErrRefused) || !strings.Contains(err.Error(), "PIN of id.tpm") {
 		t.Errorf("got %v", err)
 	}
 }
 
 func TestWording(t *testing.T) {
 	for want, p := range map[string]agent.AuthPrompt{
-		"Enter PIN for k.tpm\nSHA256:x": {Name: "k.tpm", Fingerprint: "SHA256:x", TriesLeft: -1, Peer: agent.Peer{PID: -1}},
+		"Enter PIN for k.tpm\nSHA256:x": {Question: agent.Question{Name: "k.tpm", Fingerprint: "SHA256:x", Peer: agent.Peer{PID: -1}}, TriesLeft: -1},
 		"Enter PIN for k.tpm\nSHA256:x\n1 try left before the TPM locks itself.": {
-			Name: "k.tpm", Comment: "k.tpm", Fingerprint: "SHA256:x", TriesLeft: 1,
+			Question: agent.Question{Name: "k.tpm", Comment: "k.tpm", Fingerprint: "SHA256:x"}, TriesLeft: 1,
 		},
 		"Wrong PIN. Every wrong PIN counts towards the TPM's lockout.\nEnter PIN for k.tpm\nSHA256:x\nfor process 2147483647": {
-			Name: "k.tpm", Fingerprint: "SHA256:x", Retry: true, TriesLeft: -1, Peer: agent.Peer{PID: 1<<31 - 1},
+			Question: agent.Question{Name: "k.tpm", Fingerprint: "SHA256:x", Peer: agent.Peer{PID: 1<<31 - 1}}, Retry: true, TriesLeft: -1,
 		},
 	} {
 		if got := wording(p); got != want {

@@ -37,8 +37,8 @@ func TestConfirmAskpass(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, _ := script(t, test.body)
-			err := p.Confirm(t.Context(), agent.ConfirmPrompt{Name: "id.tpm"})
-			if test.allow && err != nil || !test.allow && !errors.Is(err, ErrRefused) {
+			err := confirm(t.Context(), p, agent.Question{Name: "id.tpm"})
+			if test.allow && err != nil || !test.allow && !errors.Is(err, agent.ErrRefused) {
 				t.Errorf("got %v", err)
 			}
 			if err != nil && !strings.Contains(err.Error(), "key id.tpm may be used") {
@@ -48,19 +48,28 @@ func TestConfirmAskpass(t *testing.T) {
 	}
 }
 
+// confirm is Confirm, where a yes must be one for this time.
+func confirm(ctx context.Context, p *Prompter, q agent.Question) error {
+	grant, err := p.Confirm(ctx, agent.ConfirmPrompt{Question: q})
+	if (err == nil) != (grant == agent.GrantOnce) {
+		return fmt.Errorf("granted %d with the error %w", grant, err)
+	}
+	return err
+}
+
 // A program that goes wrong has said neither yes nor no, and allows nothing.
 func TestConfirmAskpassFails(t *testing.T) {
 	for _, body := range []string{`printf 'yes\000'`, `printf '\000'`, "printf '%01025d\n' 1", "while :; do echo; done"} {
 		p, _ := script(t, body)
-		if err := p.Confirm(t.Context(), agent.ConfirmPrompt{}); err == nil || errors.Is(err, ErrRefused) {
+		if err := confirm(t.Context(), p, agent.Question{}); err == nil || errors.Is(err, agent.ErrRefused) {
 			t.Errorf("%s: got %v", body, err)
 		}
 	}
 	missing := New(Options{Askpass: filepath.Join(t.TempDir(), "nowhere"), Require: Force})
-	if err := missing.Confirm(t.Context(), agent.ConfirmPrompt{}); !errors.Is(err, os.ErrNotExist) {
+	if err := confirm(t.Context(), missing, agent.Question{}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
-	if err := New(Options{}).Confirm(t.Context(), agent.ConfirmPrompt{}); !errors.Is(err, ErrNoPrompt) {
+	if err := confirm(t.Context(), New(Options{}), agent.Question{}); !errors.Is(err, ErrNoPrompt) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -92,7 +101,7 @@ func TestConfirmDescriptors(t *testing.T) {
 	}
 	defer syscall.Close(fd)
 	p, _ := script(t, fmt.Sprintf("! [ -e /proc/self/fd/%d ]", fd))
-	if err := p.Confirm(t.Context(), agent.ConfirmPrompt{}); err != nil {
+	if err := confirm(t.Context(), p, agent.Question{}); err != nil {
 		t.Error(err)
 	}
 }
@@ -102,7 +111,7 @@ func TestConfirmEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	gone := errors.New("client gone")
 	done := make(chan error, 1)
-	go func() { done <- p.Confirm(ctx, agent.ConfirmPrompt{}) }()
+	go func() { done <- confirm(ctx, p, agent.Question{}) }()
 	pid := await(t, filepath.Join(dir, "ready"))
 	cancel(gone)
 	if err := <-done; !errors.Is(err, gone) {
@@ -120,13 +129,13 @@ func TestConfirmTerminal(t *testing.T) {
 			tty := newPTY(t)
 			p := New(Options{Terminal: tty.path})
 			done := make(chan error, 1)
-			go func() { done <- p.Confirm(t.Context(), agent.ConfirmPrompt{Name: "id.tpm", Fingerprint: "SHA256:x"}) }()
+			go func() { done <- confirm(t.Context(), p, agent.Question{Name: "id.tpm", Fingerprint: "SHA256:x"}) }()
 			tty.waitFor("Allow use of key id.tpm?\r\nKey fingerprint SHA256:x. [y/N] ")
 			if !tty.echoes() {
 				t.Error("the terminal does not show what is typed")
 			}
 			tty.types(typed)
-			if err := <-done; allow && err != nil || !allow && !errors.Is(err, ErrRefused) {
+			if err := <-done; allow && err != nil || !allow && !errors.Is(err, agent.ErrRefused) {
 				t.Errorf("got %v", err)
 			}
 		})
@@ -141,7 +150,7 @@ func TestConfirmTerminalTakesTurns(t *testing.T) {
 	p := New(Options{Terminal: tty.path})
 	ctx, cancel := context.WithCancel(t.Context())
 	first := make(chan error, 1)
-	go func() { first <- p.Confirm(ctx, agent.ConfirmPrompt{Name: "first.tpm"}) }()
+	go func() { first <- confirm(ctx, p, agent.Question{Name: "first.tpm"}) }()
 	tty.waitFor("first.tpm")
 	tty.waitFor("[y/N] ")
 	pin := tty.ask(t.Context(), p)
@@ -162,11 +171,11 @@ func TestConfirmTerminalTakesTurns(t *testing.T) {
 	tty.types("yes\n")
 	tty.waitFor("yes\r\n")
 	second := make(chan error, 1)
-	go func() { second <- p.Confirm(t.Context(), agent.ConfirmPrompt{Name: "second.tpm"}) }()
+	go func() { second <- confirm(t.Context(), p, agent.Question{Name: "second.tpm"}) }()
 	tty.seen.Reset()
 	tty.waitFor("[y/N] ")
 	tty.types("no\n")
-	if err := <-second; !errors.Is(err, ErrRefused) {
+	if err := <-second; !errors.Is(err, agent.ErrRefused) {
 		t.Errorf("typed before it was asked: %v", err)
 	}
 }
@@ -174,28 +183,28 @@ func TestConfirmTerminalTakesTurns(t *testing.T) {
 func TestConsent(t *testing.T) {
 	self := agent.Peer{PID: os.Getpid()}
 	by := fmt.Sprintf("%s (process %d)", self.Program(), self.PID)
-	for want, p := range map[string]agent.ConfirmPrompt{
+	for want, p := range map[string]agent.Question{
 		"Allow use of key me@here?\nKey fingerprint SHA256:x.": {Comment: "me@here", Fingerprint: "SHA256:x", Peer: agent.Peer{PID: -1}},
 		"Allow use of key without a name?\nKey fingerprint SHA256:x.": {
 			Fingerprint: "SHA256:x",
 		},
 		"Allow use of key /k.tpm (me@here)?\nKey fingerprint SHA256:x.\nFor " + by + ", to log in as root@example.org.": {
-			Name: "/k.tpm", Comment: "me@here", Fingerprint: "SHA256:x", Peer: self, User: "root", Host: "example.org",
+			Name: "/k.tpm", Comment: "me@here", Fingerprint: "SHA256:x", Peer: self, Use: agent.Use{User: "root", Host: "example.org"},
 		},
 		"Allow use of key k?\nKey fingerprint SHA256:x.\nFor " + by + ".": {
 			Name: "k", Comment: "k", Fingerprint: "SHA256:x", Peer: self,
 		},
 		"Allow use of key k?\nKey fingerprint SHA256:x.\nTo log in to example.org.": {
-			Name: "k", Fingerprint: "SHA256:x", Host: "example.org",
+			Name: "k", Fingerprint: "SHA256:x", Use: agent.Use{Host: "example.org"},
 		},
 		"Allow use of key k?\nKey fingerprint SHA256:x.\nTo log in as root.": {
-			Name: "k", Fingerprint: "SHA256:x", User: "root",
+			Name: "k", Fingerprint: "SHA256:x", Use: agent.Use{User: "root"},
 		},
 		"Allow use of key k[2J (c? Key fingerprint)?\nKey fingerprint SHA256:x.\nTo log in as rootor@example.org.": {
-			Name: "k\x1b[2J\n", Comment: "c?\n Key fingerprint\u202e", Fingerprint: "SHA256:x\a", User: "root\nor", Host: "\x00example.org\r",
+			Name: "k\x1b[2J\n", Comment: "c?\n Key fingerprint\u202e", Fingerprint: "SHA256:x\a", Use: agent.Use{User: "root\nor", Host: "\x00example.org\r"},
 		},
 	} {
-		if got := consent(p); got != want {
+		if got := consent(agent.ConfirmPrompt{Question: p}); got != want {
 			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}
 	}

@@ -20,16 +20,10 @@ import (
 	"github.com/tpm-agent/tpm-agent/agent"
 )
 
-// The sentinel errors of a prompt that brought no PIN, or no consent.
-var (
-	// ErrRefused is wrapped when somebody was asked and declined: the dialog
-	// was cancelled, the terminal said end of file, or the answer was no.
-	ErrRefused = errors.New("refused at the prompt")
-	// ErrNoPrompt is wrapped when there is nobody who could be asked. Its text
-	// says what to set.
-	ErrNoPrompt = errors.New("no way to ask the user: set SSH_ASKPASS (it needs DISPLAY or WAYLAND_DISPLAY, " +
-		"or SSH_ASKPASS_REQUIRE=force), or run tpm-agent serve in a terminal")
-)
+// ErrNoPrompt is wrapped when there is nobody who could be asked. Its text says
+// what to set.
+var ErrNoPrompt = fmt.Errorf("%w: set SSH_ASKPASS (it needs DISPLAY or WAYLAND_DISPLAY, "+
+	"or SSH_ASKPASS_REQUIRE=force), or run tpm-agent serve in a terminal", agent.ErrNoPrompt)
 
 // maxAnswer is the longest answer that is taken, in octets, as OpenSSH's
 // clients do. A PIN is far shorter; what is longer is a program gone wrong.
@@ -102,7 +96,7 @@ func New(o Options) *Prompter {
 
 // AuthValue asks for the PIN of the key in p and returns its octets, without a
 // newline. The caller wipes them. An empty answer is an empty PIN; refusing is
-// ErrRefused.
+// agent.ErrRefused.
 func (p *Prompter) AuthValue(ctx context.Context, ask agent.AuthPrompt) ([]byte, error) {
 	pin, err := p.ask(ctx, question{text: wording(ask)})
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/agent"
 )
 
 // terminal asks on the terminal, one prompt at a time.
@@ -37,7 +39,7 @@ func (p *Prompter) terminal(ctx context.Context, q question) ([]byte, error) {
 
 // ReadPIN asks for a PIN on the terminal at path, such as /dev/tty, as
 // [Prompter] does: without echo, and until ctx ends. text is the whole question.
-// It returns ErrRefused at an end of file.
+// It returns agent.ErrRefused at an end of file.
 func ReadPIN(ctx context.Context, path, text string) ([]byte, error) {
 	tty, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -101,7 +103,7 @@ func readLine(tty *os.File) ([]byte, error) {
 			return buf, nil
 		}
 		if errors.Is(err, io.EOF) {
-			return buf, ErrRefused
+			return buf, agent.ErrRefused
 		}
 		if err != nil {
 			return buf, fmt.Errorf("reading from the terminal: %w", err)

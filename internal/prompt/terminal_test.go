@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/agent"
 )
 
 // pty is a terminal with somebody at it.
@@ -142,7 +144,7 @@ func TestTerminalRefusals(t *testing.T) {
 			done := p.ask(t.Context(), New(Options{Terminal: p.path}))
 			p.waitFor("Enter PIN: ")
 			p.types(test.typed)
-			if got := <-done; got.err == nil || got.pin != nil || errors.Is(got.err, ErrRefused) != test.refused {
+			if got := <-done; got.err == nil || got.pin != nil || errors.Is(got.err, agent.ErrRefused) != test.refused {
 				t.Errorf("got %q, %v", got.pin, got.err)
 			}
 			if !p.echoes() {

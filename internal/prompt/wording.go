@@ -35,7 +35,7 @@ func wording(p agent.AuthPrompt) string {
 func consent(p agent.ConfirmPrompt) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Allow use of key %s?\nKey fingerprint %s.", keyName(p.Name, p.Comment), plain(p.Fingerprint))
-	by, to := asker(p.Peer), target(p.User, p.Host)
+	by, to := asker(p.Peer), target(p.Use.User, p.Use.Host)
 	switch {
 	case by != "" && to != "":
 		fmt.Fprintf(&b, "\nFor %s, to %s.", by, to)
@@ -45,6 +45,11 @@ func consent(p agent.ConfirmPrompt) string {
 		fmt.Fprintf(&b, "\nTo %s.", to)
 	}
 	return b.String()
+}
+
+// lastTry asks whether to risk a lockout.
+func lastTry(p agent.AuthPrompt) string {
+	return fmt.Sprintf("One more wrong PIN locks the TPM: it then takes no PIN of any key for some time.\nEnter the PIN for %s all the same?", keyName(p.Name, p.Comment))
 }
 
 // keyName names a key by its file and its comment, or by what it has of them.
