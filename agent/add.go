@@ -13,7 +13,7 @@ import (
 func (a *Agent) add(ctx context.Context, c *conn, request []byte) []byte {
 	m, err := parseAddition(request)
 	if err != nil {
-		a.refuse(slog.Any("peer", c.peer), "add identity", nil, &refusal{causeMalformed, err})
+		a.refuse(slog.Any("peer", c.peer), "add identity", nil, &refusal{CauseMalformed, err})
 		return failure()
 	}
 	if m.foreign || a.noSoftwareKeys {
@@ -35,7 +35,7 @@ func (a *Agent) add(ctx context.Context, c *conn, request []byte) []byte {
 func (a *Agent) addOwn(c *conn, id *identity, limits []byte) *refusal {
 	var err error
 	if id.limits, err = parseConstraints(limits); err != nil {
-		return &refusal{causeConstraint, err}
+		return &refusal{CauseConstraint, err}
 	}
 	if r := a.mayReplace(c, id.blob); r != nil {
 		return r
@@ -55,7 +55,7 @@ func (a *Agent) mayReplace(c *conn, blob string) *refusal {
 		return nil
 	}
 	if err := id.visible(c, time.Now()); err != nil {
-		return &refusal{causeDestination, err}
+		return &refusal{CauseDestination, err}
 	}
 	return nil
 }
@@ -77,7 +77,7 @@ func (a *Agent) relayAddition(ctx context.Context, c *conn, m *addition, request
 		return nil, a.notHeld(m)
 	}
 	if c.bindings.remote() && foreignProvider(request) {
-		return nil, &refusal{causeRemote, errors.New("a FIDO provider is code, and may not be named over a forwarded connection")}
+		return nil, &refusal{CauseRemote, errors.New("a FIDO provider is code, and may not be named over a forwarded connection")}
 	}
 	request, r := a.withLifetime(m, request)
 	if r != nil {
@@ -86,19 +86,19 @@ func (a *Agent) relayAddition(ctx context.Context, c *conn, m *addition, request
 	_, restricted := mentions(request, extRestrictDestination)
 	answer, err := c.relay.first(ctx, request, restricted)
 	if err != nil {
-		return nil, because(ctx, causeUpstream, err)
+		return nil, because(ctx, CauseUpstream, err)
 	}
 	if !isSuccess(answer) {
-		return nil, &refusal{causeUpstream, errors.New("no upstream agent takes the key")}
+		return nil, &refusal{CauseUpstream, errors.New("no upstream agent takes the key")}
 	}
 	return answer, nil
 }
 
 func (a *Agent) notHeld(m *addition) *refusal {
 	if m.foreign {
-		return &refusal{causeUnsupported, errors.New("keys of type " + m.typ + " are held only by an upstream agent, and there is none")}
+		return &refusal{CauseUnsupported, errors.New("keys of type " + m.typ + " are held only by an upstream agent, and there is none")}
 	}
-	return &refusal{cause: causeNoSoftware}
+	return &refusal{cause: CauseNoSoftware}
 }
 
 // foreignProvider says whether a request names a FIDO provider other than the
@@ -119,7 +119,7 @@ func (a *Agent) withLifetime(m *addition, request []byte) ([]byte, *refusal) {
 		return request, nil
 	}
 	if !m.layout {
-		return nil, &refusal{causeConstraint, errors.New("whether the key has a lifetime cannot be told, and keys get one here")}
+		return nil, &refusal{CauseConstraint, errors.New("whether the key has a lifetime cannot be told, and keys get one here")}
 	}
 	if hasLifetime(m.constraints) {
 		return request, nil
@@ -157,9 +157,9 @@ func (a *Agent) smartcard(ctx context.Context, c *conn, request []byte) []byte {
 	r := func() *refusal {
 		switch {
 		case !a.upstreams.any():
-			return &refusal{cause: causeUnsupported}
+			return &refusal{cause: CauseUnsupported}
 		case c.bindings.remote():
-			return &refusal{causeRemote, errors.New("smart cards are for clients on this machine")}
+			return &refusal{CauseRemote, errors.New("smart cards are for clients on this machine")}
 		}
 		return nil
 	}()
@@ -168,7 +168,7 @@ func (a *Agent) smartcard(ctx context.Context, c *conn, request []byte) []byte {
 		_, restricted := mentions(request, extRestrictDestination)
 		var err error
 		if answer, err = c.relay.first(ctx, request, restricted); err != nil {
-			r = because(ctx, causeUpstream, err)
+			r = because(ctx, CauseUpstream, err)
 		}
 	}
 	if r != nil {

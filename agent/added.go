@@ -168,13 +168,13 @@ func (a *Agent) lookup(blob string) (*identity, *refusal) {
 	}
 	switch {
 	case locked:
-		return id, &refusal{cause: causeLocked}
+		return id, &refusal{cause: CauseLocked}
 	case id == nil:
-		return nil, &refusal{cause: causeUnknownKey}
+		return nil, &refusal{cause: CauseUnknownKey}
 	case removed:
-		return id, &refusal{cause: causeRemoved}
+		return id, &refusal{cause: CauseRemoved}
 	case id.expired(now):
-		return id, &refusal{cause: causeExpired}
+		return id, &refusal{cause: CauseExpired}
 	}
 	return id, nil
 }

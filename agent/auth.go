@@ -158,7 +158,7 @@ func (t *try) prompt(ctx context.Context) ([]byte, error) {
 			return sig, err
 		}
 	}
-	return nil, &refusal{cause: causeWrongAuth}
+	return nil, &refusal{cause: CauseWrongAuth}
 }
 
 func (t *try) ask(ctx context.Context, retry bool) ([]byte, error) {
@@ -166,7 +166,7 @@ func (t *try) ask(ctx context.Context, retry bool) ([]byte, error) {
 		return nil, err
 	}
 	if t.a.prompter == nil {
-		return nil, &refusal{causePrompt, errors.New("there is no way to ask for it")}
+		return nil, &refusal{cause: CauseNoPrompt}
 	}
 	asking, done := t.a.untilLocked(ctx)
 	defer done()
@@ -182,9 +182,9 @@ func (t *try) ask(ctx context.Context, retry bool) ([]byte, error) {
 	})
 	switch {
 	case err != nil && t.a.isLocked():
-		return nil, &refusal{causeLocked, err}
+		return nil, &refusal{CauseLocked, err}
 	case err != nil:
-		return nil, &refusal{causePrompt, err}
+		return nil, &refusal{promptCause(err), err}
 	}
 	return value, nil
 }

@@ -98,7 +98,7 @@ func TestNoPrompter(t *testing.T) {
 	if m := ask(t, s.dial(t), signMessage(id.Public.Marshal(), nil, 0)); !bytes.Equal(m, failed) {
 		t.Errorf("answer %x", m)
 	}
-	if len(key.tried()) > 0 || s.log.count("no PIN given") != 1 {
+	if len(key.tried()) > 0 || s.log.count(string(CauseNoPrompt)) != 1 {
 		t.Errorf("tried %q, log %s", key.tried(), s.log)
 	}
 }

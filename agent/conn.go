@@ -226,7 +226,7 @@ func (c *conn) write(answer []byte) error {
 func (a *Agent) handle(ctx context.Context, c *conn, request []byte) reply {
 	number := request[0]
 	if a.isLocked() && !worksLocked(number) {
-		a.refuse(slog.Any("peer", c.peer), requestName(number), nil, &refusal{cause: causeLocked})
+		a.refuse(slog.Any("peer", c.peer), requestName(number), nil, &refusal{cause: CauseLocked})
 		return reply{answer: failure()}
 	}
 	switch number {
@@ -247,7 +247,7 @@ func (a *Agent) handle(ctx context.Context, c *conn, request []byte) reply {
 	case msgExtension:
 		return reply{answer: a.extension(c, request)}
 	}
-	a.refuse(slog.Any("peer", c.peer), requestName(number), nil, &refusal{cause: causeUnsupported})
+	a.refuse(slog.Any("peer", c.peer), requestName(number), nil, &refusal{cause: CauseUnsupported})
 	return reply{answer: failure()}
 }
 

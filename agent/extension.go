@@ -35,15 +35,15 @@ func (a *Agent) extension(c *conn, request []byte) []byte {
 func (a *Agent) refuseExtension(c *conn, name string, err error) *refusal {
 	switch {
 	case err != nil:
-		return &refusal{causeMalformed, err}
+		return &refusal{CauseMalformed, err}
 	case a.isLocked():
-		return &refusal{cause: causeLocked}
+		return &refusal{cause: CauseLocked}
 	case name == extQuery:
 		return nil
 	case name != extAddKeyFile || a.keyFile == nil:
-		return &refusal{causeUnsupported, errors.New(name)}
+		return &refusal{CauseUnsupported, errors.New(name)}
 	case !c.takesKeyFiles():
-		return &refusal{causeRemote, errors.New(name)}
+		return &refusal{CauseRemote, errors.New(name)}
 	}
 	return nil
 }
@@ -66,7 +66,7 @@ func (c *conn) takesKeyFiles() bool {
 func (a *Agent) sessionBind(c *conn, request, body []byte) []byte {
 	c.relay.bind(request)
 	if err := c.bindings.bind(body); err != nil {
-		a.refuse(slog.Any("peer", c.peer), "session-bind", nil, &refusal{causeBinding, err})
+		a.refuse(slog.Any("peer", c.peer), "session-bind", nil, &refusal{CauseBinding, err})
 		return extensionFailure()
 	}
 	return success()

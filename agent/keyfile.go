@@ -71,7 +71,7 @@ func (a *Agent) addKeyFile(c *conn, body []byte) []byte {
 	answer := appendString([]byte{msgExtensionResponse}, extAddKeyFile)
 	ids, limits, err := a.parseKeyFile(body)
 	if err != nil {
-		a.refuse(slog.Any("peer", c.peer), "add key file", nil, &refusal{causeMalformed, err})
+		a.refuse(slog.Any("peer", c.peer), "add key file", nil, &refusal{CauseMalformed, err})
 		return frame(appendString(answer, err.Error()))
 	}
 	for _, id := range ids {

@@ -58,12 +58,12 @@ func (a *Agent) lockUnlock(ctx context.Context, c *conn, request []byte) []byte 
 	password := w.string()
 	peer := slog.Any("peer", c.peer)
 	if w.err != nil {
-		a.refuse(peer, requestName(number), nil, &refusal{causeMalformed, w.err})
+		a.refuse(peer, requestName(number), nil, &refusal{CauseMalformed, w.err})
 		return failure()
 	}
 	leave, err := a.lines.enter(ctx, "") // no key has this name
 	if err != nil {
-		a.refuse(peer, requestName(number), nil, &refusal{causeHungUp, err})
+		a.refuse(peer, requestName(number), nil, &refusal{CauseHungUp, err})
 		return failure()
 	}
 	defer leave()
@@ -82,9 +82,9 @@ func (a *Agent) lockUnlock(ctx context.Context, c *conn, request []byte) []byte 
 func (a *Agent) lockNow(_ context.Context, password []byte) *refusal {
 	switch {
 	case a.isLocked():
-		return &refusal{cause: causeLocked}
+		return &refusal{cause: CauseLocked}
 	case len(password) == 0:
-		return &refusal{cause: causeNoPassword}
+		return &refusal{cause: CauseNoPassword}
 	}
 	var salt, hash [lockHashSize]byte
 	rand.Read(salt[:])
@@ -103,19 +103,19 @@ func (a *Agent) unlockNow(ctx context.Context, password []byte) *refusal {
 	a.mu.Unlock()
 	switch {
 	case !locked:
-		return &refusal{cause: causeNotLocked}
+		return &refusal{cause: CauseNotLocked}
 	case len(password) == 0:
-		return &refusal{cause: causeNoPassword}
+		return &refusal{cause: CauseNoPassword}
 	}
 	if err := a.sleepUntil(ctx, notBefore); err != nil {
-		return &refusal{causeHungUp, err}
+		return &refusal{CauseHungUp, err}
 	}
 	if subtle.ConstantTimeCompare(a.lockHash(password, salt), hash[:]) != 1 {
 		// The wait comes before the answer, too, as with OpenSSH's agent.
 		if err := a.sleepUntil(ctx, a.wrongPassword()); err != nil {
-			return &refusal{causeHungUp, err}
+			return &refusal{CauseHungUp, err}
 		}
-		return &refusal{cause: causeWrongPassword}
+		return &refusal{cause: CauseWrongPassword}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"time"
 )
 
@@ -18,7 +17,7 @@ func (a *Agent) permit(ctx context.Context, c *conn, id *identity, data []byte) 
 	if destinations := id.limits.destinations; len(destinations) > 0 {
 		var err error
 		if user, host, err = maySign(destinations, &c.bindings, id.Public, data, time.Now()); err != nil {
-			return &refusal{causeDestination, err}
+			return &refusal{CauseDestination, err}
 		}
 	}
 	if !id.limits.confirm {
@@ -35,11 +34,11 @@ func (a *Agent) permit(ctx context.Context, c *conn, id *identity, data []byte) 
 
 func (a *Agent) confirm(ctx context.Context, id *identity, p ConfirmPrompt) *refusal {
 	if a.prompter == nil {
-		return &refusal{causeConfirm, errors.New("there is no way to ask")}
+		return &refusal{cause: CauseNoPrompt}
 	}
 	leave, err := a.lines.enter(ctx, id.line)
 	if err != nil {
-		return &refusal{causeHungUp, err}
+		return &refusal{CauseHungUp, err}
 	}
 	defer leave()
 	if _, r := a.again(id.blob, id.limits); r != nil {
@@ -48,7 +47,7 @@ func (a *Agent) confirm(ctx context.Context, id *identity, p ConfirmPrompt) *ref
 	asking, done := a.untilLocked(ctx)
 	defer done()
 	if _, err := a.prompter.Confirm(asking, p); err != nil {
-		return because(ctx, causeConfirm, err)
+		return because(ctx, promptCause(err), err)
 	}
 	_, r := a.again(id.blob, id.limits)
 	return r
@@ -63,7 +62,7 @@ func (a *Agent) again(blob string, limits *constraints) (*identity, *refusal) {
 	case r != nil:
 		return nil, r
 	case id.limits != limits:
-		return nil, &refusal{cause: causeReplaced}
+		return nil, &refusal{cause: CauseReplaced}
 	}
 	return id, nil
 }

@@ -6,41 +6,46 @@ import (
 	"log/slog"
 )
 
-// cause is why a request was refused, in the fewest kinds that call for
+// Cause is why a request was refused, in the fewest kinds that call for
 // different things to do about it.
-type cause string
+type Cause string
 
+// The causes of refusals, as they are logged and told by [ParseRefusals].
 const (
-	causeMalformed   cause = "malformed request"
-	causeUnsupported cause = "unsupported request"
-	causeUnknownKey  cause = "no such key"
-	causeRemoved     cause = "key was removed"
-	causeExpired     cause = "certificate has expired"
-	causeAlgorithm   cause = "unsupported signature algorithm"
-	causePrompt      cause = "no PIN given"
-	causeWrongAuth   cause = "wrong PIN"
-	causeKey         cause = "key could not sign"
-	causeHungUp      cause = "nobody waits for the answer"
+	CauseMalformed   Cause = "malformed request"
+	CauseUnsupported Cause = "unsupported request"
+	CauseUnknownKey  Cause = "no such key"
+	CauseRemoved     Cause = "key was removed"
+	CauseExpired     Cause = "certificate has expired"
+	CauseAlgorithm   Cause = "unsupported signature algorithm"
+	CauseKey         Cause = "key could not sign"
+	CauseHungUp      Cause = "nobody waits for the answer"
 
-	causeLocked        cause = "the agent is locked"
-	causeNotLocked     cause = "the agent is not locked"
-	causeNoPassword    cause = "an empty password locks nothing"
-	causeWrongPassword cause = "wrong password"
+	CauseCancelled Cause = "refused at the prompt"
+	CauseNoAnswer  Cause = "nobody answered at the prompt"
+	CauseNoPrompt  Cause = "no way to ask the user"
+	CausePrompt    Cause = "asking the user failed"
+	CauseWrongAuth Cause = "wrong PIN"
+	CauseLockout   Cause = "locked out after too many wrong PINs"
 
-	causeBinding     cause = "binding to an SSH session"
-	causeConstraint  cause = "constraint that cannot be kept"
-	causeDestination cause = "not for this destination"
-	causeConfirm     cause = "not confirmed"
-	causeReplaced    cause = "key was added anew meanwhile"
-	causeRemote      cause = "not over a forwarded connection"
-	causeNoSoftware  cause = "this agent holds no private keys in memory (--no-software-keys)"
-	causeUpstream    cause = "upstream agent"
+	CauseLocked        Cause = "the agent is locked"
+	CauseNotLocked     Cause = "the agent is not locked"
+	CauseNoPassword    Cause = "an empty password locks nothing"
+	CauseWrongPassword Cause = "wrong password"
+
+	CauseBinding     Cause = "binding to an SSH session"
+	CauseConstraint  Cause = "constraint that cannot be kept"
+	CauseDestination Cause = "not for this destination"
+	CauseReplaced    Cause = "key was added anew meanwhile"
+	CauseRemote      Cause = "not over a forwarded connection"
+	CauseNoSoftware  Cause = "this agent holds no private keys in memory (--no-software-keys)"
+	CauseUpstream    Cause = "upstream agent"
 )
 
 // refusal is the reason for a failure answer, of which the client learns
 // nothing more than that.
 type refusal struct {
-	cause cause
+	cause Cause
 	err   error // more about it, may be nil
 }
 
@@ -54,16 +59,16 @@ func (r *refusal) Error() string {
 func (r *refusal) Unwrap() error { return r.err }
 
 // elsewhere says that an upstream agent may know better.
-func (r *refusal) elsewhere() bool { return r.cause == causeUnknownKey || r.cause == causeRemoved }
+func (r *refusal) elsewhere() bool { return r.cause == CauseUnknownKey || r.cause == CauseRemoved }
 
 // because makes a refusal of an error, unless it is one already. What went
 // wrong after the client hung up, or after a shutdown's grace, went wrong for
 // that reason.
-func because(ctx context.Context, c cause, err error) *refusal {
+func because(ctx context.Context, c Cause, err error) *refusal {
 	var r *refusal
 	switch {
 	case ctx.Err() != nil:
-		return &refusal{causeHungUp, err}
+		return &refusal{CauseHungUp, err}
 	case errors.As(err, &r):
 		return r
 	}
@@ -77,4 +82,17 @@ func (r *refusal) attrs() []any {
 		attrs = append(attrs, slog.Any("err", r.err))
 	}
 	return attrs
+}
+
+// promptCause tells how asking ended that brought no answer.
+func promptCause(err error) Cause {
+	switch {
+	case errors.Is(err, ErrRefused):
+		return CauseCancelled
+	case errors.Is(err, ErrNoAnswer):
+		return CauseNoAnswer
+	case errors.Is(err, ErrNoPrompt):
+		return CauseNoPrompt
+	}
+	return CausePrompt
 }

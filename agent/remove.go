@@ -16,15 +16,15 @@ func (a *Agent) remove(ctx context.Context, c *conn, request []byte) []byte {
 	peer := slog.Any("peer", c.peer)
 	var m removeRequest
 	if err := ssh.Unmarshal(request, &m); err != nil {
-		a.refuse(peer, "remove", nil, &refusal{causeMalformed, err})
+		a.refuse(peer, "remove", nil, &refusal{CauseMalformed, err})
 		return failure()
 	}
 	id, refused := a.lookup(string(m.Blob))
-	if refused != nil && refused.cause != causeExpired {
+	if refused != nil && refused.cause != CauseExpired {
 		return a.removeUpstream(ctx, c, m.Blob, request, refused)
 	}
 	if err := id.visible(c, time.Now()); err != nil {
-		a.refuse(peer, "remove", id, &refusal{causeDestination, err})
+		a.refuse(peer, "remove", id, &refusal{CauseDestination, err})
 		return failure()
 	}
 	a.removeOwn(id)
@@ -77,7 +77,7 @@ func (a *Agent) removeAll(ctx context.Context, c *conn) []byte {
 		return success()
 	}
 	if err := c.relay.all(ctx, []byte{msgRemoveAllIdentities}); err != nil {
-		a.refuse(slog.Any("peer", c.peer), "remove all", nil, &refusal{causeUpstream, err})
+		a.refuse(slog.Any("peer", c.peer), "remove all", nil, &refusal{CauseUpstream, err})
 		return failure()
 	}
 	return success()

@@ -25,7 +25,7 @@ func (a *Agent) sign(ctx context.Context, c *conn, request []byte) reply {
 	peer := slog.Attr{Key: "peer", Value: c.peer.LogValue()}
 	var m signRequest
 	if err := ssh.Unmarshal(request, &m); err != nil {
-		a.refuse(peer, "sign", nil, &refusal{causeMalformed, err})
+		a.refuse(peer, "sign", nil, &refusal{CauseMalformed, err})
 		return reply{answer: failure()}
 	}
 	id, refused := a.lookup(string(m.Blob))
@@ -62,14 +62,14 @@ func (a *Agent) signUpstream(ctx context.Context, c *conn, m *signRequest, reque
 // relayFor passes on a request about a key that may be an upstream's.
 func (a *Agent) relayFor(ctx context.Context, c *conn, blob, request []byte) ([]byte, *refusal) {
 	if !a.upstreams.any() {
-		return nil, &refusal{cause: causeUnknownKey}
+		return nil, &refusal{cause: CauseUnknownKey}
 	}
 	answer, ok, err := c.relay.forKey(ctx, string(blob), request)
 	switch {
 	case err != nil:
-		return nil, because(ctx, causeUpstream, err)
+		return nil, because(ctx, CauseUpstream, err)
 	case !ok:
-		return nil, &refusal{causeUnknownKey, errors.New("or no upstream agent does it")}
+		return nil, &refusal{CauseUnknownKey, errors.New("or no upstream agent does it")}
 	}
 	return answer, nil
 }
@@ -85,10 +85,10 @@ func fingerprintOf(blob []byte) string {
 func (a *Agent) signature(ctx context.Context, c *conn, id *identity, m *signRequest) (*ssh.Signature, *refusal) {
 	format, hash, err := scheme(id.plain, m.Flags, a.allowSHA1)
 	if err != nil {
-		return nil, &refusal{causeAlgorithm, err}
+		return nil, &refusal{CauseAlgorithm, err}
 	}
 	if ctx.Err() != nil {
-		return nil, &refusal{causeHungUp, ctx.Err()}
+		return nil, &refusal{CauseHungUp, ctx.Err()}
 	}
 	if r := a.permit(ctx, c, id, m.Data); r != nil {
 		return nil, r
@@ -96,11 +96,11 @@ func (a *Agent) signature(ctx context.Context, c *conn, id *identity, m *signReq
 	t := try{a: a, id: id, limits: id.limits, peer: c.peer, digest: digest(hash, m.Data), hash: hash}
 	raw, err := t.sign(ctx)
 	if err != nil {
-		return nil, because(ctx, causeKey, err)
+		return nil, because(ctx, CauseKey, err)
 	}
 	blob, err := wireSignature(id.plain, raw)
 	if err != nil {
-		return nil, &refusal{causeKey, err}
+		return nil, &refusal{CauseKey, err}
 	}
 	return &ssh.Signature{Format: format, Blob: blob}, nil
 }
@@ -196,7 +196,7 @@ func wireECDSA(raw []byte) ([]byte, error) {
 // not wait any longer is nothing that somebody should look into.
 func (a *Agent) refuse(peer slog.Attr, what string, id *identity, r *refusal, more ...any) {
 	level := slog.LevelWarn
-	if r.cause == causeHungUp {
+	if r.cause == CauseHungUp {
 		level = slog.LevelInfo
 	}
 	attrs := []any{slog.String("request", what)}

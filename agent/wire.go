@@ -68,3 +68,10 @@ func (w *wire) text() string {
 
 // done says that there is nothing more to read.
 func (w *wire) done() bool { return w.err != nil || len(w.rest) == 0 }
+
+func (w *wire) uint64() uint64 {
+	if b := w.take(8); b != nil {
+		return binary.BigEndian.Uint64(b)
+	}
+	return 0
+}
