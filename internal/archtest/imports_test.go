@@ -39,11 +39,12 @@ var table = map[string]row{
 	"agent":   {imports: []string{"golang.org/x/crypto/argon2", "golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"}},
 
 	"internal/boottime":   {imports: []string{"agent", "golang.org/x/sys/unix"}},
+	"internal/child":      {imports: []string{"golang.org/x/sys/unix"}},
 	"internal/keydir":     {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
 	"internal/knownhosts": {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
 	"internal/parents":    {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
 	"internal/privkey":    {imports: []string{"keyfile", "golang.org/x/crypto/blowfish", "golang.org/x/crypto/chacha20", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/crypto/poly1305", "golang.org/x/crypto/scrypt", "golang.org/x/crypto/ssh"}},
-	"internal/prompt":     {imports: []string{"agent", "golang.org/x/term", "golang.org/x/sys/unix"}},
+	"internal/prompt":     {imports: []string{"agent", "internal/child", "golang.org/x/term", "golang.org/x/sys/unix"}},
 	"internal/randomart":  {},
 	"internal/socket":     {imports: []string{"golang.org/x/sys/unix", "github.com/coreos/go-systemd/v22/activation"}},
 	"internal/softtpm":    {imports: []string{"golang.org/x/sys/unix"}},

@@ -5,16 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
-	"os"
 	"os/exec"
 	"strconv"
-	"strings"
-	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/child"
 )
 
 // systemAskpass finds the askpass program that a distribution installs for
@@ -35,29 +30,27 @@ var errTooLong = errors.New("the answer is longer than " + strconv.Itoa(maxAnswe
 // own, so that it can be ended with all that it started, and so that it cannot
 // meddle with the agent's terminal.
 func (p *Prompter) askpass(ctx context.Context, q question) ([]byte, error) {
-	closeOnExec()
 	running, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	out := &answerBuffer{overflow: func() { stop(errTooLong) }}
-	var complaint complaintBuffer
+	var complaint child.Complaint
 
-	cmd := exec.CommandContext(running, p.options.Askpass, q.text)
+	cmd := child.Command(running, p.options.Grace, p.options.Askpass, q.text)
 	cmd.Env = q.environ(p.options.Environ)
 	cmd.Stdout = out
 	cmd.Stderr = &complaint
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	cmd.WaitDelay = p.options.Grace
 
-	err := cmd.Run()
+	err := child.Start(cmd)
+	if err == nil {
+		err = child.Wait(running, cmd)
+	}
 	if running.Err() != nil {
-		killGroup(cmd.Process)
 		out.wipe()
 		return nil, context.Cause(running)
 	}
 	if err != nil {
 		out.wipe()
-		return nil, p.askpassError(err, complaint.text())
+		return nil, p.askpassError(err, plain(complaint.Line()))
 	}
 	return answer(out.buf[:out.n])
 }
@@ -74,30 +67,6 @@ func (p *Prompter) askpassError(err error, complaint string) error {
 		return fmt.Errorf("%w: %s: %w", agent.ErrRefused, p.options.Askpass, err)
 	}
 	return fmt.Errorf("running SSH_ASKPASS: %w", err)
-}
-
-// killGroup ends what a program left behind that did not go when it was told.
-func killGroup(p *os.Process) {
-	if p != nil {
-		_ = syscall.Kill(-p.Pid, syscall.SIGKILL)
-	}
-}
-
-// closeOnExec marks every descriptor from 3 on, so that the child gets none of
-// them: Go marks its own, but not those that the agent was started with. It
-// asks the kernel and not /proc/self/fd, which a process that may not be traced
-// (PR_SET_DUMPABLE) cannot read.
-func closeOnExec() {
-	if unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC) == nil {
-		return
-	}
-	var limit unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
-		limit.Cur = 1024
-	}
-	for fd := 3; fd < int(min(limit.Cur, 1<<16)); fd++ { // before Linux 5.11
-		unix.CloseOnExec(fd)
-	}
 }
 
 // answerBuffer takes the answer straight from the pipe, so that no copy of a
@@ -137,18 +106,3 @@ func (b *answerBuffer) Write(data []byte) (int, error) {
 }
 
 func (b *answerBuffer) wipe() { clear(b.buf[:]) }
-
-// complaintBuffer keeps the beginning of what a program prints on stderr and
-// lets the rest go by.
-type complaintBuffer struct{ head []byte }
-
-func (b *complaintBuffer) Write(data []byte) (int, error) {
-	b.head = append(b.head, data[:min(len(data), 256-len(b.head))]...)
-	return len(data), nil
-}
-
-// text is the first line, made harmless.
-func (b *complaintBuffer) text() string {
-	first, _, _ := strings.Cut(strings.TrimSpace(string(b.head)), "\n")
-	return plain(first)
-}
