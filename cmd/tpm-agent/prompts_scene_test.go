@@ -1,0 +1,381 @@
+package main
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/base32"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	sshagent "golang.org/x/crypto/ssh/agent"
+	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+)
+
+// scene is a TPM with two keys, one that has a PIN and one that has none, and a
+// home for those who use them. Nobody in it knows anything of the user's.
+type scene struct {
+	t       *testing.T
+	tpm     *tpmtest.SWTPM
+	tap     *tpmtest.Tap
+	home    string
+	keys    string // the directory of the key files
+	env     []string
+	pin     string
+	public  ssh.PublicKey // of the key with the PIN, keys/id
+	pinless ssh.PublicKey // of keys/plain
+
+	// secrets are the PIN and what was typed in its place; keepsSecrets looks
+	// for them when the test ends.
+	secrets []string
+}
+
+// patient is a TPM that forgets nothing while a test runs, and has
+// tries enough for it.
+var patient = lockoutParameters{tries: 31, recovery: 24 * time.Hour}
+
+type lockoutParameters struct {
+	tries    int
+	recovery time.Duration
+}
+
+// newScene makes one whose key has the PIN; an empty one stands for 20 random
+// characters.
+func newScene(t *testing.T, p lockoutParameters, pin string) *scene {
+	t.Helper()
+	if pin == "" {
+		pin = randomPIN(20)
+	}
+	s := &scene{t: t, tpm: tpmtest.Start(t), home: t.TempDir(), pin: pin, secrets: []string{pin}}
+	s.tpm.Tool("tpm2_dictionarylockout", "--setup-parameters", fmt.Sprintf("--max-tries=%d", p.tries),
+		fmt.Sprintf("--recovery-time=%d", int(p.recovery.Seconds())), fmt.Sprintf("--lockout-recovery-time=%d", int(p.recovery.Seconds())))
+	s.tap = s.tpm.Tap(t)
+	t.Cleanup(s.keepsSecrets)
+	s.keys = filepath.Join(s.home, "keys")
+	run := filepath.Join(s.home, "run")
+	for _, dir := range []string{s.keys, run} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.env = []string{
+		"HOME=" + s.home, "XDG_RUNTIME_DIR=" + run, "XDG_STATE_HOME=" + s.home, "TMPDIR=" + s.home,
+		"PATH=" + os.Getenv("PATH"), "SHELL=/bin/sh", "LC_ALL=C.UTF-8", "TPM_AGENT_TPM=" + s.tap.Address(),
+		"GOCOVERDIR=" + os.Getenv("GOCOVERDIR"), "GIT_CONFIG_NOSYSTEM=1",
+		"GORACE=atexit_sleep_ms=0", // or each program takes a second to end
+	}
+	s.public, s.pinless = s.keygen("id", pin), s.keygen("plain", "")
+	return s
+}
+
+// randomPIN has n characters that are in no other test, program or file.
+func randomPIN(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b)
+	return base32.StdEncoding.EncodeToString(b)[:n]
+}
+
+// wrong makes a PIN of n characters that is not that of a key.
+func (s *scene) wrong(n int) string {
+	pin := randomPIN(n)
+	s.secrets = append(s.secrets, pin)
+	return pin
+}
+
+// command is a program in the scene.
+func (s *scene) command(name string, args ...string) *exec.Cmd {
+	s.t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Dir, cmd.Env = s.home, slices.Clone(s.env)
+	return cmd
+}
+
+// keygen makes a key in the key directory.
+func (s *scene) keygen(name, pin string) ssh.PublicKey {
+	s.t.Helper()
+	file := filepath.Join(s.keys, name)
+	if out, err := s.command("tpm-agent", "keygen", "-q", "-N", pin, "-C", name+"@test", "-f", file).CombinedOutput(); err != nil {
+		s.t.Fatalf("keygen: %v\n%s", err, out)
+	}
+	line, err := os.ReadFile(file + ".pub")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	public, _, _, _, err := ssh.ParseAuthorizedKey(line)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return public
+}
+
+// counter is the TPM's own count of wrong auth values.
+func (s *scene) counter() int {
+	s.t.Helper()
+	l, err := s.tap.Lockout()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return l.Counter
+}
+
+// costs fails the test unless f adds exactly so many to the TPM's count.
+func (s *scene) costs(want int, f func()) {
+	s.t.Helper()
+	before := s.counter()
+	f()
+	if got := s.counter() - before; got != want {
+		s.t.Errorf("%d wrong tries were counted by the TPM, want %d", got, want)
+	}
+}
+
+// agentRun is a running agent.
+type agentRun struct {
+	*scene
+	cmd    *exec.Cmd
+	socket string
+	log    string // its standard error
+}
+
+// serve starts an agent for the keys of the scene. env is added to its
+// environment.
+func (s *scene) serve(env []string, args ...string) *agentRun {
+	s.t.Helper()
+	n := must(os.MkdirTemp(s.home, "d"))
+	d := &agentRun{scene: s, socket: filepath.Join(n, "s"), log: filepath.Join(n, "log")}
+	d.cmd = s.command("tpm-agent", append([]string{"serve", "--socket", d.socket, "--key-dir", s.keys, "-v"}, args...)...)
+	d.cmd.Env = append(d.cmd.Env, env...)
+	d.cmd.Stderr = must(os.Create(d.log))
+	// No terminal: whoever runs the tests in one is not to be asked there.
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := d.cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(d.stop)
+	connect(s.t, d.socket).Close()
+	return d
+}
+
+// stop ends the agent in order, so that it leaves nothing in the TPM.
+func (d *agentRun) stop() {
+	if d.cmd.ProcessState != nil {
+		return
+	}
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	killed := time.AfterFunc(30*time.Second, func() { _ = d.cmd.Process.Kill() })
+	defer killed.Stop()
+	if err := d.cmd.Wait(); err != nil {
+		d.t.Errorf("the agent ended with %v\n%s", err, d.logged())
+	}
+}
+
+func (d *agentRun) logged() string {
+	d.t.Helper()
+	return string(must(os.ReadFile(d.log)))
+}
+
+// sign has the agent make a signature, over a connection of its own.
+func (d *agentRun) sign(key ssh.PublicKey) error {
+	conn := connect(d.t, d.socket)
+	defer conn.Close()
+	data := []byte(time.Now().String())
+	sig, err := sshagent.NewClient(conn).Sign(key, data)
+	if err != nil {
+		return err
+	}
+	return key.Verify(data, sig)
+}
+
+// signs and refuses fail the test if the agent does otherwise.
+func (d *agentRun) signs(key ssh.PublicKey) {
+	d.t.Helper()
+	if err := d.sign(key); err != nil {
+		d.t.Errorf("no signature: %v\n%s", err, d.logged())
+	}
+}
+
+
+
+// askpass is the person in front of a desktop: a program for SSH_ASKPASS that
+// shows its question and waits for what the test has it answer.
+type askpass struct {
+	t    *testing.T
+	dir  string
+	seen map[string]bool
+}
+
+// askpassProgram makes a pipe for the answer, shows itself, and does what the
+// first word of the line says. The PIN is in no argument and no environment.
+const askpassProgram = `#!/bin/sh
+cd "${0%/*}" || exit 9
+printf '%s' "$1" >"text.$$" && printf '%s' "$SSH_ASKPASS_PROMPT" >"kind.$$" &&
+	mkfifo "pipe.$$" && mv "pipe.$$" "open.$$" || exit 9
+read -r word line <"open.$$"
+case $word in
+say) printf '%s\n' "$line" ;;
+cancel) exit 1 ;;
+nothing) ;;
+crash) printf '%s' "$line"; kill -SEGV $$ ;;
+big) head -c 1048576 /dev/zero | tr '\000' x ;;
+nul) printf '%s\000%s\n' "$line" "$line" ;;
+stubborn) trap '' TERM HUP INT; : >"deaf.$$"; while :; do sleep 600; done ;;
+*) exit 9 ;;
+esac
+`
+
+func newAskpass(t *testing.T) *askpass {
+	t.Helper()
+	a := &askpass{t: t, dir: t.TempDir(), seen: map[string]bool{}}
+	if err := os.WriteFile(filepath.Join(a.dir, "askpass"), []byte(askpassProgram), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func (a *askpass) env() []string {
+	return []string{"SSH_ASKPASS=" + filepath.Join(a.dir, "askpass"), "SSH_ASKPASS_REQUIRE=force"}
+}
+
+// dialog is one question of askpass on the screen.
+type dialog struct {
+	a    *askpass
+	pid  string
+	text string
+}
+
+// next waits for the next question.
+func (a *askpass) next() *dialog {
+	a.t.Helper()
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+		if d := a.poll(); d != nil {
+			return d
+		}
+	}
+	a.t.Fatal("nobody is asked")
+	return nil
+}
+
+// poll returns a question that has not been seen yet, nil if there is none.
+func (a *askpass) poll() *dialog {
+	a.t.Helper()
+	for _, path := range must(filepath.Glob(filepath.Join(a.dir, "open.*"))) {
+		if !a.seen[path] {
+			a.seen[path] = true
+			pid := strings.TrimPrefix(filepath.Ext(path), ".")
+			return &dialog{a, pid, string(must(os.ReadFile(filepath.Join(a.dir, "text."+pid))))}
+		}
+	}
+	return nil
+}
+
+// does has the program do what its words say.
+func (d *dialog) does(words ...string) {
+	d.a.t.Helper()
+	pipe, err := os.OpenFile(filepath.Join(d.a.dir, "open."+d.pid), os.O_WRONLY, 0)
+	if err != nil {
+		d.a.t.Fatal(err)
+	}
+	defer pipe.Close()
+	if _, err := pipe.WriteString(strings.Join(words, " ") + "\n"); err != nil {
+		d.a.t.Fatal(err)
+	}
+}
+
+// asked has somebody want a signature, and answers the questions that come of
+// it with these lines, each as askpassProgram has it. It fails the test if there are
+// more questions, or fewer. The texts of the questions are returned.
+func (d *agentRun) asked(a *askpass, key ssh.PublicKey, lines ...string) (texts []string, err error) {
+	d.t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- d.sign(key) }()
+	for {
+		select {
+		case err := <-done:
+			if len(lines) > 0 {
+				d.t.Errorf("%d questions did not come: %v\n%s", len(lines), err, d.logged())
+			}
+			return texts, err
+		case <-time.After(time.Millisecond):
+		}
+		q := a.poll()
+		if q == nil {
+			continue
+		}
+		texts = append(texts, q.text)
+		if len(lines) == 0 {
+			d.t.Errorf("one question too many: %s", q.text)
+			q.does("cancel")
+			continue
+		}
+		q.does(lines[0])
+		lines = lines[1:]
+	}
+}
+
+// requestSignature asks for a signature and does not wait for the answer.
+func requestSignature(t *testing.T, conn net.Conn, key ssh.PublicKey) {
+	t.Helper()
+	if _, err := conn.Write(frame(ssh.Marshal(struct {
+		Number     byte
+		Blob, Data []byte
+		Flags      uint32
+	}{13, key.Marshal(), []byte("data"), 0}))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// awaitRead waits until the agent has read what was sent to it over conns, and
+// has had the time to do more than that.
+func (d *agentRun) awaitRead(conns []net.Conn) {
+	d.t.Helper()
+	for _, conn := range conns {
+		raw, err := conn.(*net.UnixConn).SyscallConn()
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		for start, left := time.Now(), 1; left > 0; time.Sleep(time.Millisecond) {
+			if err := raw.Control(func(fd uintptr) { left, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil {
+				d.t.Fatal(err)
+			}
+			if time.Since(start) > 20*time.Second {
+				d.t.Fatalf("the agent does not read: %d octets, %v", left, err)
+			}
+		}
+	}
+	for range 3 {
+		d.signs(d.pinless)
+	}
+}
+
+// gone waits until the program of a question has ended.
+func (d *dialog) gone() {
+	d.a.t.Helper()
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+		stat, err := os.ReadFile("/proc/" + d.pid + "/stat")
+		if err != nil || bytes.Contains(stat, []byte(") Z ")) {
+			return
+		}
+	}
+	d.a.t.Errorf("process %s goes on", d.pid)
+}
+
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
