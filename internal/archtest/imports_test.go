@@ -44,6 +44,7 @@ var table = map[string]row{
 	"internal/knownhosts": {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
 	"internal/logind":     {imports: []string{"github.com/godbus/dbus/v5", "golang.org/x/sys/unix"}},
 	"internal/parents":    {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
+	"internal/pinentry":   {imports: []string{"internal/child", "golang.org/x/sys/unix"}},
 	"internal/privkey":    {imports: []string{"keyfile", "golang.org/x/crypto/blowfish", "golang.org/x/crypto/chacha20", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/crypto/poly1305", "golang.org/x/crypto/scrypt", "golang.org/x/crypto/ssh"}},
 	"internal/prompt":     {imports: []string{"agent", "internal/child", "golang.org/x/term", "golang.org/x/sys/unix"}},
 	"internal/randomart":  {},

@@ -1,0 +1,183 @@
+package pinentry
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The reasons in libgpg-error's codes that mean more than "it did not work".
+const (
+	reasonTimeout        = 62
+	reasonCancelled      = 99
+	reasonNotConfirmed   = 114
+	reasonFullyCancelled = 198
+)
+
+// talk is the dialogue with a pinentry that has greeted us.
+type talk struct {
+	*conn
+	d        Dialog
+	flavour  string // "gnome3", "curses", "gtk2:curses"; "" if it does not say
+	terminal error  // why there is no terminal
+	middle   bool   // there is a button for NotOK
+}
+
+// setUp sends what the dialog shows, and where. Programs need not know all of
+// it: whatever they refuse they do without, as with gpg-agent.
+func (t *talk) setUp() error {
+	if err := t.askFlavour(); err != nil {
+		return err
+	}
+	if err := t.canAsk(); err != nil {
+		return err
+	}
+	for _, line := range slices.Concat(t.options(), t.texts()) {
+		err := t.command(line)
+		if _, refused := errors.AsType[*failure](err); err != nil && !refused {
+			return err
+		}
+	}
+	return nil
+}
+
+// askFlavour asks which pinentry this is. Old ones do not know.
+func (t *talk) askFlavour() error {
+	if err := t.send("GETINFO flavor"); err != nil {
+		return err
+	}
+	name, err := t.answer(make([]byte, 0, maxLine))
+	if _, refused := errors.AsType[*failure](err); err != nil && !refused {
+		return err
+	}
+	t.flavour = string(name)
+	return nil
+}
+
+// canAsk refuses what would look like a cancel: pinentry-tty answers so when it
+// has no terminal.
+func (t *talk) canAsk() error {
+	if t.flavour == "tty" && t.terminal != nil {
+		return fmt.Errorf("%w: %w", ErrUnusable, t.terminal)
+	}
+	return nil
+}
+
+// tellsNotOK says whether the program shows a button for NotOK and answers it
+// with another error than its Cancel button and its window's close button.
+// With a program that does not, a no could be taken for what NotOK means.
+func (t *talk) tellsNotOK() bool {
+	base, behind, _ := strings.Cut(t.flavour, ":")
+	if behind != "" { // what it falls back to without a display
+		base = behind
+	}
+	return slices.Contains([]string{"curses", "fltk", "gtk2", "qt", "qt4", "qt5", "tty"}, base)
+}
+
+// options says where to ask, in OPTION lines. The keyboard is not grabbed, so
+// that two dialogs can be open at once; this is gpg-agent's default, too.
+func (t *talk) options() []string {
+	lines := []string{"OPTION no-grab"}
+	add := func(name, value string) {
+		if value != "" {
+			lines = append(lines, "OPTION "+name+"="+oneLine(value))
+		}
+	}
+	if t.terminal == nil {
+		add("ttyname", t.d.Terminal.Name)
+		add("ttytype", t.d.Terminal.Type)
+	}
+	add("lc-ctype", t.d.Terminal.LCCtype)
+	add("lc-messages", t.d.Terminal.LCMessages)
+	if t.d.Owner != 0 {
+		host, _ := os.Hostname()
+		add("owner", fmt.Sprintf("%d/%d %s", t.d.Owner, os.Getuid(), host))
+	}
+	// Without them pinentry-tty has no key for Cancel.
+	add("default-ok", "_OK")
+	add("default-cancel", "_Cancel")
+	return lines
+}
+
+// texts says what to show.
+func (t *talk) texts() []string {
+	lines := []string{"SETKEYINFO --clear"}
+	if t.d.KeyInfo != "" {
+		lines[0] = "SETKEYINFO " + oneLine(t.d.KeyInfo)
+	}
+	if seconds := wholeSeconds(t.d.Timeout); seconds > 0 {
+		lines = append(lines, "SETTIMEOUT "+strconv.Itoa(seconds))
+	}
+	for _, text := range []struct{ command, value string }{
+		{"SETTITLE", t.d.Title},
+		{"SETDESC", t.d.Description},
+		{"SETPROMPT", t.d.Prompt},
+		{"SETERROR", t.d.Error},
+		{"SETOK", t.d.OK},
+		{"SETCANCEL", t.d.Cancel},
+	} {
+		if text.value != "" {
+			lines = append(lines, text.command+" "+escape(text.value))
+		}
+	}
+	return lines
+}
+
+func wholeSeconds(d time.Duration) int {
+	return int((d + time.Second - 1) / time.Second)
+}
+
+// oneLine keeps the value of an option in its line. Options are not decoded by
+// the program, so that there is no way to escape anything.
+func oneLine(value string) string {
+	return strings.ReplaceAll(escape(value), "%25", "%")
+}
+
+func (t *talk) getPIN() ([]byte, error) {
+	t.secret = true
+	if err := t.send("GETPIN"); err != nil {
+		return nil, err
+	}
+	pin, err := t.answer(make([]byte, 0, maxPIN))
+	return pin, judge(err)
+}
+
+func (t *talk) confirm() (Button, error) {
+	if t.d.NotOK != "" && t.tellsNotOK() {
+		err := t.command("SETNOTOK", escape(t.d.NotOK))
+		if _, refused := errors.AsType[*failure](err); err != nil && !refused {
+			return 0, err
+		}
+		t.middle = err == nil
+	}
+	err := t.command("CONFIRM")
+	if f, ok := errors.AsType[*failure](err); ok && t.middle && f.reason() == reasonNotConfirmed {
+		return ButtonNotOK, nil
+	}
+	return ButtonOK, judge(err)
+}
+
+// message uses the form that the oldest programs know, too.
+func (t *talk) message() error {
+	return judge(t.command("CONFIRM --one-button"))
+}
+
+// judge says what the program's answer to the question means. An error for
+// which no person can be the cause comes from a program that cannot ask.
+func judge(err error) error {
+	f, ok := errors.AsType[*failure](err)
+	if !ok {
+		return err
+	}
+	switch f.reason() {
+	case reasonCancelled, reasonFullyCancelled, reasonNotConfirmed:
+		return ErrCancelled
+	case reasonTimeout:
+		return ErrTimeout
+	}
+	return fmt.Errorf("%w: %w", ErrUnusable, f)
+}
