@@ -18,9 +18,13 @@ const (
 	// maxFrame is the longest message that agents and clients take, in bytes.
 	maxFrame = 256 << 10
 
-	// agentPatience is how long an agent may take for its answers. Nothing
-	// that is asked of it here needs the TPM or the user.
+	// agentPatience is how long an agent may take for its answers where they
+	// need neither the TPM nor the user.
 	agentPatience = 30 * time.Second
+
+	// tpmPatience is how long it may take for those that need the TPM, which
+	// others may be using.
+	tpmPatience = 2 * time.Minute
 )
 
 // client is a connection to a running agent. It is used either by askHere or
@@ -119,11 +123,27 @@ func (c *client) keys(ctx context.Context) ([]*sshagent.Key, error) {
 // with a descriptor, which no forwarded connection carries. The message is
 // without its length, and so is the answer.
 func (c *client) askHere(ctx context.Context, message []byte) ([]byte, error) {
+	c.patient(ctx)
+	return c.exchange(ctx, message)
+}
+
+// askTPM is askHere for what needs the TPM.
+func (c *client) askTPM(ctx context.Context, message []byte) ([]byte, error) {
+	if ctx.Err() == nil {
+		c.SetDeadline(time.Now().Add(tpmPatience))
+	}
+	return c.exchange(ctx, message)
+}
+
+// exchange leaves no copy of the message, which may have a PIN in it.
+func (c *client) exchange(ctx context.Context, message []byte) ([]byte, error) {
 	if len(message) > maxFrame {
 		return nil, fmt.Errorf("the request has %d KiB, and agents take %d", len(message)>>10, maxFrame>>10)
 	}
-	c.patient(ctx)
-	frame := append(binary.BigEndian.AppendUint32(nil, uint32(len(message))), message...)
+	frame := make([]byte, 4, 4+len(message))
+	binary.BigEndian.PutUint32(frame, uint32(len(message)))
+	frame = append(frame, message...)
+	defer clear(frame)
 	if err := c.writeWithDescriptor(frame); err != nil {
 		return nil, c.failed(ctx, err)
 	}

@@ -124,6 +124,8 @@ func (p *pinSource) descriptor() (*os.File, error) {
 		return nil, withHint(fmt.Errorf("descriptor %d is not open", p.fd), "pass it on to the program, as the shell does with %d<FILE; it can be read once", p.fd)
 	case stat.Mode&unix.S_IFMT == unix.S_IFDIR:
 		return nil, errors.New("it is a directory")
+	case listening(p.fd):
+		return nil, errors.New("it is a socket to listen on, the agent's own perhaps")
 	case p.fd == 0:
 		if isTerminal(p.stdin) {
 			return nil, withHint(errors.New("it is the terminal, where the PIN would be seen"), "without --pin-from it is asked for there, unseen")
@@ -131,6 +133,13 @@ func (p *pinSource) descriptor() (*os.File, error) {
 		return p.stdin, nil
 	}
 	return os.NewFile(uintptr(p.fd), p.spec), nil
+}
+
+// listening says whether a descriptor is a socket that can only be accepted
+// from, as the service manager passes it.
+func listening(fd int) bool {
+	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	return err == nil && n != 0
 }
 
 // open opens the file and looks at what was opened, which nobody can exchange

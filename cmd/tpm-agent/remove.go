@@ -142,17 +142,24 @@ func nameKey(name string) (string, error) {
 	if hash, ok := strings.CutPrefix(name, "SHA256:"); ok {
 		return "SHA256:" + strings.TrimRight(hash, "="), nil
 	}
-	_, public, err := readKey(name)
-	if err == nil {
-		return plainFingerprint(public), nil
+	public, err := publicOf(name)
+	if err != nil {
+		return "", err
 	}
+	return plainFingerprint(public), nil
+}
+
+// publicOf is the public key of a key file, or what a .pub file has: a public
+// key or a certificate.
+func publicOf(name string) (ssh.PublicKey, error) {
+	_, public, err := readKey(name)
 	if errors.Is(err, keyfile.ErrNoKey) {
 		if public, ok := readPublicKey(name); ok {
-			return plainFingerprint(public), nil
+			return public, nil
 		}
-		return "", withHint(err, "name the key file, its .pub file or its fingerprint (SHA256:...); ssh-add -l lists what the agent has")
+		return nil, withHint(err, "name the key file, its .pub file or its fingerprint (SHA256:...); ssh-add -l lists what the agent has")
 	}
-	return "", err
+	return public, err
 }
 
 // readPublicKey reads a .pub file, which may be that of a certificate.

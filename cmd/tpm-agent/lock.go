@@ -1,0 +1,66 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tpm-agent/tpm-agent/agent"
+)
+
+func newLockCmd(g *global) *cobra.Command {
+	var socket string
+	cmd := &cobra.Command{
+		Use:   "lock",
+		Short: "Have the agent forget all PINs",
+		Long: `Makes the agent that runs forget all PINs that it remembers, and all consent that
+was given for longer than one use. The keys stay, and ask for their PINs again
+when they are used. PINs that come from serve's --pin-from are not remembered
+ones: they are used as before.
+
+This is another thing than ssh-add -x, which locks the agent itself with a
+password: then it signs nothing, and shows no keys, until ssh-add -X. The agent
+forgets its PINs with that, too; and this command works while it is locked so.`,
+		Example: "  tpm-agent lock",
+		Args:    noArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runLock(cmd, g.sys, socket) },
+	}
+	cmd.Flags().StringVar(&socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK, else $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	return cmd
+}
+
+func runLock(cmd *cobra.Command, sys system, socket string) error {
+	ctx, done := interrupting(cmd)
+	defer done()
+	c, err := dialAgent(ctx, sys, socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	answer, err := c.askHere(ctx, agent.ForgetRequest())
+	if err != nil {
+		return err
+	}
+	n, err := agent.ParseForgetAnswer(answer)
+	switch {
+	case errors.Is(err, agent.ErrNotOwner):
+		return withHint(fmt.Errorf("forgetting PINs: the agent at %s does not know how, or not over this connection", plain(c.path)),
+			"is it tpm-agent? (--socket PATH chooses another.) One that is reached through ssh -A does not do that")
+	case err != nil:
+		return c.failed(ctx, err)
+	}
+	fmt.Fprintln(sys.stderr, forgotten(n))
+	fmt.Fprintln(sys.stderr, "The agent signs as before, and asks again. (ssh-add -x locks it altogether.)")
+	return nil
+}
+
+func forgotten(pins int) string {
+	switch pins {
+	case 0:
+		return "No PIN was remembered. Consent that was given for a time is forgotten."
+	case 1:
+		return "1 PIN forgotten, and all consent that was given for a time."
+	}
+	return fmt.Sprintf("%d PINs forgotten, and all consent that was given for a time.", pins)
+}

@@ -1,0 +1,344 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	sshagent "golang.org/x/crypto/ssh/agent"
+
+	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
+)
+
+type unlockOptions struct {
+	socket  string
+	ttl     string
+	pinFrom string
+}
+
+func newUnlockCmd(g *global) *cobra.Command {
+	var o unlockOptions
+	cmd := &cobra.Command{
+		Use:   "unlock FILE|FINGERPRINT...",
+		Short: "Give the PIN of a key ahead of its use",
+		Long:  unlockHelp,
+		Example: `  tpm-agent unlock ~/.ssh/id_ecdsa.tpm
+  tpm-agent unlock --ttl 8h SHA256:4lxxT6rzKZ1+rzaCGhsgTvq3uc9cRJNVYTCLZT0bIr8
+  tpm-agent unlock --pin-from file:$HOME/.pin work.tpm`,
+		Args: someArgs("the key"),
+		RunE: func(cmd *cobra.Command, args []string) error { return runUnlock(cmd, g.sys, o, args) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK, else $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	f.StringVar(&o.ttl, "ttl", "", "remember the PIN for this `TIME`: 15m, 8h, or session (default as the agent's --pin-ttl says, else session)")
+	f.StringVar(&o.pinFrom, "pin-from", "", "take the PIN from `SOURCE` and ask nobody: "+pinSources)
+	mustComplete(cmd, "ttl", "15m", "1h", "8h", "session")
+	mustComplete(cmd, "pin-from", "fd:0", "file:", "credential:")
+	return cmd
+}
+
+const unlockHelp = `Asks for the PIN of a key on this terminal, and gives it to the agent that runs,
+which then uses the key without asking: for the programs that have no terminal
+and no desktop to ask on, or before a long piece of work. A key is named by its
+key file, its .pub or -cert.pub file, or its fingerprint (SHA256:...).
+
+The TPM has taken the PIN before this command says so. A wrong one counts towards
+the TPM's lockout; how many tries are left is said, and the last one before the
+lockout is not spent without a typed "yes".
+
+The PIN is remembered for the time that --ttl says; "session" is until something
+makes the agent forget it. It forgets all PINs with tpm-agent lock, when it is
+locked with ssh-add -x, on SIGUSR1, when the machine is suspended or the screen
+is locked (where systemd-logind tells of that), and when it ends; and the PIN of
+a key that is removed, or turns out to be wrong.
+
+With --pin-from nobody is asked. SOURCE is one of
+
+  fd:N             the first line of what comes through descriptor N, which is 0
+                   or from 3 on
+  file:PATH        a file of yours (or root's) that nobody else may read
+  credential:NAME  what systemd was told to load: LoadCredential=NAME:PATH
+
+The agent takes PINs from processes on this machine only, not over forwarded
+connections.`
+
+// unlocking is one run of unlock.
+type unlocking struct {
+	sys    system
+	socket string
+	client *client
+	ttl    time.Duration // 0: as the agent says
+	given  []byte        // the PIN, with --pin-from
+	keys   []*sshagent.Key
+}
+
+func runUnlock(cmd *cobra.Command, sys system, o unlockOptions, names []string) (err error) {
+	u := &unlocking{sys: sys, socket: o.socket}
+	if cmd.Flags().Changed("ttl") {
+		if u.ttl, err = parsePINLife(o.ttl); err != nil {
+			return usage("--ttl: %w", err)
+		}
+	}
+	var source *pinSource
+	if cmd.Flags().Changed("pin-from") {
+		if source, err = sys.parsePINSource(o.pinFrom); err != nil {
+			return fmt.Errorf("--pin-from: %w", err)
+		}
+	}
+	ctx, done := interrupting(cmd)
+	defer done()
+	if source != nil {
+		if u.given, _, err = source.read(ctx); err != nil {
+			return err
+		}
+		defer clear(u.given)
+	}
+	if u.client, err = dialAgent(ctx, sys, o.socket); err != nil {
+		return err
+	}
+	defer u.client.Close()
+	return u.all(ctx, names)
+}
+
+// all unlocks what it can, and fails if there is a key that it could not.
+func (u *unlocking) all(ctx context.Context, names []string) error {
+	var errs []error
+	for _, name := range names {
+		err := u.one(ctx, name)
+		errs = append(errs, err)
+		var locked *agent.LockedOutError
+		if errors.Is(err, agent.ErrNotOwner) || errors.As(err, &locked) || errors.Is(err, agent.ErrRefused) || ctx.Err() != nil {
+			break // it will be so for all
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// one unlocks a key, unless there is nothing to unlock.
+func (u *unlocking) one(ctx context.Context, name string) error {
+	blob, err := u.blob(ctx, name)
+	if err != nil {
+		return err
+	}
+	status, err := u.status(ctx, blob)
+	switch {
+	case err != nil:
+		return u.failed(ctx, name, err)
+	case !status.NeedsPIN:
+		fmt.Fprintf(u.sys.stderr, "%s needs no PIN.\n", plain(name))
+		return nil
+	case status.Wait > 0 || status.TriesLeft == 0:
+		return u.failed(ctx, name, &agent.LockedOutError{Wait: status.Wait})
+	}
+	if status.Remembered {
+		fmt.Fprintf(u.sys.stderr, "The agent remembers a PIN of %s; the new one takes its place.\n", plain(name))
+	}
+	t := &pinTries{unlocking: u, name: name, blob: blob, left: status.TriesLeft}
+	defer t.wipe()
+	if err := t.run(ctx); err != nil {
+		return u.failed(ctx, name, err)
+	}
+	u.report(name)
+	return nil
+}
+
+// blob is the public key of the key that a user means. Only for a fingerprint
+// has the agent to be asked for it.
+func (u *unlocking) blob(ctx context.Context, name string) ([]byte, error) {
+	if !strings.HasPrefix(name, "SHA256:") {
+		public, err := publicOf(name)
+		if err != nil {
+			return nil, err
+		}
+		return public.Marshal(), nil
+	}
+	fingerprint, err := nameKey(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := u.list(ctx); err != nil {
+		return nil, err
+	}
+	for _, key := range u.keys {
+		if fingerprintOf(key) == fingerprint {
+			return key.Blob, nil
+		}
+	}
+	return nil, withHint(fmt.Errorf("unlocking %s: the agent at %s has no such key", plain(name), plain(u.client.path)), "%s",
+		"ssh-add -l lists what it has; one that is locked (ssh-add -x) shows nothing: ssh-add -X unlocks it")
+}
+
+// list asks over a connection of its own: see client.
+func (u *unlocking) list(ctx context.Context) error {
+	if u.keys != nil {
+		return nil
+	}
+	c, err := dialAgent(ctx, u.sys, u.socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	u.keys, err = c.keys(ctx)
+	return err
+}
+
+func (u *unlocking) status(ctx context.Context, blob []byte) (agent.KeyStatus, error) {
+	answer, err := u.client.askTPM(ctx, (&agent.StatusRequest{Blob: blob}).Marshal())
+	if err != nil {
+		return agent.KeyStatus{}, err
+	}
+	return agent.ParseStatusAnswer(answer)
+}
+
+// give has the agent try a PIN.
+func (u *unlocking) give(ctx context.Context, blob, pin []byte) error {
+	message := (&agent.UnlockRequest{Blob: blob, PIN: pin, TTL: u.ttl}).Marshal()
+	defer clear(message)
+	answer, err := u.client.askTPM(ctx, message)
+	if err != nil {
+		return err
+	}
+	return agent.ParseUnlockAnswer(answer)
+}
+
+// failed explains why a key was not unlocked.
+func (u *unlocking) failed(ctx context.Context, name string, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	failed := fmt.Errorf("unlocking %s: %w", plain(name), err)
+	var locked *agent.LockedOutError
+	switch {
+	case errors.Is(err, agent.ErrNotOwner):
+		return withHint(fmt.Errorf("unlocking %s at %s: %w", plain(name), plain(u.client.path), err), "%s", notOwnerHint)
+	case errors.As(err, &locked):
+		return withHint(failed, "%s", lockoutHint(locked.Wait))
+	}
+	return failed
+}
+
+// notOwnerHint is for agents that do not take what is for their owner only.
+const notOwnerHint = "is it tpm-agent? (--socket PATH chooses another.) One that is locked takes none (ssh-add -X unlocks it), nor one that is reached through ssh -A"
+
+// lockoutHint is the way out of a lockout.
+func lockoutHint(wait time.Duration) string {
+	const out = "keys without a PIN go on working. The owner of the TPM can end it at once: tpm2_dictionarylockout --clear-lockout"
+	if wait > 0 {
+		return "wait " + duration(wait) + ", which gives one try back; " + out
+	}
+	return "the TPM takes PINs again after a while; " + out
+}
+
+// report says for how long the agent remembers.
+func (u *unlocking) report(name string) {
+	life := "until it is forgotten, or for as long as the agent's --pin-ttl says"
+	if u.ttl != 0 {
+		life = pinLifeWords(u.ttl)
+	}
+	fmt.Fprintf(u.sys.stderr, "The PIN of %s is right. The agent remembers it %s.\n", plain(name), life)
+	fmt.Fprintln(u.sys.stderr, "tpm-agent lock, ssh-add -x, SIGUSR1, suspend and screen lock make it forget.")
+}
+
+// unlockTries is how often a person is asked for the PIN of one key.
+const unlockTries = 3
+
+// pinTries is the dialog about one key.
+type pinTries struct {
+	*unlocking
+	name  string
+	blob  []byte
+	left  int      // tries before the lockout; -1: not known
+	wrong [][]byte // not to be tried again
+}
+
+func (t *pinTries) run(ctx context.Context) error {
+	if t.given != nil {
+		if t.left == 1 {
+			return withHint(errors.New("one try is left before the TPM locks itself, and that is not spent unasked"),
+				"without --pin-from you are asked: tpm-agent unlock %s", shQuote(t.name))
+		}
+		return t.give(ctx, t.blob, t.given)
+	}
+	fmt.Fprintln(t.sys.stderr, triesWords(t.left))
+	for n := 1; ; n++ {
+		err := t.try(ctx)
+		var wrong *agent.WrongPINError
+		if !errors.As(err, &wrong) || n == unlockTries || wrong.TriesLeft == 0 {
+			return err
+		}
+		t.left = wrong.TriesLeft
+		fmt.Fprintf(t.sys.stderr, "Wrong PIN. %s\n", triesWords(t.left))
+	}
+}
+
+// try asks once, and gives what was typed to the agent if that makes sense.
+func (t *pinTries) try(ctx context.Context) error {
+	if t.left == 1 {
+		if err := t.lastTry(ctx); err != nil {
+			return err
+		}
+	}
+	pin, err := t.ask(ctx)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(t.wrong, func(w []byte) bool { return bytes.Equal(w, pin) }) {
+		clear(pin)
+		return &agent.WrongPINError{TriesLeft: t.left} // and is still
+	}
+	t.wrong = append(t.wrong, pin) // if it is right it is forgotten with the others
+	return t.give(ctx, t.blob, pin)
+}
+
+func (t *pinTries) wipe() {
+	for _, w := range t.wrong {
+		clear(w)
+	}
+}
+
+func (t *pinTries) ask(ctx context.Context) ([]byte, error) {
+	for {
+		pin, err := prompt.ReadPIN(ctx, terminal, fmt.Sprintf("Enter PIN for %s: ", plain(t.name)))
+		if err != nil {
+			return nil, noTerminal(err)
+		}
+		if len(pin) > 0 {
+			return pin, nil
+		}
+		fmt.Fprintln(t.sys.stderr, "The key has a PIN, and none was typed. Ctrl-C ends this.")
+	}
+}
+
+// lastTry asks whether the TPM may be locked by a mistake.
+func (t *pinTries) lastTry(ctx context.Context) error {
+	fmt.Fprint(t.sys.stderr, lastTryWords)
+	answer, err := readTerminal(ctx, "Type yes to try all the same: ")
+	switch {
+	case err != nil:
+		return noTerminal(err)
+	case string(bytes.TrimSpace(answer)) != "yes":
+		return fmt.Errorf("the last try is left: %w", agent.ErrRefused)
+	}
+	return nil
+}
+
+const lastTryWords = `This is the last try before the TPM locks itself. After one more wrong PIN it takes
+none for some time, not even right ones, for any key. Keys without a PIN go on.
+`
+
+// triesWords says how often one may still be wrong.
+func triesWords(left int) string {
+	switch {
+	case left < 0:
+		return "Every wrong PIN counts towards the TPM's lockout."
+	case left == 1:
+		return "1 try left before the TPM locks itself."
+	}
+	return fmt.Sprintf("%d tries left before the TPM locks itself.", left)
+}
