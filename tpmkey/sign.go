@@ -88,7 +88,11 @@ func authValue(pin []byte, hash crypto.Hash) []byte {
 	}
 	h := hash.New()
 	h.Write(pin)
-	return h.Sum(nil)
+	value := h.Sum(nil)
+	// A hash keeps what does not fill a block, and Reset leaves it there.
+	h.Reset()
+	h.Write(make([]byte, h.BlockSize()-1))
+	return value
 }
 
 // nameHash is the hash of a nameAlg; the key file's parser knows these only.

@@ -207,8 +207,6 @@ func (d *agentRun) signs(key ssh.PublicKey) {
 	}
 }
 
-
-
 // askpass is the person in front of a desktop: a program for SSH_ASKPASS that
 // shows its question and waits for what the test has it answer.
 type askpass struct {
@@ -371,7 +369,6 @@ func (d *dialog) gone() {
 	}
 	d.a.t.Errorf("process %s goes on", d.pid)
 }
-
 
 func must[T any](v T, err error) T {
 	if err != nil {

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// memoryPIN is as long as a PIN can be that is not hashed before use.
+const memoryPIN = 32
+
+// inMemory lists the places in all of a process's memory where eight octets of
+// a PIN are. Only root may look.
+func inMemory(t *testing.T, pid int, pin string) (found []string) {
+	t.Helper()
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if errors.Is(err, fs.ErrPermission) {
+		t.Skip("only root can look into an agent that keeps others out of its memory")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	for _, r := range memoryInUse(t, pid) {
+		b := make([]byte, r.end-r.start)
+		n, err := mem.ReadAt(b, int64(r.start))
+		if err != nil && !errors.Is(err, io.EOF) {
+			t.Fatalf("reading %x-%x %s: %v", r.start, r.end, r.name, err)
+		}
+		const piece = 8
+		for at := 0; at+piece <= len(pin); at += piece {
+			for offset := range occurrences(b[:n], pin[at:at+piece]) {
+				around := b[max(0, offset-16):min(n, offset+40)]
+				found = append(found, fmt.Sprintf("octet %d on at %x in %q, in %q", at, r.start+uint64(offset), r.name, around))
+			}
+		}
+	}
+	return found
+}
+
+// memoryRange is a mapping of a process.
+type memoryRange struct {
+	start, end uint64
+	name       string
+}
+
+// memoryInUse are those that can be read and have something in them.
+func memoryInUse(t *testing.T, pid int) (all []memoryRange) {
+	t.Helper()
+	var last memoryRange
+	for line := range strings.Lines(string(must(os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))))) {
+		words := strings.Fields(line)
+		from, to, isRange := strings.Cut(words[0], "-")
+		switch {
+		case isRange:
+			last = memoryRange{must(strconv.ParseUint(from, 16, 64)), must(strconv.ParseUint(to, 16, 64)), strings.Join(words[5:], " ")}
+			// What the race detector reserves takes terabytes and has no data;
+			// what the kernel maps has none of ours.
+			if words[1][0] != 'r' || last.end-last.start > 1<<32 || strings.HasPrefix(last.name, "[v") {
+				last = memoryRange{}
+			}
+		case words[0] == "Rss:" && words[1] != "0" && last.end > 0:
+			all = append(all, last)
+		}
+	}
+	return all
+}
+
+// occurrences are the places of text in b.
+func occurrences(b []byte, text string) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for at := 0; ; at++ {
+			i := bytes.Index(b[at:], []byte(text))
+			if i < 0 || !yield(at+i) {
+				return
+			}
+			at += i
+		}
+	}
+}
+
+// TestPromptMemory: of a PIN that is not remembered nothing is left when the
+// signature is made, right or wrong.
+func TestPromptMemory(t *testing.T) {
+	for _, n := range []int{memoryPIN, 100} {
+		t.Run(fmt.Sprintf("%d octets", n), func(t *testing.T) {
+			s := newScene(t, patient, randomPIN(n))
+			a := newAskpass(t)
+			known := randomPIN(n)
+			d := s.serve(append(a.env(), "KNOWN="+known))
+			if len(inMemory(t, d.cmd.Process.Pid, known)) == 0 {
+				t.Fatal("what is in memory is not found there")
+			}
+			wrong := s.wrong(n)
+			if _, err := d.asked(a, s.public, "say "+wrong, "say "+s.pin); err != nil {
+				t.Fatal(err, d.logged())
+			}
+			for what, pin := range map[string]string{"the PIN": s.pin, "a wrong one": wrong} {
+				if found := inMemory(t, d.cmd.Process.Pid, pin); len(found) > 0 {
+					t.Errorf("%s is in memory:\n%s", what, strings.Join(slices.Compact(found), "\n"))
+				}
+			}
+		})
+	}
+}
