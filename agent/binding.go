@@ -29,6 +29,7 @@ type binding struct {
 type bindings struct {
 	hops      []binding
 	attempted bool
+	failed    bool // a bind was refused: somebody could not prove who he is
 }
 
 // remote says whether the connection belongs to an SSH connection. A bind that
@@ -56,21 +57,30 @@ type bindRequest struct {
 // too long a success, and does not record it; here it is refused.
 func (b *bindings) bind(body []byte) error {
 	b.attempted = true
+	n, err := verifiedBinding(body)
+	if err == nil {
+		err = b.record(n)
+	}
+	b.failed = b.failed || err != nil
+	return err
+}
+
+func verifiedBinding(body []byte) (n binding, err error) {
 	var m bindRequest
 	if err := ssh.Unmarshal(body, &m); err != nil {
-		return fmt.Errorf("session-bind: %w", err)
+		return n, fmt.Errorf("session-bind: %w", err)
 	}
 	if len(m.SessionID) > maxSessionID {
-		return fmt.Errorf("session-bind: a session identifier of %d bytes, more than %d", len(m.SessionID), maxSessionID)
+		return n, fmt.Errorf("session-bind: a session identifier of %d bytes, more than %d", len(m.SessionID), maxSessionID)
 	}
 	host, err := parseWireKey(m.Host)
 	if err != nil {
-		return fmt.Errorf("session-bind: host key: %w", err)
+		return n, fmt.Errorf("session-bind: host key: %w", err)
 	}
 	if err := verifyWire(host, m.SessionID, m.Signature); err != nil {
-		return fmt.Errorf("session-bind: the signature of host key %s: %w", ssh.FingerprintSHA256(host), err)
+		return n, fmt.Errorf("session-bind: the signature of host key %s: %w", ssh.FingerprintSHA256(host), err)
 	}
-	return b.record(binding{host, bytes.Clone(m.SessionID), m.Forwarding})
+	return binding{host, bytes.Clone(m.SessionID), m.Forwarding}, nil
 }
 
 // record adds what has been verified. Nothing comes behind a host that the

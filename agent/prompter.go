@@ -73,10 +73,11 @@ type UseKind int
 
 // The kinds of data that SSH clients have signed.
 const (
-	UseUnknown   UseKind = iota // none of the others
-	UseLogin                    // RFC 4252, section 7
-	UseSignature                // OpenSSH's PROTOCOL.sshsig
-	UseUnlock                   // nothing is signed: a PIN is given ahead of use
+	UseUnknown     UseKind = iota // none of the others
+	UseLogin                      // RFC 4252, section 7
+	UseSignature                  // OpenSSH's PROTOCOL.sshsig
+	UseCertificate                // a certificate that the key is to sign, OpenSSH's PROTOCOL.certkeys
+	UseUnlock                     // nothing is signed: a PIN is given ahead of use
 )
 
 // Use is what a signature is for, as far as that is proven by what is signed
@@ -87,8 +88,12 @@ type Use struct {
 	Host      string   // of a login over a connection that is bound: its name, if that is known
 	HostKey   string   // its fingerprint
 	Namespace string   // of an SSHSIG: git, file, …
-	Forwarded bool     // it came over a forwarded connection
-	Via       []string // through these hosts, the nearest to here first, by name or fingerprint
+	Forwarded bool     // it came over a forwarded connection, or over one that could not be proven to be none
+	Via       []string // through these hosts, the nearest to here first, by name or fingerprint; "" is one that did not prove who it is
+
+	KeyID      string   // of a certificate
+	Principals []string // whom it is for; none: anybody
+	HostCert   bool     // for a host, not for a user
 }
 
 // Grant is for how long a consent holds.

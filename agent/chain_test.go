@@ -1,0 +1,178 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// chainOf runs a script of the shell in a session of its own. It is to start
+// $TELL, which says its pid and stays; that process is the peer.
+func chainOf(t *testing.T, dir, script string) []string {
+	t.Helper()
+	tell := filepath.Join(dir, "tell")
+	writeScript(t, tell, "echo $$ >&3; read end <&4")
+	said, say, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer said.Close()
+	ended, end, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-c", script+"; true")
+	cmd.Env = append(os.Environ(), "TELL="+tell, "PATH="+dir+":"+os.Getenv("PATH"), "HOME="+dir, "GIT_CONFIG_NOSYSTEM=1")
+	cmd.Dir, cmd.ExtraFiles = dir, []*os.File{say, ended}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	say.Close()
+	ended.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer end.Close() // whereupon all of them end
+	var pid int
+	if _, err := fmt.Fscan(said, &pid); err != nil {
+		t.Fatalf("%s: %v", script, err)
+	}
+	return Peer{PID: pid}.Chain()
+}
+
+func writeScript(t *testing.T, path, body string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestChain has real processes below a shell that leads their session, and is
+// not named.
+func TestChain(t *testing.T) {
+	dir := t.TempDir()
+	for name, body := range map[string]string{
+		"deploy":           `"$@"; true`,
+		"a b) R (1":        `"$@"; true`,
+		"x)\n1 (ssh) S 1":  `"$@"; true`,
+		"\x1b[31m\u202e)(": `"$@"; true`,
+		"leader":           `setsid "$@"; true`,
+		"ssh":              `exec "$TELL"`,
+	} {
+		writeScript(t, filepath.Join(dir, name), body)
+	}
+	for script, want := range map[string][]string{
+		`$TELL`:                                    {"tell"},
+		`deploy $TELL`:                             {"deploy", "tell"},
+		`deploy deploy deploy $TELL`:               {"deploy", "tell"},
+		`'a b) R (1' deploy $TELL`:                 {"a b) R (1", "deploy", "tell"},
+		"'x)\n1 (ssh) S 1' $TELL":                  {"x)\n1 (ssh) S 1", "tell"},
+		"'\x1b[31m\u202e)(' $TELL":                 {"\x1b[31m\u202e)(", "tell"},
+		`deploy leader sh -c 'deploy $TELL; true'`: {"deploy", "tell"},
+		`deploy setsid $TELL`:                      {"tell"},
+		`deploy nice sh -c 'deploy $TELL; true'`:   {"deploy", "sh", "deploy", "tell"},
+		`deploy sh -c 'deploy sh -c "deploy sh -c \"deploy $TELL; true\"; true"; true'`: {"sh", "deploy", "sh", "deploy", "tell"},
+	} {
+		if got := chainOf(t, dir, script); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", script, got, want)
+		}
+	}
+}
+
+// TestChainOfGit: what git starts to reach a host is ssh, or a command that a
+// shell runs.
+func TestChainOfGit(t *testing.T) {
+	dir := t.TempDir()
+	writeScript(t, filepath.Join(dir, "ssh"), `exec "$TELL"`)
+	writeScript(t, filepath.Join(dir, "push-all"), `git ls-remote ssh://host.invalid/x; true`)
+	for script, want := range map[string][]string{
+		`git ls-remote ssh://host.invalid/x`: {"git", "tell"},
+		`./push-all`:                         {"push-all", "git", "tell"},
+		`git clone -q ssh://host.invalid/x`:  {"git", "tell"},
+		`GIT_SSH_COMMAND="ssh; true" git ls-remote ssh://host.invalid/x`: {"git", "GIT_SSH_COMMAND", "tell"},
+	} {
+		got := chainOf(t, dir, script)
+		if i := slices.Index(got, "sh"); i >= 0 && want[len(want)-2] == "GIT_SSH_COMMAND" {
+			got[i] = "GIT_SSH_COMMAND"
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", script, got, want)
+		}
+	}
+}
+
+func TestChainEnds(t *testing.T) {
+	gone := exec.Command("true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range []int{-1, 0, gone.Process.Pid, 1<<31 - 1} {
+		if got := (Peer{PID: pid}).Chain(); len(got) != 0 {
+			t.Errorf("process %d: %q", pid, got)
+		}
+	}
+	if got := (Peer{PID: 1}).Chain(); len(got) != 1 {
+		t.Errorf("the first process: %q", got)
+	}
+	if got := (Peer{PID: os.Getpid()}).Chain(); len(got) == 0 || got[len(got)-1] != (Peer{PID: os.Getpid()}).Program() {
+		t.Errorf("this process: %q", got)
+	}
+}
+
+// TestIsFrom: who is no parent although the pid says so.
+func TestIsFrom(t *testing.T) {
+	child := process{pid: 30, parent: 20, session: 10, start: 100, uid: 1000}
+	for name, test := range map[string]struct {
+		change func(*process)
+		want   bool
+	}{
+		"parent":          {func(*process) {}, true},
+		"started at once": {func(p *process) { p.start = 100 }, true},
+		"younger":         {func(p *process) { p.start = 101 }, false},
+		"other user":      {func(p *process) { p.uid = 0 }, false},
+		"other session":   {func(p *process) { p.session = 11 }, false},
+		"leader":          {func(p *process) { p.pid = 10 }, false},
+		"first process":   {func(p *process) { p.pid = 1 }, false},
+	} {
+		parent := process{pid: 20, parent: 10, session: 10, start: 50, uid: 1000}
+		test.change(&parent)
+		if got := child.isFrom(parent); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+func FuzzParseStat(f *testing.F) {
+	for _, pid := range []int{1, os.Getpid()} {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(line)
+		p, ok := parseStat(line)
+		if !ok || p.pid != pid || pid > 1 && p.parent != os.Getppid() {
+			f.Errorf("%s is %+v", line, p)
+		}
+	}
+	f.Add([]byte("1 (a) b) S 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"))
+	f.Add([]byte("1 (a\n) S 2 3"))
+	f.Add([]byte(")("))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		p, ok := parseStat(line)
+		if ok && !strings.Contains(string(line), "("+p.name+")") {
+			t.Errorf("%q is named %q", line, p.name)
+		}
+	})
+}
+
+func BenchmarkChain(b *testing.B) {
+	p := Peer{PID: os.Getpid()}
+	for b.Loop() {
+		p.Chain()
+	}
+}
