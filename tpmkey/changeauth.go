@@ -25,11 +25,11 @@ import (
 // before it is returned, and can be read back from what [keyfile.TPMKey.Marshal]
 // makes of it. Neither auth value crosses the bus in clear.
 //
-// A wrong old auth value gives an [AuthError] and costs one try. What cannot be
-// changed gives an [UnsupportedError] before anything is sent. The other errors
-// are those of [Key.Sign].
+// A wrong old auth value gives an [AuthError] and costs one try. What is not
+// [Key.Changeable] gives an [UnsupportedError] before anything is sent. The other
+// errors are those of [Key.Sign].
 func (k *Key) ChangeAuth(ctx context.Context, old, new []byte) (*Key, error) {
-	if err := k.changeable(); err != nil {
+	if err := k.Changeable(); err != nil {
 		return nil, err
 	}
 	from, to := k.authValue(old), k.authValue(new)
@@ -59,10 +59,10 @@ func (k *Key) ChangeAuth(ctx context.Context, old, new []byte) (*Key, error) {
 	return changed, nil
 }
 
-// changeable tells why the auth value of a key cannot be changed, if so. What may
-// change it is its auth value, also where that alone does not authorize its use
-// (TPM 2.0 Part 1, 19.2.2: the ADMIN role).
-func (k *Key) changeable() error {
+// Changeable tells why the auth value of a key cannot be changed, if so, without
+// asking the TPM. What may change it is the old one, also where that does not
+// authorize its use (the ADMIN role of TPM 2.0 Part 1, 19.2).
+func (k *Key) Changeable() error {
 	refuse := func(why string, args ...any) error {
 		return &UnsupportedError{What: "change of the PIN", Why: fmt.Sprintf(why, args...)}
 	}
@@ -123,15 +123,22 @@ func (k *Key) with(private []byte, emptyAuth bool) (*Key, error) {
 	return k.tpm.Key(read)
 }
 
-// try signs and verifies something random. That the TPM does not take the PIN is
-// no [AuthError] here: nobody has typed a wrong one.
-func (k *Key) try(ctx context.Context, pin []byte) error {
+// CheckAuth has the TPM verify an auth value, by a signature over something
+// random. A wrong one costs one try. The errors are those of [Key.Sign].
+func (k *Key) CheckAuth(ctx context.Context, auth []byte) error {
 	hash := k.someHash()
 	digest := make([]byte, hash.Size())
 	if _, err := rand.Read(digest); err != nil {
 		return err
 	}
-	_, err := k.Sign(ctx, pin, digest, hash)
+	_, err := k.Sign(ctx, auth, digest, hash)
+	return err
+}
+
+// try is CheckAuth for a key that was just changed. That the TPM does not take
+// the PIN is no [AuthError] here: nobody has typed a wrong one.
+func (k *Key) try(ctx context.Context, pin []byte) error {
+	err := k.CheckAuth(ctx, pin)
 	var wrong *AuthError
 	if errors.As(err, &wrong) {
 		return fmt.Errorf("the TPM has changed the PIN, and does not take the new one: %w", wrong.err)

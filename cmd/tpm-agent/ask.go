@@ -50,8 +50,13 @@ func (a *asker) file(ctx context.Context, preset string) (string, error) {
 
 // newPIN asks twice, until the answers are the same.
 func (a *asker) newPIN(ctx context.Context) ([]byte, error) {
+	return a.twice(ctx, "Enter PIN (empty for no PIN): ")
+}
+
+// twice asks for a new PIN until two answers are the same.
+func (a *asker) twice(ctx context.Context, question string) ([]byte, error) {
 	for {
-		first, err := a.pin(ctx, "Enter PIN (empty for no PIN): ")
+		first, err := a.pin(ctx, question)
 		if err != nil {
 			return nil, err
 		}

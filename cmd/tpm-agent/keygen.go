@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/tpm-agent/tpm-agent/internal/tcti"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
@@ -271,6 +272,11 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 	}
 	defer clear(tm.Auth)
 
+	return o.makeAndSave(ctx, g.sys, addr, tm, comment, file)
+}
+
+// makeAndSave makes the key, tries it, and saves it as file.tpm and file.pub.
+func (o *keygenOptions) makeAndSave(ctx context.Context, sys system, addr tcti.Address, tm tpmkey.Template, comment, file string) error {
 	tpm := openTPM(addr)
 	remembering := newMemory(addr, nil)
 	key, err := o.make(ctx, tpm, tm, remembering, filepath.Dir(file))
@@ -281,7 +287,7 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 		return fmt.Errorf("making the key: %w", err)
 	}
 	if !o.quiet {
-		warnPCRs(g.sys.stderr, key.bound)
+		warnPCRs(sys.stderr, key.bound)
 	}
 	if !addr.Software() {
 		key.where += " and cannot leave it"
@@ -295,10 +301,10 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 	if o.quiet {
 		return nil
 	}
-	if err := key.announce(g.sys.stdout, to); err != nil {
+	if err := key.announce(sys.stdout, to); err != nil {
 		return err
 	}
-	return announcePCRs(g.sys.stdout, tm.PCRs)
+	return announcePCRs(sys.stdout, tm.PCRs)
 }
 
 // make makes the key, in the TPM of before unless a new one was announced.

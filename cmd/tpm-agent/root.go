@@ -60,7 +60,7 @@ func newRootCmd(sys system) *cobra.Command {
 	root.SetHelpCommand(newHelpCmd())
 	root.PersistentFlags().StringVar(&g.tpm, "tpm", "", "`ADDRESS` of the TPM: "+strings.Join(addresses(), ", ")+" (default $TPM_AGENT_TPM, else auto)")
 	mustComplete(root, "tpm", addresses()...)
-	root.AddCommand(newServeCmd(g), newEnvCmd(g), newKeygenCmd(g), newImportCmd(g), newSRKCmd(g), newListCmd(g), newPubCmd(g), newInspectCmd(g),
+	root.AddCommand(newServeCmd(g), newEnvCmd(g), newKeygenCmd(g), newImportCmd(g), newSRKCmd(g), newListCmd(g), newPubCmd(g), newInspectCmd(g), newPasswdCmd(g),
 		newAddCmd(g), newRemoveCmd(g), newUnlockCmd(g), newLockCmd(g), newWhyCmd(g),
 		newVersionCmd(), newCompletionCmd(), newManCmd(g))
 	return root
