@@ -50,6 +50,7 @@ type watcher struct {
 
 	reached bool          // the bus was, at some time
 	without bool          // it has been told that the bus has gone
+	denied  bool          // it has been told that the machine does not wait for us
 	looked  bool          // the sessions were looked at, at some time
 	asleep  time.Duration // how long the machine had slept at most when logind was last watched
 
@@ -174,10 +175,11 @@ func (l *link) answer(m *message) {
 
 // refused logs what has been refused, and goes on without it, if that can be.
 func (l *link) refused(method string, err error) {
-	switch method {
-	case manager + ".Inhibit":
+	switch {
+	case method == manager+".Inhibit" && !l.denied:
+		l.denied = true
 		l.Log.Info("the machine will not wait before it sleeps: PINs may be forgotten only when it wakes up", "cause", err)
-	case busName + ".AddMatch":
+	case method == busName+".AddMatch":
 		l.err = fmt.Errorf("asking the bus for signals: %w", err)
 	default:
 		l.Log.Debug("logind or the bus refuses", "method", method, "cause", err)
@@ -188,8 +190,8 @@ func (l *link) refused(method string, err error) {
 func (l *link) signal(m *message) {
 	name := m.text(dbus.FieldInterface) + "." + m.text(dbus.FieldMember)
 	switch sender := m.text(dbus.FieldSender); {
-	case sender == busName && name == busName+".NameOwnerChanged":
-		if about, ok := first[string](m.Body); ok && about == loginName && len(m.Body) == 3 {
+	case sender == busName:
+		if about, ok := first[string](m.Body); ok && about == loginName && name == busName+".NameOwnerChanged" && len(m.Body) == 3 {
 			owner, _ := m.Body[2].(string)
 			l.setOwner(owner)
 		}

@@ -1,0 +1,339 @@
+package logind
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+)
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// rogue is somebody else on the bus.
+type rogue struct {
+	*dbus.Conn
+	t      *testing.T
+	victim string // our name
+}
+
+// startRogue finds out who the watcher is, as anybody can.
+func (b *testBus) startRogue(m *mock) *rogue {
+	b.t.Helper()
+	r := &rogue{b.client(), b.t, ""}
+	var names []string
+	if err := r.BusObject().Call(busName+".ListNames", 0).Store(&names); err != nil {
+		b.t.Fatal(err)
+	}
+	for _, name := range names {
+		var pid int
+		err := r.BusObject().Call(busName+".GetConnectionUnixProcessID", 0, name).Store(&pid)
+		if err == nil && pid == os.Getpid() && name != r.Names()[0] && strings.HasPrefix(name, ":") {
+			r.victim = name
+		}
+	}
+	if r.victim == "" {
+		b.t.Fatal("the watcher is not on the bus")
+	}
+	return r
+}
+
+// signal sends a signal to the watcher alone.
+func (r *rogue) signal(path dbus.ObjectPath, name string, args ...any) {
+	r.t.Helper()
+	msg := call(r.victim, path, name, args...)
+	msg.Type, msg.Flags = dbus.TypeSignal, 0
+	if c := r.Send(msg, nil); c.Err != nil {
+		r.t.Fatal(c.Err)
+	}
+}
+
+// settled returns when the bus has taken all that was sent.
+func (r *rogue) settled() {
+	r.t.Helper()
+	if err := r.BusObject().Call(busName+".GetId", 0).Err; err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// TestForeignSignals: only what comes from logind counts, and only the bus says
+// who that is.
+func TestForeignSignals(t *testing.T) {
+	b := startBus(t)
+	m := b.startMock()
+	ours := m.session("1", ownUID)
+	w := watch(t, b.address)
+	m.inhibitors(1)
+	r := b.startRogue(m)
+	if reply, err := r.RequestName(loginName, dbus.NameFlagDoNotQueue); err != nil || reply != dbus.RequestNameReplyExists {
+		t.Fatalf("RequestName: %v, %v", reply, err)
+	}
+	locked := map[string]dbus.Variant{"LockedHint": dbus.MakeVariant(true)}
+	for range 2 {
+		if err := r.Emit(loginPath, manager+".PrepareForSleep", true); err != nil {
+			t.Fatal(err)
+		}
+		r.signal(loginPath, manager+".PrepareForSleep", true)
+		r.signal(ours, session+".Lock")
+		r.signal(ours, properties+".PropertiesChanged", session, locked, []string{})
+		r.signal(busPath, busName+".NameOwnerChanged", loginName, r.victim, r.Names()[0])
+	}
+	for serial := range uint32(64) {
+		answer := &dbus.Message{Type: dbus.TypeMethodReply, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldDestination: dbus.MakeVariant(r.victim),
+			dbus.FieldReplySerial: dbus.MakeVariant(serial + 1),
+		}}
+		r.Send(answer, nil)
+	}
+	r.Send(call(r.victim, "/", "org.freedesktop.DBus.Peer.Ping"), make(chan *dbus.Call, 1))
+	r.settled()
+	m.lock(ours)
+	w.forgets(lockReason)
+	if n := strings.Count(w.log.String(), "not logind's"); n != 8 {
+		t.Errorf("%d signals were turned down, want 8: those that were sent to us alone", n)
+	}
+}
+
+// TestPassedDescriptors: what somebody passes is not kept.
+func TestPassedDescriptors(t *testing.T) {
+	b := startBus(t)
+	m := b.startMock()
+	ours := m.session("1", ownUID)
+	w := watch(t, b.address)
+	m.inhibitors(1)
+	r := b.startRogue(m)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	var many []dbus.UnixFD
+	for range 16 {
+		many = append(many, dbus.UnixFD(null.Fd()))
+	}
+	before := open(t)
+	for range 40 {
+		r.signal(loginPath, manager+".PrepareForSleep", many)
+		r.settled()
+	}
+	m.lock(ours)
+	w.forgets(lockReason)
+	if after := open(t); after != before {
+		t.Errorf("%d descriptors are open, %d before", after, before)
+	}
+}
+
+// TestDescriptors: those in messages that are long, or cannot be read, or are
+// not taken, are closed.
+func TestDescriptors(t *testing.T) {
+	b, other := pair(t)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	fd := int(null.Fd())
+	var frame bytes.Buffer
+	good := call("a.b", "/", "a.b.c", dbus.UnixFD(0))
+	good.Headers[dbus.FieldUnixFDs] = dbus.MakeVariant(uint32(1))
+	if err := good.EncodeTo(&frame, binary.LittleEndian); err != nil {
+		t.Fatal(err)
+	}
+	bad := bytes.Clone(frame.Bytes())
+	bad[1] = 99 // no such type
+	long := make([]byte, maxMessage+1)
+	copy(long, []byte{'l', 1, 0, 1, 0, 0, 0, 0, 1})
+	binary.LittleEndian.PutUint32(long[4:], uint32(len(long)-headLength))
+	before := open(t)
+	for range 3 {
+		go func() {
+			for _, frame := range [][]byte{bad, long, frame.Bytes()} {
+				many := unix.UnixRights(fd, fd, fd)
+				n, _, _ := other.WriteMsgUnix(frame, many, nil)
+				other.Write(frame[n:])
+			}
+			other.WriteMsgUnix(frame.Bytes(), unix.UnixRights(fd), nil)
+		}()
+		m, err := b.receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fd := m.take(); fd != -1 {
+			t.Errorf("one of three descriptors was taken: %d", fd)
+		}
+		m.close()
+		if m, err = b.receive(); err != nil {
+			t.Fatal(err)
+		}
+		taken := m.take()
+		m.close()
+		if flags, err := unix.FcntlInt(uintptr(taken), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+			t.Errorf("the descriptor has the flags %#x, %v", flags, err)
+		}
+		unix.Close(taken)
+	}
+	if after := open(t); after != before {
+		t.Errorf("%d descriptors are open, %d before", after, before)
+	}
+}
+
+// TestLongMessages: they are thrown away as they come, whatever they announce.
+func TestLongMessages(t *testing.T) {
+	const length = 32 << 20
+	b, other := pair(t)
+	head := []byte{'l', byte(dbus.TypeSignal), 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0}
+	binary.LittleEndian.PutUint32(head[4:], length)
+	var short bytes.Buffer
+	if err := call("a.b", "/", "a.b.c").EncodeTo(&short, binary.LittleEndian); err != nil {
+		t.Fatal(err)
+	}
+	junk := make([]byte, 1<<20)
+	go func() {
+		for range 4 {
+			other.Write(head)
+			for range length / len(junk) {
+				other.Write(junk)
+			}
+		}
+		other.Write(short.Bytes())
+	}()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	m, err := b.receive()
+	runtime.ReadMemStats(&after)
+	if err != nil || m.text(dbus.FieldMember) != "c" {
+		t.Fatalf("receive: %v, %v", m, err)
+	}
+	if took := after.TotalAlloc - before.TotalAlloc; took > 4<<20 {
+		t.Errorf("reading 128 MiB of junk took %d bytes of memory", took)
+	}
+}
+
+// pair is a connection to a bus that the test speaks for.
+func pair(t testing.TB) (*bus, *net.UnixConn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socket")
+		conn, err := net.FileConn(f)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends[i] = conn.(*net.UnixConn)
+		t.Cleanup(func() { conn.Close() })
+	}
+	return &bus{conn: ends[0]}, ends[1]
+}
+
+// TestBrokenBus: something else than a bus listens where it should be.
+func TestBrokenBus(t *testing.T) {
+	const accepts = "DATA\r\nOK 1234\r\nAGREE_UNIX_FD\r\n"
+	for name, says := range map[string]string{
+		"silence":         "",
+		"closes":          "close",
+		"rejects":         "REJECTED EXTERNAL\r\n",
+		"no end of line":  strings.Repeat("x", 4096),
+		"no descriptors":  "DATA\r\nOK 1234\r\nERROR\r\n",
+		"no message":      accepts + strings.Repeat("x", 64),
+		"much too long":   accepts + "l\x02\x00\x01\xff\xff\xff\xff\x01\x00\x00\x00\xff\xff\xff\xff",
+		"empty messages":  accepts + strings.Repeat("l\x02\x00\x01\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00", 64),
+		"half of a head":  accepts + "l\x02\x00\x01",
+		"half of a frame": accepts + "B\x02\x00\x01\x00\x00\x00\x64\x00\x00\x00\x01\x00\x00\x00\x00xyz",
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := t.TempDir() + "/b"
+			if len(path) > 100 {
+				t.Skip("the path is too long for a socket")
+			}
+			l, err := net.Listen("unix", path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			met := make(chan struct{}, 1)
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				for {
+					conn, err := l.Accept()
+					if err != nil {
+						return
+					}
+					if says != "close" {
+						io.WriteString(conn, says)
+						conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+						io.Copy(io.Discard, conn)
+					}
+					conn.Close()
+					select {
+					case met <- struct{}{}:
+					default:
+					}
+				}
+			}()
+			w := watch(t, "unix:path="+path)
+			for range 2 { // it comes again
+				<-met
+			}
+			w.stop()
+			l.Close()
+			<-ended
+		})
+	}
+}
+
+// TestNoBus: where there is none, that is said once, and that is that.
+func TestNoBus(t *testing.T) {
+	for name, address := range map[string]string{
+		"nothing there": "unix:path=" + t.TempDir() + "/bus",
+		"no directory":  "unix:path=/nonexistent/bus",
+		"the usual one": "",
+	} {
+		if _, err := os.Stat(strings.TrimPrefix(systemBus, "unix:path=")); address == "" && err == nil {
+			continue // it is there
+		}
+		var log lockedBuffer
+		err := Watch(t.Context(), Options{Address: address, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
+		if err != nil || strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "there is no system bus") {
+			t.Errorf("%s: %v, and the log has:\n%s", name, err, log.String())
+		}
+	}
+}
+
+func TestParseAddress(t *testing.T) {
+	for address, want := range map[string]string{
+		"":                           "/run/dbus/system_bus_socket",
+		"unix:path=/a%20b":           "/a b",
+		"unix:guid=12,path=/a":       "/a",
+		"unix:abstract=/tmp/x,guid=": "@/tmp/x",
+		"tcp:host=localhost,port=1;unix:path=/a;unix:path=/b": "/a /b",
+		"unix:runtime=yes;unix:path=/a":                       "/a",
+	} {
+		places, err := parseAddress(address)
+		if got := strings.Join(places, " "); err != nil || got != want {
+			t.Errorf("parseAddress(%q) = %q, %v; want %q", address, got, err, want)
+		}
+	}
+	for _, address := range []string{
+		"tcp:host=localhost,port=1", "autolaunch:", "/run/dbus/system_bus_socket", "unix:", "unix:path=", "unix:path=%zz", "unixexec:path=/bin/sh", ";",
+	} {
+		if places, err := parseAddress(address); err == nil {
+			t.Errorf("parseAddress(%q) = %q", address, places)
+		}
+		if err := Watch(t.Context(), Options{Address: address, Log: quiet()}, nil); err == nil {
+			t.Errorf("Watch takes the address %q", address)
+		}
+	}
+}

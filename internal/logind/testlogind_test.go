@@ -1,0 +1,298 @@
+package logind
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// script is a logind that does what a test wants it to, where the mock is too
+// well behaved.
+type script struct {
+	t    *testing.T
+	conn *dbus.Conn
+
+	mu       sync.Mutex
+	values   map[dbus.ObjectPath]map[string]any // properties
+	inhibit  func() (any, *dbus.Error)
+	called   chan string
+	sessions any // what ListSessions returns
+}
+
+type userEntry struct {
+	UID  uint32
+	Path dbus.ObjectPath
+}
+
+type sessionEntry struct {
+	ID   string
+	UID  uint32
+	User string
+	Seat string
+	Path dbus.ObjectPath
+}
+
+// startScript takes logind's name, with one session of the user's.
+func (b *testBus) startScript(prepare func(*script)) *script {
+	b.t.Helper()
+	path := loginPath + "/session/_31"
+	s := &script{
+		t: b.t, conn: b.client(), called: make(chan string, 256),
+		values: map[dbus.ObjectPath]map[string]any{
+			loginPath: {"PreparingForSleep": false},
+			path:      {"LockedHint": false, "User": userEntry{ownUID, "/"}},
+		},
+		inhibit:  func() (any, *dbus.Error) { return nil, dbus.MakeFailedError(errors.New("not today")) },
+		sessions: []sessionEntry{{"1", ownUID, "me", "seat0", path}},
+	}
+	if prepare != nil {
+		prepare(s)
+	}
+	s.export(loginPath, manager, map[string]any{
+		"Inhibit":      func(_, _, _, _ string) (any, *dbus.Error) { return s.answer("Inhibit", s.inhibit) },
+		"ListSessions": func() (any, *dbus.Error) { return s.sessions, s.told("ListSessions") },
+	})
+	for path := range s.values {
+		s.export(path, properties, map[string]any{"Get": func(_, name string) (dbus.Variant, *dbus.Error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return dbus.MakeVariant(s.values[path][name]), s.told("Get " + name)
+		}})
+	}
+	if _, err := s.conn.RequestName(loginName, dbus.NameFlagDoNotQueue); err != nil {
+		b.t.Fatal(err)
+	}
+	return s
+}
+
+func (s *script) export(path dbus.ObjectPath, iface string, methods map[string]any) {
+	if err := s.conn.ExportMethodTable(methods, path, iface); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *script) told(call string) *dbus.Error {
+	s.called <- call
+	return nil
+}
+
+func (s *script) answer(call string, f func() (any, *dbus.Error)) (any, *dbus.Error) {
+	s.called <- call
+	return f()
+}
+
+// asked waits for a call.
+func (s *script) asked(call string) {
+	s.t.Helper()
+	for {
+		select {
+		case got := <-s.called:
+			if got == call {
+				return
+			}
+		case <-time.After(longEnough):
+			s.t.Fatalf("nobody calls %s", call)
+		}
+	}
+}
+
+func (s *script) emit(path dbus.ObjectPath, name string, args ...any) {
+	s.t.Helper()
+	if err := s.conn.Emit(path, name, args...); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// lockPipe returns a descriptor that an inhibitor can be, and a function that
+// waits until nobody has it any more.
+func lockPipe(t *testing.T) (lock dbus.UnixFD, released func()) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close(); w.Close() })
+	return dbus.UnixFD(w.Fd()), func() {
+		t.Helper()
+		w.Close() // our own
+		if err := r.SetReadDeadline(time.Now().Add(longEnough)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error("the inhibitor is not let go")
+		}
+	}
+}
+
+// TestMissed: what happened while logind was away counts when it is back.
+func TestMissed(t *testing.T) {
+	b := startBus(t)
+	locked := func(s *script) { s.values[loginPath+"/session/_31"]["LockedHint"] = true }
+	w := watch(t, b.address)
+	for i, step := range []struct {
+		prepare func(*script)
+		want    string
+	}{
+		{locked, ""}, // as it was before anybody watched
+		{nil, ""},
+		{locked, lockReason},
+		{locked, ""}, // it still is
+		{func(s *script) { s.values[loginPath]["PreparingForSleep"] = true }, sleepReason},
+	} {
+		s := b.startScript(step.prepare)
+		s.asked("Get LockedHint")
+		if step.want != "" {
+			w.forgets(step.want)
+		}
+		s.emit(loginPath+"/session/_31", session+".Lock") // comes behind what else there may be
+		w.forgets(lockReason)
+		s.conn.Close()
+		if len(w.reasons) > 0 {
+			t.Fatalf("step %d: %q", i, <-w.reasons)
+		}
+	}
+}
+
+// TestSlept: the machine has slept while nobody watched.
+func TestSlept(t *testing.T) {
+	b := startBus(t)
+	reasons := make(chan string, 4)
+	w := &watcher{Options: Options{Log: quiet(), UID: ownUID}, places: []string{b.dir + "/bus"}, forget: func(reason string) { reasons <- reason }}
+	w.asleep = sleptSoFar().least - time.Second
+	done := make(chan error, 1)
+	go func() { done <- w.once(t.Context()) }()
+	for _, wants := range [][]string{{"the machine has slept", sleepReason}, {sleepReason}} {
+		s := b.startScript(nil)
+		s.asked("Get LockedHint")
+		s.emit(loginPath, manager+".PrepareForSleep", true)
+		for _, want := range wants {
+			select {
+			case got := <-reasons:
+				if got != want {
+					t.Errorf("forget(%q), want %q", got, want)
+				}
+			case <-time.After(longEnough):
+				t.Fatal("nothing is forgotten")
+			}
+		}
+		s.conn.Close()
+	}
+	b.stop()
+	if err := <-done; err == nil {
+		t.Error("once ends without an error")
+	}
+	if span := sleptSoFar(); span.least > span.most {
+		t.Errorf("slept between %v and %v", span.least, span.most)
+	}
+}
+
+// TestNotAllowed: who may not make the machine wait goes on without.
+func TestNotAllowed(t *testing.T) {
+	b := startBus(t)
+	s := b.startScript(nil)
+	w := watch(t, b.address)
+	const told = "the machine will not wait before it sleeps"
+	w.logs(told)
+	for range 3 {
+		s.emit(loginPath, manager+".PrepareForSleep", true)
+		w.forgets(sleepReason)
+		s.emit(loginPath, manager+".PrepareForSleep", false)
+	}
+	s.emit(loginPath+"/session/_31", session+".Lock")
+	w.forgets(lockReason)
+	if n := strings.Count(w.log.String(), told); n != 1 {
+		t.Errorf("it is said %d times", n)
+	}
+}
+
+// TestLateInhibitor: one that comes when the machine is already about to sleep
+// does not hold it up.
+func TestLateInhibitor(t *testing.T) {
+	b := startBus(t)
+	lock, released := lockPipe(t)
+	now := make(chan struct{})
+	s := b.startScript(func(s *script) {
+		s.inhibit = func() (any, *dbus.Error) { <-now; return lock, nil }
+	})
+	w := watch(t, b.address)
+	s.asked("Inhibit")
+	s.emit(loginPath, manager+".PrepareForSleep", true)
+	w.forgets(sleepReason)
+	close(now)
+	released()
+}
+
+// TestOneInhibitor: wherever more of them come from, one is kept.
+func TestOneInhibitor(t *testing.T) {
+	b := startBus(t)
+	first, firstReleased := lockPipe(t)
+	second, secondReleased := lockPipe(t)
+	locks := make(chan dbus.UnixFD, 2)
+	locks <- first
+	locks <- second
+	s := b.startScript(func(s *script) {
+		s.inhibit = func() (any, *dbus.Error) { return <-locks, nil }
+	})
+	w := watch(t, b.address)
+	s.asked("Inhibit")
+	s.emit(loginPath, manager+".PrepareForSleep", false)
+	secondReleased()
+	s.emit(loginPath, manager+".PrepareForSleep", true)
+	w.forgets(sleepReason)
+	firstReleased()
+}
+
+// TestNonsense: a logind that answers and tells what it should not.
+func TestNonsense(t *testing.T) {
+	path := loginPath + "/session/_31"
+	b := startBus(t)
+	before := open(t)
+	for _, value := range []any{"", uint32(7), []any{}, []any{"x"}, true, map[string]dbus.Variant{}, []string{}} {
+		s := b.startScript(func(s *script) {
+			s.inhibit = func() (any, *dbus.Error) { return value, nil }
+			s.sessions = value
+			s.values[loginPath]["PreparingForSleep"] = []byte{1}
+			s.values[path]["User"] = "me"
+		})
+		w := watch(t, b.address)
+		s.asked("ListSessions")
+		s.emit(path, session+".Lock")
+		s.asked("Get User")
+		s.emit(loginPath, manager+".PrepareForSleep", "true")
+		s.emit(loginPath, manager+".PrepareForSleep")
+		s.emit("/", manager+".PrepareForSleep", true)
+		s.emit(path, properties+".PropertiesChanged", session)
+		s.emit(path, properties+".PropertiesChanged", session, "x", "y")
+		s.emit(path, properties+".PropertiesChanged", session, map[string]dbus.Variant{"LockedHint": dbus.MakeVariant("true")}, []string{})
+		s.emit(path, properties+".PropertiesChanged", "x", map[string]dbus.Variant{"LockedHint": dbus.MakeVariant(true)}, []string{})
+		s.emit(path, properties+".PropertiesChanged", session, map[string]dbus.Variant{"LockedHint": dbus.MakeVariant(true)}, []string{})
+		s.asked("Get User")
+		s.emit(loginPath, manager+".PrepareForSleep", true)
+		w.forgets(sleepReason)
+		w.stop()
+		s.conn.Close()
+	}
+	if after := open(t); after > before+1 {
+		t.Errorf("%d descriptors are open, %d before", after, before)
+	}
+}
+
+// TestMute: a logind that does not answer is not asked for ever.
+func TestMute(t *testing.T) {
+	b := startBus(t)
+	never := make(chan struct{})
+	defer close(never)
+	s := b.startScript(nil)
+	s.export(loginPath+"/session/_32", properties, map[string]any{"Get": func(_, _ string) (string, *dbus.Error) { <-never; return "", nil }})
+	w := watch(t, b.address)
+	s.asked("Get LockedHint")
+	for range mostPending + 1 {
+		s.emit(loginPath+"/session/_32", session+".Lock")
+	}
+	w.logs("too many calls have no answer")
+}
