@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -18,7 +17,6 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/tpm-agent/tpm-agent/internal/parents"
-	"github.com/tpm-agent/tpm-agent/internal/tcti"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
@@ -29,6 +27,7 @@ type crash struct {
 	prepare [][]string // what is run before
 	args    []string   // of tpm-agent
 	again   string     // what it may say when it is run once more; empty: it works
+	late    string     // what it says when it fails after all is done; empty: it does not
 	partly  bool       // when it fails it may be done in part: the new key is there, and the old one
 }
 
@@ -37,6 +36,7 @@ type crash struct {
 var (
 	crashOld       = []string{"ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-C", "here", "-f", "keys/old"}
 	crashLocked    = []string{"ssh-keygen", "-q", "-t", "ecdsa", "-N", crashPassphrase, "-C", "here", "-f", "keys/old"}
+	crashFree      = []string{"tpm-agent", "keygen", "-q", "-N", "", "-f", "keys/id"}
 	crashStorage   = []string{"sh", "-c", "tpm-agent srk >srk"}
 	crashElsewhere = []string{"tpm-agent", "keygen", "-q", "--for", "srk", "-N", crashPIN, "-C", "here", "-f", "far"}
 )
@@ -81,10 +81,28 @@ var crashes = []crash{
 		args:  []string{"import", "-q", "-N", crashPIN, "--replace", "keys/old"},
 		again: "is a TPM key already", partly: true,
 	},
+	// The PINs are those of keys that the lockout does not protect: to find out
+	// which one a key has, both are tried.
+	{
+		name: "passwd, set", prepare: [][]string{crashFree},
+		args:  []string{"passwd", "-q", "--without-lockout", "-N", crashPIN, "keys/id.tpm"},
+		again: "standard input has ended", late: "has the new PIN, but after a crash",
+	},
+	{
+		name: "passwd", prepare: [][]string{crashFree, {"tpm-agent", "passwd", "-q", "--without-lockout", "-N", crashOldPIN, "keys/id.tpm"}},
+		args:  []string{"passwd", "-q", "-P", crashOldPIN, "-N", crashPIN, "keys/id.tpm"},
+		again: "wrong PIN", late: "has the new PIN, but after a crash",
+	},
+	{
+		name: "passwd, removed", prepare: [][]string{{"tpm-agent", "keygen", "-q", "-N", crashPIN, "-f", "keys/id"}},
+		args:  []string{"passwd", "-q", "-P", crashPIN, "--remove", "keys/id.tpm"},
+		again: "it has no PIN", late: "has the new PIN, but after a crash",
+	},
 }
 
 const (
 	crashPIN        = "1234"
+	crashOldPIN     = "5678"
 	crashPassphrase = "correct horse"
 )
 
@@ -134,35 +152,6 @@ func text(t *testing.T, f *os.File) string {
 		t.Fatal(err)
 	}
 	return string(data)
-}
-
-// signs is a command of the tests: signs FILE PIN has the software TPM sign
-// with a key file, and verifies.
-func signs() {
-	if err := signOnce(os.Args[1], os.Args[2]); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
-
-func signOnce(path, pin string) error {
-	file, err := keyfile.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	addr, err := tcti.Parse("software")
-	if err != nil {
-		return err
-	}
-	tpm := openTPM(addr)
-	key, err := tpm.Key(file)
-	if err != nil {
-		return err
-	}
-	if file.EmptyAuth {
-		pin = ""
-	}
-	return errors.Join(trySignature(context.Background(), key, []byte(pin)), tpm.Close())
 }
 
 // TestCrash kills and hinders each of the commands at each of its writing
@@ -255,7 +244,7 @@ func (c *crash) hindered(t *testing.T, home string, n int, errno syscall.Errno) 
 		t.Errorf("at %s: %v: %s", tr.call, status, out)
 	}
 	// What cannot be removed stays, under a name that is known for that.
-	if after := written(t, home); after != before && tr.call != "unlinkat" && !c.partly {
+	if after := written(t, home); after != before && tr.call != "unlinkat" && !c.partly && (c.late == "" || !strings.Contains(out, c.late)) {
 		t.Errorf("at %s: the files were\n%s and are\n%s%s", tr.call, before, after, out)
 	}
 }
@@ -346,7 +335,7 @@ func private(t *testing.T, path string, data []byte) {
 // tpmKey has a key file sign, and returns its public key.
 func tpmKey(t *testing.T, home, path string) string {
 	t.Helper()
-	if out, err := said(t, home, "signs", path, crashPIN); err != nil {
+	if out, err := said(t, home, "signs", path, crashPIN, crashOldPIN); err != nil {
 		t.Errorf("%s: %v: %s", path, err, out)
 		return ""
 	}

@@ -14,13 +14,12 @@ import (
 
 // passwdOptions is the command line. A nil pointer is a question to ask.
 type passwdOptions struct {
-	file           string
-	oldPIN, newPIN *string
-	oldFrom        string // a source of the old PIN, "" for none
-	newFrom        string
-	remove         bool
-	withoutLockout bool
-	quiet          bool
+	file             string
+	oldPIN, newPIN   *string
+	oldFrom, newFrom *string // sources of PINs
+	remove           bool
+	withoutLockout   bool
+	quiet            bool
 }
 
 func newPasswdCmd(g *global) *cobra.Command {
@@ -35,6 +34,7 @@ func newPasswdCmd(g *global) *cobra.Command {
   tpm-agent passwd --pin-from file:old --new-pin-from file:new key.tpm`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.oldPIN, o.newPIN = given(cmd, "old-pin"), given(cmd, "new-pin")
+			o.oldFrom, o.newFrom = given(cmd, "pin-from"), given(cmd, "new-pin-from")
 			if err := o.check(cmd, args); err != nil {
 				return err
 			}
@@ -47,8 +47,8 @@ func newPasswdCmd(g *global) *cobra.Command {
 	f.StringP("old-pin", "P", "", "the old `PIN` (default: asked for)")
 	f.StringP("new-pin", "N", "", "the new `PIN`; empty for none (default: asked for)")
 	f.StringVarP(&o.file, "file", "f", "", "the key `FILE`, if it is not given as an argument")
-	f.StringVar(&o.oldFrom, "pin-from", "", "take the old PIN from `SOURCE`: "+pinSources)
-	f.StringVar(&o.newFrom, "new-pin-from", "", "take the new PIN from `SOURCE`")
+	f.String("pin-from", "", "take the old PIN from `SOURCE`: "+pinSources)
+	f.String("new-pin-from", "", "take the new PIN from `SOURCE`")
 	f.BoolVar(&o.remove, "remove", false, "remove the PIN, as -N ''")
 	f.BoolVar(&o.withoutLockout, "without-lockout", false, "set a PIN also if the TPM's lockout cannot protect it")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but questions and errors")
@@ -137,13 +137,14 @@ func checkNewPIN(pin []byte) error {
 // user, before anything else is read from standard input.
 func (c *pinChange) sources(ctx context.Context, sys system) error {
 	for _, from := range []struct {
-		flag, spec string
-		to         *[]byte
+		flag string
+		spec *string
+		to   *[]byte
 	}{{"--pin-from", c.oldFrom, &c.old}, {"--new-pin-from", c.newFrom, &c.new}} {
-		if from.spec == "" {
+		if from.spec == nil {
 			continue
 		}
-		source, err := sys.parsePINSource(from.spec)
+		source, err := sys.parsePINSource(*from.spec)
 		if err != nil {
 			return fmt.Errorf("%s: %w", from.flag, err)
 		}

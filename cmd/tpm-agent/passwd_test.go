@@ -1,0 +1,415 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/tpm-agent/tpm-agent/internal/parents"
+	"github.com/tpm-agent/tpm-agent/keyfile"
+)
+
+// passwd is one run of passwd on a key of the scene, on a terminal.
+func (s *scene) passwd(key string, args ...string) *seat {
+	s.t.Helper()
+	return sit(s.t, s.command("tpm-agent", append([]string{"passwd", "keys/" + key + ".tpm"}, args...)...))
+}
+
+// secretly answers a question without its being shown.
+func (s *seat) secretly(question, answer string) {
+	s.t.Helper()
+	s.waitFor(question)
+	if s.echoes() {
+		s.t.Errorf("the answer to %q can be seen", question)
+	}
+	s.types(answer + "\n")
+}
+
+// ended waits for the end of the program, and checks its status.
+func (s *seat) ended(want int) {
+	s.t.Helper()
+	_ = s.cmd.Wait()
+	if got := s.cmd.ProcessState.ExitCode(); got != want {
+		s.t.Errorf("exit status %d, want %d; seen %q", got, want, s.seen.String())
+	}
+	if !s.echoes() {
+		s.t.Error("the terminal was left without echo")
+	}
+}
+
+// tried has the TPM sign with a key file of the scene.
+func (s *scene) tried(key, pin string) (string, bool) {
+	s.t.Helper()
+	cmd := s.command("signs", "keys/"+key+".tpm", pin)
+	out, err := cmd.CombinedOutput()
+	return string(out), err == nil
+}
+
+func (s *scene) mustTry(key, pin string) {
+	s.t.Helper()
+	if out, ok := s.tried(key, pin); !ok {
+		s.t.Errorf("%s does not sign: %s", key, out)
+	}
+}
+
+func (s *scene) content(key string) string {
+	s.t.Helper()
+	return string(must(os.ReadFile(filepath.Join(s.keys, key+".tpm"))))
+}
+
+// TestPasswdOnTerminal: wrong PINs are told with the tries that are left, the
+// last one wants a yes, nothing is shown, and each mistake costs one try.
+func TestPasswdOnTerminal(t *testing.T) {
+	s := newScene(t, lockoutParameters{3, 24 * time.Hour}, "")
+	changed := s.wrong(20)
+	s.costs(2, func() {
+		p := s.passwd("id")
+		p.secretly("Enter old PIN for keys/id.tpm (3 tries before the TPM locks): ", s.wrong(8))
+		p.waitFor("wrong PIN (2 tries left before the TPM locks).  Try again.")
+		p.secretly("Enter old PIN for keys/id.tpm (2 tries before the TPM locks): ", s.wrong(8))
+		p.waitFor("wrong PIN (1 try left before the TPM locks).  Try again.")
+		p.waitFor("One try is left. If the PIN is wrong, the TPM takes none for 24 hours, of no key and no program on this machine.")
+		p.waitFor("Type yes to try it: ")
+		p.types("yes\n")
+		p.secretly("Enter old PIN for keys/id.tpm (the last try before the TPM locks): ", s.pin)
+		p.secretly("Enter new PIN (empty for no PIN): ", changed)
+		p.secretly("Enter same PIN again: ", s.wrong(5))
+		p.waitFor("PINs do not match.  Try again.")
+		p.secretly("Enter new PIN (empty for no PIN): ", changed)
+		p.secretly("Enter same PIN again: ", changed)
+		p.waitFor("The PIN of keys/id.tpm was changed.")
+		p.waitFor("with the old PIN.")
+		p.ended(0)
+	})
+	s.mustTry("id", changed)
+	// Without the yes nothing is tried.
+	before := s.content("id")
+	for _, answer := range []string{"y\n", "no\n", "\n", "YES\n"} {
+		s.costs(0, func() {
+			p := s.passwd("id")
+			p.waitFor("Type yes to try it: ")
+			p.types(answer)
+			p.waitFor("the last try before the TPM locks was not used")
+			p.waitFor("hint: nothing was changed; wait 24 hours, and the TPM gives a try back")
+			p.ended(1)
+		})
+	}
+	s.costs(1, func() {
+		p := s.passwd("id")
+		p.waitFor("Type yes to try it: ")
+		p.types("yes\n")
+		p.secretly("Enter old PIN ", s.wrong(8))
+		p.waitFor("wrong PIN; the TPM is locked after too many wrong PINs, of any program on this machine")
+		p.waitFor("the next try is possible in at most 24h0m0s")
+		p.waitFor("tpm2_dictionarylockout --clear-lockout")
+		p.ended(1)
+	})
+	p := s.passwd("id")
+	p.waitFor("the TPM is locked")
+	p.waitFor("hint: wait 24 hours; keys without a PIN go on working")
+	p.ended(1)
+	if s.content("id") != before {
+		t.Error("the key file has changed")
+	}
+}
+
+// TestPasswdRecovers: after the time that it tells, the TPM takes PINs again.
+func TestPasswdRecovers(t *testing.T) {
+	s := newScene(t, lockoutParameters{1, time.Second}, "")
+	p := s.passwd("id")
+	p.waitFor("the TPM takes none for 1 seconds")
+	p.waitFor("Type yes to try it: ")
+	p.types("yes\n")
+	p.secretly("Enter old PIN ", s.wrong(8))
+	p.waitFor("the TPM is locked")
+	p.ended(1)
+	for start := time.Now(); s.counter() > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Since(start) > 30*time.Second {
+			t.Fatal("the TPM stays locked")
+		}
+	}
+	s.mustTry("id", s.pin)
+}
+
+// TestPasswdGivenUp: Ctrl-C and Ctrl-D at each question end it, and change
+// nothing.
+func TestPasswdGivenUp(t *testing.T) {
+	s := newScene(t, patient, "")
+	before := s.content("id")
+	for _, end := range []struct {
+		typed  string
+		status int
+		says   string
+	}{{"\x03", 130, "interrupted"}, {"\x04", 1, "refused at the prompt"}} {
+		for questions := range 3 {
+			p := s.passwd("id")
+			for _, question := range []string{"Enter old PIN for keys/id.tpm (31 tries", "Enter new PIN (empty for no PIN): "}[:questions] {
+				p.secretly(question, s.pin)
+			}
+			p.waitFor([]string{"Enter old PIN", "Enter new PIN", "Enter same PIN again: "}[questions])
+			p.types(end.typed)
+			p.waitFor(end.says)
+			p.ended(end.status)
+		}
+	}
+	if s.content("id") != before || s.counter() != 0 {
+		t.Errorf("something has changed; %d tries", s.counter())
+	}
+	p := s.passwd("id")
+	for range 3 {
+		p.secretly("Enter old PIN", s.wrong(8))
+	}
+	p.waitFor("tpm-agent: changing the PIN of keys/id.tpm: wrong PIN (28 tries left before the TPM locks)")
+	p.ended(1)
+}
+
+// TestPasswdUnprotected: what the lockout cannot protect is said, and a new key
+// offered.
+func TestPasswdUnprotected(t *testing.T) {
+	const question = "Make a new key with a PIN, set the PIN anyway, or stop? (new/anyway/stop) [new]: "
+	t.Run("new", func(t *testing.T) {
+		s := newScene(t, patient, "")
+		before := s.content("plain")
+		p := s.passwd("plain")
+		p.waitFor("keys/plain.tpm was made without a PIN, and is exempt from the TPM's lockout")
+		p.waitFor(question)
+		p.types("new\n")
+		p.waitFor("Enter file in which to save the key (keys/plain-pin): ")
+		p.types("\n")
+		p.secretly("Enter PIN of the new key: ", "")
+		p.secretly("Enter same PIN again: ", "")
+		p.secretly("Enter PIN of the new key: ", s.pin)
+		p.secretly("Enter same PIN again: ", s.pin)
+		p.waitFor("Your identification has been saved in keys/plain-pin.tpm")
+		p.waitFor("keys/plain.tpm is unchanged.")
+		p.waitFor("ssh-copy-id -f -i keys/plain-pin.pub user@host")
+		p.waitFor("rm keys/plain.tpm keys/plain.pub")
+		p.ended(0)
+		if s.content("plain") != before {
+			t.Error("the old key has changed")
+		}
+		s.mustTry("plain-pin", s.pin)
+		key := must(keyfile.ReadFile(filepath.Join(s.keys, "plain-pin.tpm")))
+		if key.EmptyAuth || key.Public.Attributes.Has(keyfile.AttrNoDA) || key.Public.KeyBits != 256 {
+			t.Errorf("the new key: %+v", key.Public)
+		}
+		if public := string(must(os.ReadFile(filepath.Join(s.keys, "plain-pin.pub")))); !strings.HasSuffix(public, " plain@test\n") {
+			t.Errorf("its comment is another one: %s", public)
+		}
+		// Once more: the name is not free any more, nor is one that is typed.
+		p = s.passwd("plain")
+		p.waitFor(question)
+		p.types("\n")
+		p.waitFor("Enter file in which to save the key (keys/plain-pin2): ")
+		p.types("keys/id\n")
+		p.waitFor("keys/id.tpm already exists; no key was made, and nothing was changed")
+		p.ended(1)
+	})
+	t.Run("anyway", func(t *testing.T) {
+		s := newScene(t, patient, "")
+		p := s.passwd("plain")
+		p.waitFor(question)
+		p.types("a\n")
+		p.secretly("Enter new PIN (empty for no PIN): ", s.pin)
+		p.secretly("Enter same PIN again: ", s.pin)
+		p.waitFor("keys/plain.tpm has a PIN now.")
+		p.waitFor("The TPM does not count wrong PINs of this key")
+		p.ended(0)
+		s.mustTry("plain", s.pin)
+		s.costs(0, func() {
+			p := s.passwd("plain")
+			p.secretly("Enter old PIN for keys/plain.tpm: ", s.wrong(8))
+			p.waitFor("wrong PIN.  Try again.")
+			p.secretly("Enter old PIN for keys/plain.tpm: ", s.pin)
+			p.secretly("Enter new PIN (empty for no PIN): ", "")
+			p.secretly("Enter same PIN again: ", "")
+			p.waitFor("keys/plain.tpm has no PIN any more")
+			p.ended(0)
+		})
+	})
+	t.Run("stop", func(t *testing.T) {
+		s := newScene(t, patient, "")
+		before := s.content("plain")
+		p := s.passwd("plain", "-N", s.pin)
+		p.waitFor(question)
+		p.types("s\n")
+		p.waitFor("tpm-agent: changing the PIN of keys/plain.tpm: nothing was changed")
+		p.ended(1)
+		if s.content("plain") != before {
+			t.Error("the key has changed")
+		}
+	})
+}
+
+// TestPasswdCost: a change with the right PINs costs no try, and a wrong one that
+// is given costs one. What crosses the bus is looked at when the scene ends.
+func TestPasswdCost(t *testing.T) {
+	s := newScene(t, patient, "")
+	long := s.wrong(40)
+	s.costs(0, func() {
+		if out, err := s.command("tpm-agent", "passwd", "-P", s.pin, "-N", long, "keys/id.tpm").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	})
+	s.mustTry("id", long)
+	for _, wrong := range []string{s.pin, ""} {
+		s.costs(1, func() {
+			out, err := s.command("tpm-agent", "passwd", "-P", wrong, "-N", s.pin, "keys/id.tpm").CombinedOutput()
+			if status(t, err) != 1 || !strings.Contains(string(out), "wrong PIN (") {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+	s.costs(0, func() {
+		if out, err := s.command("tpm-agent", "passwd", "-P", long, "--remove", "keys/id.tpm").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	})
+	s.mustTry("id", "")
+}
+
+// TestPasswdTPMGone: a TPM that goes away between the questions changes nothing.
+func TestPasswdTPMGone(t *testing.T) {
+	s := newScene(t, patient, "")
+	before := s.content("id")
+	p := s.passwd("id")
+	p.secretly("Enter old PIN ", s.pin)
+	p.waitFor("Enter new PIN ")
+	s.tpm.Kill()
+	p.types(s.pin + "\n")
+	p.secretly("Enter same PIN again: ", s.pin)
+	p.waitFor("tpm-agent: changing the PIN of keys/id.tpm: ")
+	p.ended(1)
+	if s.content("id") != before {
+		t.Error("the key file has changed")
+	}
+	s.tpm.Restart()
+	s.mustTry("id", s.pin)
+}
+
+// TestPasswdChangedMeanwhile: somebody else's change is not overwritten.
+func TestPasswdChangedMeanwhile(t *testing.T) {
+	s := newScene(t, patient, "")
+	p := s.passwd("id")
+	p.secretly("Enter old PIN ", s.pin)
+	p.waitFor("Enter new PIN ")
+	other := s.content("plain")
+	if err := os.WriteFile(filepath.Join(s.keys, "id.tpm"), []byte(other), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.types(s.pin + "\n")
+	p.secretly("Enter same PIN again: ", s.pin)
+	p.waitFor("keys/id.tpm was changed meanwhile")
+	p.waitFor("hint: nothing was changed here")
+	p.ended(1)
+	if s.content("id") != other {
+		t.Error("somebody else's key file was overwritten")
+	}
+}
+
+// TestPasswdRemembers: the storage key is remembered of the new file, in the
+// directory that was named and in the one behind a link.
+func TestPasswdRemembers(t *testing.T) {
+	s := newScene(t, patient, "")
+	if err := os.Symlink("keys/id.tpm", filepath.Join(s.home, "link.tpm")); err != nil {
+		t.Fatal(err)
+	}
+	changed := s.wrong(20)
+	if out, err := s.command("tpm-agent", "passwd", "-P", s.pin, "-N", changed, "link.tpm").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	key := must(keyfile.ReadFile(filepath.Join(s.keys, "id.tpm")))
+	for _, dir := range []string{s.home, s.keys} {
+		known := must(parents.Read(dir))
+		if p, changed := known.Of(parents.KeyOf(s.public, key), ""); p == nil || changed {
+			t.Errorf("%s: remembered is %v, of another file: %v", dir, p, changed)
+		}
+	}
+	s.mustTry("id", changed)
+}
+
+// TestPasswdFullDisk changes PINs on disks with less and less room.
+func TestPasswdFullDisk(t *testing.T) {
+	full, done := 0, 0
+	for pages := range 4 {
+		dir := smallDisk(t, pages+4)
+		home := program(t).Dir
+		run := func(args ...string) (string, error) {
+			cmd := program(t, args...)
+			cmd.Dir, cmd.Env = home, inOneHome(cmd.Env, home)
+			out, err := cmd.CombinedOutput()
+			return string(out), err
+		}
+		path := filepath.Join(dir, "id.tpm")
+		if out, err := run("keygen", "-q", "-N", "old", "-f", filepath.Join(dir, "id")); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		before := must(os.ReadFile(path))
+		fill(t, dir, pages)
+		out, err := run("passwd", "-P", "old", "-N", "new", path)
+		after := must(os.ReadFile(path))
+		switch {
+		case err == nil:
+			done++
+			if bytes.Equal(before, after) {
+				t.Errorf("%d pages: nothing has changed", pages)
+			}
+		case !strings.Contains(out, "no space left on device") || !strings.Contains(out, "nothing was changed"):
+			t.Errorf("%d pages: says %s", pages, out)
+		default:
+			full++
+			if !bytes.Equal(before, after) {
+				t.Errorf("%d pages: it has changed", pages)
+			}
+		}
+		for _, name := range list(t, dir) {
+			if keyfile.IsTemporary(name) {
+				t.Errorf("%d pages: left behind %s", pages, name)
+			}
+		}
+	}
+	if full < 1 || done < 1 {
+		t.Errorf("%d disks were too small, %d were not: the test did not see both", full, done)
+	}
+}
+
+// inOneHome is the environment of a program that shares its home with others.
+func inOneHome(environ []string, home string) []string {
+	return append(environ, "HOME="+home, "XDG_RUNTIME_DIR="+home, "XDG_STATE_HOME="+home)
+}
+
+// TestPasswdInterrupted ends it by SIGINT while it works in a TPM that nobody
+// cleans up.
+func TestPasswdInterrupted(t *testing.T) {
+	s := newScene(t, patient, "")
+	pins := [2]string{s.pin, s.wrong(20)}
+	for delay := time.Duration(0); delay < 40*time.Millisecond; delay += 3 * time.Millisecond {
+		before := s.content("id")
+		cmd := s.command("tpm-agent", "passwd", "-q", "-P", pins[0], "-N", pins[1], "keys/id.tpm")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(delay) // a moment, not an event: any will do
+		_ = cmd.Process.Signal(os.Interrupt)
+		err := cmd.Wait()
+		if s.content("id") != before {
+			pins[0], pins[1] = pins[1], pins[0]
+		} else if err == nil {
+			t.Errorf("after %v: has done nothing, and says nothing", delay)
+		}
+		for _, name := range list(t, s.keys) {
+			if keyfile.IsTemporary(name) {
+				t.Errorf("after %v: left behind %s", delay, name)
+			}
+		}
+		s.mustTry("id", pins[0])
+	}
+	if n := s.counter(); n != 0 {
+		t.Errorf("%d tries", n)
+	}
+}
