@@ -221,10 +221,8 @@ func shorten(line string, longest int) string {
 	for end > 0 && !utf8.RuneStart(line[end]) {
 		end--
 	}
-	for back := 1; back <= 2; back++ { // not inside %0A
-		if line[end-back] == '%' {
-			end -= back
-		}
+	if n := strings.LastIndexByte(line[end-2:end], '%'); n >= 0 { // not inside %0A
+		end += n - 2
 	}
 	return line[:end] + dots
 }

@@ -125,10 +125,9 @@ func run(ctx context.Context, program string, d Dialog, ask func(*talk) error) e
 		d.Grace = 2 * time.Second
 	}
 	p, err := start(ctx, program, d)
-	if err != nil {
-		return fmt.Errorf("%s: %w", program, err)
+	if err == nil {
+		err = p.end(p.dialog(d, ask))
 	}
-	err = p.end(p.dialog(d, ask))
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return cause
 	}
