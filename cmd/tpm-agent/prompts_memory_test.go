@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -46,29 +47,40 @@ func inMemory(t *testing.T, pid int, pin string) (found []string) {
 	return found
 }
 
-// memoryRange is a mapping of a process.
+// memoryRange is a piece of a process's memory.
 type memoryRange struct {
 	start, end uint64
 	name       string
 }
 
-// memoryInUse are those that can be read and have something in them.
+// memoryInUse are the pages of a process that can be read and are there, in
+// runs. The race detector reserves terabytes of others.
 func memoryInUse(t *testing.T, pid int) (all []memoryRange) {
 	t.Helper()
-	var last memoryRange
-	for line := range strings.Lines(string(must(os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))))) {
+	pages := must(os.Open(fmt.Sprintf("/proc/%d/pagemap", pid)))
+	defer pages.Close()
+	size := uint64(os.Getpagesize())
+	for line := range strings.Lines(string(must(os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))))) {
 		words := strings.Fields(line)
-		from, to, isRange := strings.Cut(words[0], "-")
-		switch {
-		case isRange:
-			last = memoryRange{must(strconv.ParseUint(from, 16, 64)), must(strconv.ParseUint(to, 16, 64)), strings.Join(words[5:], " ")}
-			// What the race detector reserves takes terabytes and has no data;
-			// what the kernel maps has none of ours.
-			if words[1][0] != 'r' || last.end-last.start > 1<<32 || strings.HasPrefix(last.name, "[v") {
-				last = memoryRange{}
+		from, to, _ := strings.Cut(words[0], "-")
+		start, end := must(strconv.ParseUint(from, 16, 64)), must(strconv.ParseUint(to, 16, 64))
+		name := strings.Join(words[5:], " ")
+		if words[1][0] != 'r' || strings.HasPrefix(name, "[v") || end-start > 1<<35 {
+			continue
+		}
+		entries := make([]byte, (end-start)/size*8)
+		if _, err := pages.ReadAt(entries, int64(start/size*8)); err != nil {
+			t.Fatal(err)
+		}
+		for at := start; at < end; at += size {
+			entry := binary.LittleEndian.Uint64(entries[(at-start)/size*8:])
+			switch last := len(all) - 1; {
+			case entry>>62 == 0: // neither present nor swapped out
+			case last >= 0 && all[last].end == at && all[last].name == name:
+				all[last].end += size
+			default:
+				all = append(all, memoryRange{at, at + size, name})
 			}
-		case words[0] == "Rss:" && words[1] != "0" && last.end > 0:
-			all = append(all, last)
 		}
 	}
 	return all
