@@ -99,3 +99,48 @@ func TestPromptBus(t *testing.T) {
 		})
 	}
 }
+
+// TestPromptBusOfPasswd: the same for a change of the PIN, the old one wrong at
+// first; from short to long and back.
+func TestPromptBusOfPasswd(t *testing.T) {
+	s := newScene(t, patient, randomPIN(4))
+	for _, n := range []int{32, 33, 100, 4} {
+		next := s.wrong(n) // until it is set
+		s.costs(1, func() {
+			if out, code := s.changePIN(s.wrong(n), next); code == 0 || !strings.Contains(out, "wrong PIN") {
+				t.Errorf("with a wrong PIN: status %d\n%s", code, out)
+			}
+		})
+		s.costs(0, func() {
+			if out, code := s.changePIN(s.pin, next); code != 0 {
+				t.Fatalf("status %d\n%s", code, out)
+			}
+		})
+		s.pin = next
+	}
+	s.costs(0, func() {
+		if out, code := s.changePIN(s.pin, ""); code != 0 {
+			t.Fatalf("removing the PIN: status %d\n%s", code, out)
+		}
+		if out, code := s.changePIN("", s.wrong(20)); code != 0 {
+			t.Fatalf("setting a PIN: status %d\n%s", code, out)
+		}
+	})
+}
+
+// changePIN changes the PIN of the key. Both come from files.
+func (s *scene) changePIN(old, new string) (out string, code int) {
+	s.t.Helper()
+	args := []string{"passwd", filepath.Join(s.keys, "id.tpm")}
+	for option, pin := range map[string]string{"--pin-from": old, "--new-pin-from": new} {
+		if pin != "" {
+			s.write(option, pin+"\n", 0o600)
+			args = append(args, option, "file:"+filepath.Join(s.home, option))
+		}
+	}
+	if new == "" {
+		args = append(args, "--remove")
+	}
+	b, err := s.command("tpm-agent", args...).CombinedOutput()
+	return string(b), status(s.t, err)
+}
