@@ -34,6 +34,11 @@ func FuzzParse(f *testing.F) {
 		if again, err := parseDER(block.Bytes); err != nil || !bytes.Equal(again.Pubkey, k.Pubkey) {
 			t.Fatalf("encoding/pem sees another block in %q", data)
 		}
+		if into, err := k.MarshalInto(data); err == nil {
+			if again, err := Parse(into); err != nil || !bytes.Equal(again.Privkey, k.Privkey) {
+				t.Fatalf("%q, in place of the key in %q: %v", into, data, err)
+			}
+		}
 	})
 }
 
