@@ -413,3 +413,39 @@ func TestPasswdInterrupted(t *testing.T) {
 		t.Errorf("%d tries", n)
 	}
 }
+
+// TestPasswdUnderAgent: an agent that has used the key before takes the new PIN
+// from then on, and the old one no more, also where the file is behind a link.
+func TestPasswdUnderAgent(t *testing.T) {
+	for _, linked := range []bool{false, true} {
+		s := newScene(t, patient, "")
+		if linked {
+			if err := os.Mkdir(filepath.Join(s.home, "elsewhere"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(filepath.Join(s.keys, "id.tpm"), filepath.Join(s.home, "elsewhere", "id.tpm")); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("../elsewhere/id.tpm", filepath.Join(s.keys, "id.tpm")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a := newAskpass(t)
+		d := s.serve(a.env())
+		if _, err := d.asked(a, s.public, "say "+s.pin); err != nil {
+			t.Fatalf("%v\n%s", err, d.logged())
+		}
+		changed := s.wrong(20)
+		s.costs(0, func() {
+			if out, err := s.command("tpm-agent", "passwd", "-P", s.pin, "-N", changed, "keys/id.tpm").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		})
+		s.costs(1, func() {
+			if _, err := d.asked(a, s.public, "say "+s.pin, "say "+changed); err != nil {
+				t.Errorf("linked %v: %v\n%s", linked, err, d.logged())
+			}
+		})
+		d.stop()
+	}
+}

@@ -174,7 +174,8 @@ func (c *pinChange) inTPM(ctx context.Context) (*newKey, error) {
 		return nil, err
 	}
 	key.tried = changed
-	return key, nil
+	key.file, err = changed.File().MarshalInto(c.data)
+	return key, err
 }
 
 // orMissed is err, in the words of what is remembered where it is about a
