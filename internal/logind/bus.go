@@ -16,10 +16,12 @@ import (
 )
 
 // Any user of the machine may send signals to any connection of the system bus,
-// of tens of MiB, with descriptors in them. dbus.Conn reads all that, and never
-// closes the descriptors. So the connection is ours: it throws away what is
-// long, closes what nobody takes, and runs in the goroutine of who uses it. The
-// messages themselves are dbus's.
+// of tens of MiB, with descriptors in them. dbus.Conn (v5.2.4) reads all that,
+// which takes a gigabyte and half a minute, never closes the descriptors, and
+// panics, in a goroutine of its own, when they are in an array. So the connection
+// is ours: it throws away what is long or comes from others than the bus and
+// logind, closes what nobody takes, and runs in the goroutine of who uses it.
+// The messages themselves are dbus's.
 
 const (
 	// maxMessage is how long a message can be that is looked at, in bytes. A
@@ -44,6 +46,7 @@ const (
 type bus struct {
 	conn    *net.UnixConn
 	serial  uint32
+	trusted string // whose messages are wanted beside the bus's: a unique name
 	passed  []int // descriptors that came with the message that is being read
 	control [controlSize]byte
 }
@@ -231,13 +234,14 @@ func (b *bus) receive() (*message, error) {
 	}
 }
 
-// next reads one message; nil is one that cannot be read, or is too long.
+// next reads one message; nil is one that is not wanted, cannot be read, or is
+// too long.
 func (b *bus) next() (*dbus.Message, error) {
 	var head [headLength]byte
 	if _, err := io.ReadFull(b, head[:]); err != nil {
 		return nil, err
 	}
-	length, err := messageLength(head)
+	order, length, err := messageLength(head)
 	switch {
 	case err != nil:
 		return nil, err
@@ -250,31 +254,34 @@ func (b *bus) next() (*dbus.Message, error) {
 	if _, err := io.ReadFull(b, frame[headLength:]); err != nil {
 		return nil, err
 	}
+	if from := sender(frame, order); from != busName && (from == "" || from != b.trusted) {
+		return nil, nil
+	}
 	m, _ := decode(frame, b.passed)
 	return m, nil
 }
 
-// messageLength is what the head of a message says of its whole length.
-func messageLength(head [headLength]byte) (int64, error) {
-	var order binary.ByteOrder
+// messageLength is what the head of a message says of its byte order and of its
+// whole length.
+func messageLength(head [headLength]byte) (order binary.ByteOrder, length int64, err error) {
 	switch head[0] {
 	case 'l':
 		order = binary.LittleEndian
 	case 'B':
 		order = binary.BigEndian
 	default:
-		return 0, fmt.Errorf("the bus sends no message: it starts with the byte %#x", head[0])
+		return nil, 0, fmt.Errorf("the bus sends no message: it starts with the byte %#x", head[0])
 	}
 	body, fields := int64(order.Uint32(head[4:])), int64(order.Uint32(head[12:]))
-	length := headLength + (fields+7)&^7 + body
+	length = headLength + (fields+7)&^7 + body
 	if length > longestMessage {
-		return 0, fmt.Errorf("the bus sends a message of %d bytes", length)
+		return nil, 0, fmt.Errorf("the bus sends a message of %d bytes", length)
 	}
-	return length, nil
+	return order, length, nil
 }
 
-// decode reads a message. What another user of the bus has put into it must not
-// end the program, wherever it leads the code of others.
+// decode reads a message. Whatever is in it must not end the program, wherever
+// it leads the code of others.
 func decode(frame []byte, passed []int) (m *dbus.Message, err error) {
 	defer func() {
 		if v := recover(); v != nil {
