@@ -130,7 +130,8 @@ func TestConfirmTerminal(t *testing.T) {
 			p := New(Options{Terminal: tty.path})
 			done := make(chan error, 1)
 			go func() { done <- confirm(t.Context(), p, agent.Question{Name: "id.tpm", Fingerprint: "SHA256:x"}) }()
-			tty.waitFor("Allow use of key id.tpm?\r\nKey fingerprint SHA256:x. [y/N] ")
+			tty.waitFor("Allow use of key id.tpm?\r\nKey fingerprint SHA256:x.\r\n")
+			tty.waitFor(" [y/N] ")
 			if !tty.echoes() {
 				t.Error("the terminal does not show what is typed")
 			}
@@ -177,35 +178,5 @@ func TestConfirmTerminalTakesTurns(t *testing.T) {
 	tty.types("no\n")
 	if err := <-second; !errors.Is(err, agent.ErrRefused) {
 		t.Errorf("typed before it was asked: %v", err)
-	}
-}
-
-func TestConsent(t *testing.T) {
-	self := agent.Peer{PID: os.Getpid()}
-	by := fmt.Sprintf("%s (process %d)", self.Program(), self.PID)
-	for want, p := range map[string]agent.Question{
-		"Allow use of key me@here?\nKey fingerprint SHA256:x.": {Comment: "me@here", Fingerprint: "SHA256:x", Peer: agent.Peer{PID: -1}},
-		"Allow use of key without a name?\nKey fingerprint SHA256:x.": {
-			Fingerprint: "SHA256:x",
-		},
-		"Allow use of key /k.tpm (me@here)?\nKey fingerprint SHA256:x.\nFor " + by + ", to log in as root@example.org.": {
-			Name: "/k.tpm", Comment: "me@here", Fingerprint: "SHA256:x", Peer: self, Use: agent.Use{User: "root", Host: "example.org"},
-		},
-		"Allow use of key k?\nKey fingerprint SHA256:x.\nFor " + by + ".": {
-			Name: "k", Comment: "k", Fingerprint: "SHA256:x", Peer: self,
-		},
-		"Allow use of key k?\nKey fingerprint SHA256:x.\nTo log in to example.org.": {
-			Name: "k", Fingerprint: "SHA256:x", Use: agent.Use{Host: "example.org"},
-		},
-		"Allow use of key k?\nKey fingerprint SHA256:x.\nTo log in as root.": {
-			Name: "k", Fingerprint: "SHA256:x", Use: agent.Use{User: "root"},
-		},
-		"Allow use of key k[2J (c? Key fingerprint)?\nKey fingerprint SHA256:x.\nTo log in as rootor@example.org.": {
-			Name: "k\x1b[2J\n", Comment: "c?\n Key fingerprint\u202e", Fingerprint: "SHA256:x\a", Use: agent.Use{User: "root\nor", Host: "\x00example.org\r"},
-		},
-	} {
-		if got := consent(agent.ConfirmPrompt{Question: p}); got != want {
-			t.Errorf("got\n%s\nwant\n%s", got, want)
-		}
 	}
 }

@@ -2,121 +2,336 @@ package prompt
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
-	"unicode"
+	"time"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 )
 
-// wording asks for a PIN: for which key, who wants it, and what a wrong answer
-// costs.
-// Everything in it that came from outside (file names, comments, the names of
-// programs) is made harmless first.
+// The texts are lines of at most maxColumns, the most important first. What is
+// in them that came from outside (names of files, users, hosts and programs,
+// comments) is made harmless first: see plain and word. These are the lengths
+// that it may have, in octets; a text has less than maxText.
+const (
+	maxFile      = 46 // fits behind Enter PIN for
+	maxComment   = 40
+	maxUser      = 32
+	maxHost      = 53 // as long as what stands for a host without a name
+	maxProgram   = 17 // the kernel keeps 15
+	maxNamespace = 40
+	maxKeyID     = 32
+	maxPrincipal = 24
+
+	maxText = 840
+)
+
+// wording asks for a PIN: for which key, what for and for whom, and what a
+// wrong answer costs.
 func wording(p agent.AuthPrompt) string {
-	var b strings.Builder
+	var lines []string
 	if p.Retry {
-		b.WriteString("Wrong PIN. ")
-		b.WriteString(tries(p.TriesLeft))
-		b.WriteString("\n")
+		lines = append(lines, fold(append([]string{"Wrong PIN."}, tries(p.TriesLeft)...)...))
 	}
-	fmt.Fprintf(&b, "Enter PIN for %s\n%s", keyName(p.Name, p.Comment), plain(p.Fingerprint))
-	if by := asker(p.Peer); by != "" {
-		fmt.Fprintf(&b, "\nfor %s", by)
-	}
+	lines = append(lines, fold(append([]string{"Enter PIN for"}, keyWords(p.Name, p.Comment)...)...))
+	lines = append(lines, about(p.Question)...)
 	if !p.Retry && p.TriesLeft >= 0 {
-		fmt.Fprintf(&b, "\n%s", tries(p.TriesLeft))
+		lines = append(lines, fold(tries(p.TriesLeft)...))
 	}
-	return b.String()
+	if p.Waiting > 0 {
+		lines = append(lines, waiting(p.Waiting))
+	}
+	return strings.Join(lines, "\n")
 }
 
-// consent asks whether a key may be used: which, who wants it, and where it
-// would log in. It begins with the words of OpenSSH's agent, which users and
-// askpass programs know.
+// consent asks whether a key may be used. It begins with the words of OpenSSH's
+// agent, which users and askpass programs know.
 func consent(p agent.ConfirmPrompt) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "Allow use of key %s?\nKey fingerprint %s.", keyName(p.Name, p.Comment), plain(p.Fingerprint))
-	by, to := asker(p.Peer), target(p.Use.User, p.Use.Host)
-	switch {
-	case by != "" && to != "":
-		fmt.Fprintf(&b, "\nFor %s, to %s.", by, to)
-	case by != "":
-		fmt.Fprintf(&b, "\nFor %s.", by)
-	case to != "":
-		fmt.Fprintf(&b, "\nTo %s.", to)
+	key := keyWords(p.Name, p.Comment)
+	key[len(key)-1] += "?"
+	lines := []string{
+		fold(append([]string{"Allow use of key"}, key...)...),
+		"Key fingerprint " + fingerprint(p.Fingerprint) + ".",
 	}
-	return b.String()
+	p.Fingerprint = "" // has been said
+	for _, line := range about(p.Question) {
+		lines = append(lines, strings.ToUpper(line[:1])+line[1:])
+	}
+	return strings.Join(lines, "\n")
 }
 
 // lastTry asks whether to risk a lockout.
 func lastTry(p agent.AuthPrompt) string {
-	return fmt.Sprintf("One more wrong PIN locks the TPM: it then takes no PIN of any key for some time.\nEnter the PIN for %s all the same?", keyName(p.Name, p.Comment))
+	return strings.Join(append([]string{
+		"One more wrong PIN locks the TPM.",
+		"It then takes no PIN for minutes or hours, of any key, nor",
+		"from other programs: unlocking a disk by PIN, for instance.",
+		fold(append([]string{"Try the PIN of"}, append(keyWords(p.Name, p.Comment), "all the same?")...)...),
+	}, about(p.Question)...), "\n")
 }
 
-// keyName names a key by its file and its comment, or by what it has of them.
-func keyName(file, comment string) string {
-	file, comment = plain(file), plain(comment)
-	switch {
-	case file == "" && comment == "":
-		return "without a name"
-	case file == "":
-		return comment
-	case comment == "" || comment == file:
-		return file
+// notice tells what no answer is wanted to.
+func notice(n agent.Notice) string { return noticeAt(n, time.Now()) }
+
+func noticeAt(n agent.Notice, now time.Time) string {
+	lines := []string{sentence(n.Text)}
+	if n.Lockout {
+		lines = locked(n.Wait, now)
 	}
-	return file + " (" + comment + ")"
+	lines = append(lines, fold(append([]string{"Key:"}, keyWords(n.Name, n.Comment)...)...))
+	return strings.Join(append(lines, about(n.Question)...), "\n")
 }
 
-// target says where a login goes.
-func target(user, host string) string {
-	user, host = plain(user), plain(host)
-	switch {
-	case user != "" && host != "":
-		return "log in as " + user + "@" + host
-	case host != "":
-		return "log in to " + host
-	case user != "":
-		return "log in as " + user
+// sentence folds a text of ours, in which there may be something of others.
+func sentence(text string) string {
+	words := strings.Fields(plain(strings.ReplaceAll(text, "\n", " ")))
+	for i, w := range words {
+		words[i] = cutEnd(w, maxColumns-len("  "))
 	}
-	return ""
+	return fold(words...)
+}
+
+// locked tells of a lockout, for how long it is, and the ways out of it.
+func locked(wait time.Duration, now time.Time) []string {
+	lines := []string{"The TPM is locked: there were too many wrong PINs."}
+	if wait > 0 {
+		lines = append(lines, fold("It takes the next one in", duration(wait)+",", clock(now.Add(wait), now)+"."))
+	}
+	return append(lines,
+		"Keys without a PIN go on working. Restarting the machine",
+		"does not help; who has the TPM's lockout password can end",
+		"it at once: tpm2_dictionarylockout --clear-lockout",
+	)
+}
+
+// duration is rounded up: what is tried too early is refused.
+func duration(d time.Duration) string {
+	switch seconds, minutes, hours := up(d, time.Second), up(d, time.Minute), up(d, time.Hour); {
+	case seconds < 100:
+		return number(seconds, "second")
+	case minutes < 100:
+		return number(minutes, "minute")
+	case hours < 49:
+		return number(hours, "hour")
+	}
+	return number(up(d, 24*time.Hour), "day")
+}
+
+func up(d, unit time.Duration) int64 { return int64((d + unit - 1) / unit) }
+
+func number(n int64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// clock is a time of day, and the day if it is not today.
+func clock(t, now time.Time) string {
+	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
+		return t.Format("at 15:04")
+	}
+	return t.Format("on January 2 at 15:04")
 }
 
 // tries says how often one may still be wrong.
-func tries(left int) string {
+func tries(left int) []string {
 	switch {
 	case left < 0:
-		return "Every wrong PIN counts towards the TPM's lockout."
+		return nil
+	case left == 0:
+		return []string{"The TPM has locked itself."}
 	case left == 1:
-		return "1 try left before the TPM locks itself."
+		return []string{"This is the last try", "before the TPM locks itself."}
 	}
-	return fmt.Sprintf("%d tries left before the TPM locks itself.", left)
+	return []string{fmt.Sprintf("%d tries left", left), "before the TPM locks itself."}
 }
 
-// asker names the process that asks, by its name and number. A process can
-// choose its own name, so this is help and no proof.
-func asker(p agent.Peer) string {
-	name := plain(p.Program())
+func waiting(others int) string {
+	if others == 1 {
+		return "The answer also serves another request for this key."
+	}
+	return fmt.Sprintf("The answer also serves %d other requests for this key.", others)
+}
+
+// keyName names a key by its file and its comment, or by what it has of them.
+func keyName(file, comment string) string { return strings.Join(keyWords(file, comment), " ") }
+
+func keyWords(file, comment string) []string {
+	file, comment = shortFile(file), label(comment)
 	switch {
-	case name != "":
-		return fmt.Sprintf("%s (process %d)", name, p.PID)
-	case p.PID > 0:
-		return fmt.Sprintf("process %d", p.PID)
+	case file == "" && comment == "":
+		return []string{"without a name"}
+	case file == "":
+		return []string{comment}
+	case comment == "":
+		return []string{word(file, maxFile, cutBegin)}
 	}
-	return ""
+	return []string{word(file, maxFile, cutBegin), "(" + comment + ")"}
 }
 
-// plain keeps what can be printed and drops the rest: control characters, which
-// steer terminals, and the invisible ones that turn the direction of writing,
-// which make a name look like another. Long texts are cut.
-func plain(s string) string {
-	const longest = 256
-	kept := strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(s, "\uFFFD"))
-	if runes := []rune(kept); len(runes) > longest {
-		kept = string(runes[:longest]) + "…"
+// shortFile is how a user writes the name of a file.
+func shortFile(name string) string {
+	name = printable(name)
+	home, err := os.UserHomeDir()
+	if err != nil || home == "/" {
+		return name
 	}
-	return kept
+	if rest, below := strings.CutPrefix(name, filepath.Clean(home)+"/"); below {
+		return "~/" + rest
+	}
+	return name
+}
+
+// label is a comment. Unlike a word it may have blanks in it: it stands at the
+// end of what is said, or in parentheses.
+func label(comment string) string {
+	comment = cutEnd(strings.Join(strings.Fields(printable(comment)), " "), maxComment)
+	if strings.ContainsFunc(comment, func(r rune) bool { return !nameRune(r) && !strings.ContainsRune(" @,…", r) }) {
+		return quoted(comment)
+	}
+	return comment
+}
+
+// about says what a key is wanted for, and by whom.
+func about(q agent.Question) (lines []string) {
+	for _, line := range []string{fingerprint(q.Fingerprint), forwarded(q.Use), purpose(q.Use), asker(q)} {
+		if line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+func fingerprint(sum string) string { return cutEnd(printable(sum), maxHost) }
+
+// forwarded says from where a request came if it is not from here. The host
+// that it came from is the last one; what is between is as good as what the
+// nearer ones say of it.
+func forwarded(u agent.Use) string {
+	switch {
+	case !u.Forwarded:
+		return ""
+	case len(u.Via) == 0 || len(u.Via) == 1 && u.Via[0] == "":
+		return "perhaps FORWARDED: the host did not prove who it is"
+	}
+	words := []string{"FORWARDED from", hostWord(u.Via[len(u.Via)-1])}
+	if between := len(u.Via) - 2; between > 0 {
+		words = append(words, "via", number(int64(between), "other host"), "and", hostWord(u.Via[0]))
+	} else if between == 0 {
+		words = append(words, "via", hostWord(u.Via[0]))
+	}
+	return fold(words...)
+}
+
+func hostWord(name string) string {
+	if name == "" {
+		return "an unproven host"
+	}
+	return word(name, maxHost, cutBegin)
+}
+
+// purpose says what is to be signed.
+func purpose(u agent.Use) string {
+	switch u.Kind {
+	case agent.UseLogin:
+		return fold(loginWords(u)...)
+	case agent.UseSignature:
+		return fold(signatureWords(u.Namespace)...)
+	case agent.UseCertificate:
+		return fold(certificateWords(u)...)
+	case agent.UseUnlock:
+		return "to have it ready for later use"
+	}
+	return "to sign data that is neither a login nor an SSH signature"
+}
+
+func loginWords(u agent.Use) []string {
+	words := []string{"to log in"}
+	if u.User != "" {
+		words = []string{"to log in as", word(u.User, maxUser, cutEnd)}
+	}
+	switch {
+	case u.Host != "" && u.User != "":
+		return atHost(words[0], words[1], hostWord(u.Host))
+	case u.Host != "":
+		return append(words, "to", hostWord(u.Host))
+	case u.HostKey != "":
+		return append(words, "to a host of unknown name,", "whose key is", fingerprint(u.HostKey))
+	}
+	return append(words, "(ssh did not say to which host)")
+}
+
+// atHost writes user@host, in two words if one does not fit in a line.
+func atHost(as, user, host string) []string {
+	if columns(user)+columns(host)+len("  @") > maxColumns {
+		return []string{as, user + "@", host}
+	}
+	return []string{as, user + "@" + host}
+}
+
+// signatureWords names what git and ssh-keygen sign by what it is; a verifier
+// takes nothing else from that namespace.
+func signatureWords(namespace string) []string {
+	switch namespace {
+	case "git":
+		return []string{"to sign a commit, tag or push", "(namespace git)"}
+	case "file":
+		return []string{"to sign a file", "(namespace file)"}
+	}
+	return []string{"to sign data", "of the namespace", word(namespace, maxNamespace, cutEnd)}
+}
+
+func certificateWords(u agent.Use) []string {
+	words := []string{"to certify a user's key, for"}
+	if u.HostCert {
+		words = []string{"to certify a host's key, for"}
+	}
+	const shown = 3
+	for i, name := range u.Principals {
+		if i == shown {
+			words = append(words, fmt.Sprintf("and %d more", len(u.Principals)-shown))
+			break
+		}
+		end := ","
+		if i == len(u.Principals)-1 {
+			end = ""
+		}
+		words = append(words, word(name, maxPrincipal, cutEnd)+end)
+	}
+	if len(u.Principals) == 0 {
+		words = append(words, "ANY name")
+	}
+	if u.KeyID != "" {
+		words = append(words, "(key ID "+word(u.KeyID, maxKeyID, cutEnd)+")")
+	}
+	return words
+}
+
+// asker names the processes that ask. They choose their names themselves, so
+// this is help and no proof.
+func asker(q agent.Question) string {
+	preposition := "for"
+	if q.Use.Forwarded && len(q.Use.Via) > 0 && q.Use.Via[0] != "" {
+		preposition = "over" // the one that forwards
+	}
+	return processes(preposition, q.Peer.Chain(), q.Peer.PID)
+}
+
+func processes(preposition string, names []string, pid int) string {
+	switch {
+	case pid <= 0:
+		return ""
+	case len(names) == 0:
+		return fmt.Sprintf("%s process %d", preposition, pid)
+	}
+	words := []string{preposition}
+	for i, name := range names {
+		if i > 0 {
+			words = append(words, "<")
+		}
+		words = append(words, word(name, maxProgram, cutEnd))
+	}
+	return fold(append(words, fmt.Sprintf("(process %d)", pid))...)
 }
