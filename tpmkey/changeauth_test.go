@@ -167,7 +167,7 @@ func TestChangeAuthOfAllKinds(t *testing.T) {
 				h = crypto.SHA512
 			}
 			key := f.key(t, before)
-			for _, pin := range []string{"new", strings.Repeat("long", 20), ""} {
+			for _, pin := range []string{"new", strings.Repeat("x", 40), strings.Repeat("long", 20), ""} {
 				changed := f.mustChange(t, key, old, pin)
 				sameButPIN(t, before, changed.File(), pin == "")
 				mustSign(t, changed, pin, h)

@@ -449,3 +449,59 @@ func TestPasswdUnderAgent(t *testing.T) {
 		d.stop()
 	}
 }
+
+// TestPasswdHints: some programs say that a key has no PIN, or that it has one,
+// and are wrong. What is tried to find out costs nothing, or one try.
+func TestPasswdHints(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		key  string
+		cost int
+		args []string
+	}{
+		{"a PIN that is denied", "id", 1, []string{"-P", "old"}},
+		{"no PIN where one is said to be", "plain", 0, []string{"--without-lockout"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newScene(t, patient, "")
+			path := filepath.Join(s.keys, test.key+".tpm")
+			key := must(keyfile.ReadFile(path))
+			key.EmptyAuth = !key.EmptyAuth
+			if err := os.WriteFile(path, must(key.Marshal()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for i, arg := range test.args {
+				if arg == "old" {
+					test.args[i] = s.pin
+				}
+			}
+			changed := s.wrong(20)
+			s.costs(test.cost, func() {
+				if out, err := s.command("tpm-agent", append([]string{"passwd", "-N", changed, path}, test.args...)...).CombinedOutput(); err != nil {
+					t.Errorf("%v: %s", err, out)
+				}
+			})
+			s.mustTry(test.key, changed)
+			if must(keyfile.ReadFile(path)).EmptyAuth {
+				t.Error("the new file says that there is no PIN")
+			}
+		})
+	}
+}
+
+// TestPasswdReadOnlyDisk: that the file cannot be replaced is found out before
+// anybody is asked for a PIN.
+func TestPasswdReadOnlyDisk(t *testing.T) {
+	dir := smallDisk(t, 4)
+	cmd := program(t, "keygen", "-q", "-N", "old", "-f", filepath.Join(dir, "id"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	out, err := program(t, "passwd", filepath.Join(dir, "id.tpm")).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "id.tpm: read-only file system") || !strings.Contains(string(out), "hint: the file system is mounted read-only") || strings.Contains(string(out), "Enter") {
+		t.Errorf("%v, says %s", err, out)
+	}
+}

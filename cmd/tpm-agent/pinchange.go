@@ -117,7 +117,7 @@ func (c *pinChange) mayReplace() error {
 	}
 	dir := filepath.Dir(c.target)
 	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
-		return &fs.PathError{Op: "write in", Path: dir, Err: err}
+		return &fs.PathError{Op: "replace", Path: c.target, Err: err}
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"github.com/tpm-agent/tpm-agent/keyfile"
@@ -68,7 +69,7 @@ func (c *pinChange) makeInstead(ctx context.Context) error {
 		err = checkName(file)
 	}
 	if err == nil {
-		err = free(file+".tpm", file+".pub", file)
+		err = errors.Join(free(file+".tpm", file+".pub", file), ready(c.sys, filepath.Dir(file)))
 	}
 	if err == nil {
 		err = c.askNewNotEmpty(ctx)
