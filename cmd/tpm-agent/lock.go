@@ -46,7 +46,7 @@ func runLock(cmd *cobra.Command, sys system, socket string) error {
 	switch {
 	case errors.Is(err, agent.ErrNotOwner):
 		return withHint(fmt.Errorf("forgetting PINs: the agent at %s does not know how, or not over this connection", plain(c.path)),
-			"is it tpm-agent? (--socket PATH chooses another.) One that is reached through ssh -A does not do that")
+			"is it tpm-agent? (--socket PATH chooses another.) One that is reached through ssh -A does not do this")
 	case err != nil:
 		return c.failed(ctx, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,7 +18,9 @@ type givenPINs struct{ keys keyOptions[*givenPIN] }
 // descriptor is kept.
 type givenPIN struct {
 	source *pinSource
-	held   []byte // memory that is locked, and not Go's
+
+	mu   sync.Mutex
+	held []byte // memory that is locked, and not Go's; nil when it is wiped
 }
 
 // cutPINSource takes KEY=SOURCE apart. Both may have a path in them, with any
@@ -77,6 +80,14 @@ func (g *givenPINs) descriptors(fd int) (n int) {
 	return n
 }
 
+// withoutDescriptors refuses what an agent in the background cannot have.
+func (g *givenPINs) withoutDescriptors() error {
+	if g.descriptors(-1) > 0 {
+		return withHint(usage("--pin-from fd:N cannot be used with --fork, which passes no descriptors on"), "file:PATH or credential:NAME can be")
+	}
+	return nil
+}
+
 // hold reads the descriptors, which nobody can do later. It is to be called
 // when this process is closed to others.
 func (g givenPINs) hold(ctx context.Context) error {
@@ -91,13 +102,20 @@ func (g givenPINs) hold(ctx context.Context) error {
 // wipe overwrites what was held.
 func (g givenPINs) wipe() (err error) {
 	for _, o := range g.keys {
-		if held := o.value.held; held != nil {
-			clear(held)
-			o.value.held = nil
-			err = errors.Join(err, unix.Munmap(held[:cap(held)]))
-		}
+		err = errors.Join(err, o.value.wipe())
 	}
 	return err
+}
+
+func (p *givenPIN) wipe() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	held := p.held
+	if p.held = nil; held == nil {
+		return nil
+	}
+	clear(held)
+	return unix.Munmap(held)
 }
 
 // of is the PIN of a key, if one is given: see agent.Config.GivenPIN.
@@ -107,6 +125,8 @@ func (g givenPINs) of(file, fingerprint string) (pin []byte, version string, err
 	case !ok:
 		return nil, "", nil
 	case given.source.once():
+		given.mu.Lock()
+		defer given.mu.Unlock()
 		return bytes.Clone(given.held), given.source.spec, nil
 	}
 	return given.source.read(context.Background()) // a regular file
@@ -132,6 +152,8 @@ func (p *givenPIN) hold(ctx context.Context) error {
 	_ = unix.Mlock(held)
 	_ = unix.Madvise(held, unix.MADV_DONTDUMP)
 	copy(held, pin)
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.held = held
 	return nil
 }

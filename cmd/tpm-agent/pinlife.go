@@ -77,7 +77,7 @@ func (l pinLives) of(file, fingerprint string) time.Duration {
 // pinLifeWords says a life as one reads it.
 func pinLifeWords(life time.Duration) string {
 	if life == agent.Forever {
-		return "until it is forgotten"
+		return "until it is told to forget"
 	}
 	return "for " + duration(life)
 }

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -13,7 +11,6 @@ import (
 	sshagent "golang.org/x/crypto/ssh/agent"
 
 	"github.com/tpm-agent/tpm-agent/agent"
-	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 type unlockOptions struct {
@@ -112,8 +109,7 @@ func (u *unlocking) all(ctx context.Context, names []string) error {
 	for _, name := range names {
 		err := u.one(ctx, name)
 		errs = append(errs, err)
-		var locked *agent.LockedOutError
-		if errors.Is(err, agent.ErrNotOwner) || errors.As(err, &locked) || errors.Is(err, agent.ErrRefused) || ctx.Err() != nil {
+		if errors.Is(err, agent.ErrNotOwner) || errors.Is(err, agent.ErrRefused) || ctx.Err() != nil {
 			break // it will be so for all
 		}
 	}
@@ -128,21 +124,21 @@ func (u *unlocking) one(ctx context.Context, name string) error {
 	}
 	status, err := u.status(ctx, blob)
 	switch {
-	case err != nil:
-		return u.failed(ctx, name, err)
-	case !status.NeedsPIN:
+	case errors.Is(err, agent.ErrNoPIN):
 		fmt.Fprintf(u.sys.stderr, "%s needs no PIN.\n", plain(name))
 		return nil
-	case status.Wait > 0 || status.TriesLeft == 0:
-		return u.failed(ctx, name, &agent.LockedOutError{Wait: status.Wait})
+	case err != nil:
+		return u.failed(ctx, name, blob, err)
+	case status.TriesLeft == 0:
+		return u.failed(ctx, name, blob, &agent.LockedOutError{Wait: status.Wait})
 	}
 	if status.Remembered {
-		fmt.Fprintf(u.sys.stderr, "The agent remembers a PIN of %s; the new one takes its place.\n", plain(name))
+		fmt.Fprintf(u.sys.stderr, "The agent remembers the PIN of %s already; this one takes its place.\n", plain(name))
 	}
 	t := &pinTries{unlocking: u, name: name, blob: blob, left: status.TriesLeft}
 	defer t.wipe()
 	if err := t.run(ctx); err != nil {
-		return u.failed(ctx, name, err)
+		return u.failed(ctx, name, blob, err)
 	}
 	u.report(name)
 	return nil
@@ -188,12 +184,38 @@ func (u *unlocking) list(ctx context.Context) error {
 	return err
 }
 
+// status is what the agent knows of the key. That it needs no PIN is ErrNoPIN,
+// and certain: what the file says of that is a hint, so the key itself is asked
+// by an empty PIN, which is none.
 func (u *unlocking) status(ctx context.Context, blob []byte) (agent.KeyStatus, error) {
+	s, err := u.askStatus(ctx, blob)
+	switch {
+	case err != nil || s.NeedsPIN:
+		return s, err
+	case s.TriesLeft == 0 || s.TriesLeft == 1:
+		return s, agent.ErrNoPIN // to be certain is not worth the last try
+	}
+	if err := u.give(ctx, blob, nil); errors.Is(err, agent.ErrNoPIN) || errors.Is(err, agent.ErrNoKey) {
+		return s, err
+	}
+	return u.askStatus(ctx, blob)
+}
+
+func (u *unlocking) askStatus(ctx context.Context, blob []byte) (agent.KeyStatus, error) {
 	answer, err := u.client.askTPM(ctx, (&agent.StatusRequest{Blob: blob}).Marshal())
 	if err != nil {
 		return agent.KeyStatus{}, err
 	}
 	return agent.ParseStatusAnswer(answer)
+}
+
+// wait is how long a lockout lasts; 0 if that is not known.
+func (u *unlocking) wait(ctx context.Context, blob []byte) time.Duration {
+	s, err := u.askStatus(ctx, blob)
+	if err != nil {
+		return 0
+	}
+	return s.Wait
 }
 
 // give has the agent try a PIN.
@@ -208,23 +230,28 @@ func (u *unlocking) give(ctx context.Context, blob, pin []byte) error {
 }
 
 // failed explains why a key was not unlocked.
-func (u *unlocking) failed(ctx context.Context, name string, err error) error {
+func (u *unlocking) failed(ctx context.Context, name string, blob []byte, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	failed := fmt.Errorf("unlocking %s: %w", plain(name), err)
 	var locked *agent.LockedOutError
+	var wrong *agent.WrongPINError
 	switch {
+	case errors.As(err, &wrong) && wrong.TriesLeft == 0:
+		return withHint(fmt.Errorf("unlocking %s: wrong PIN, and the TPM has locked itself", plain(name)), "%s", lockoutHint(u.wait(ctx, blob)))
 	case errors.Is(err, agent.ErrNotOwner):
 		return withHint(fmt.Errorf("unlocking %s at %s: %w", plain(name), plain(u.client.path), err), "%s", notOwnerHint)
 	case errors.As(err, &locked):
 		return withHint(failed, "%s", lockoutHint(locked.Wait))
+	case errors.Is(err, agent.ErrNoKey):
+		return withHint(failed, "ssh-add -l lists what the agent has; tpm-agent add FILE gives it a key")
 	}
 	return failed
 }
 
 // notOwnerHint is for agents that do not take what is for their owner only.
-const notOwnerHint = "is it tpm-agent? (--socket PATH chooses another.) One that is locked takes none (ssh-add -X unlocks it), nor one that is reached through ssh -A"
+const notOwnerHint = "is it tpm-agent? (--socket PATH chooses another.) One that is locked does not do this (ssh-add -X unlocks it), nor one that is reached through ssh -A"
 
 // lockoutHint is the way out of a lockout.
 func lockoutHint(wait time.Duration) string {
@@ -237,108 +264,11 @@ func lockoutHint(wait time.Duration) string {
 
 // report says for how long the agent remembers.
 func (u *unlocking) report(name string) {
-	life := "until it is forgotten, or for as long as the agent's --pin-ttl says"
+	life := "for its --pin-ttl, if it has one, or until it is told to forget"
 	if u.ttl != 0 {
 		life = pinLifeWords(u.ttl)
 	}
-	fmt.Fprintf(u.sys.stderr, "The PIN of %s is right. The agent remembers it %s.\n", plain(name), life)
+	fmt.Fprintf(u.sys.stderr, "The PIN of %s is right.\n", plain(name))
+	fmt.Fprintf(u.sys.stderr, "The agent remembers it %s.\n", life)
 	fmt.Fprintln(u.sys.stderr, "tpm-agent lock, ssh-add -x, SIGUSR1, suspend and screen lock make it forget.")
-}
-
-// unlockTries is how often a person is asked for the PIN of one key.
-const unlockTries = 3
-
-// pinTries is the dialog about one key.
-type pinTries struct {
-	*unlocking
-	name  string
-	blob  []byte
-	left  int      // tries before the lockout; -1: not known
-	wrong [][]byte // not to be tried again
-}
-
-func (t *pinTries) run(ctx context.Context) error {
-	if t.given != nil {
-		if t.left == 1 {
-			return withHint(errors.New("one try is left before the TPM locks itself, and that is not spent unasked"),
-				"without --pin-from you are asked: tpm-agent unlock %s", shQuote(t.name))
-		}
-		return t.give(ctx, t.blob, t.given)
-	}
-	fmt.Fprintln(t.sys.stderr, triesWords(t.left))
-	for n := 1; ; n++ {
-		err := t.try(ctx)
-		var wrong *agent.WrongPINError
-		if !errors.As(err, &wrong) || n == unlockTries || wrong.TriesLeft == 0 {
-			return err
-		}
-		t.left = wrong.TriesLeft
-		fmt.Fprintf(t.sys.stderr, "Wrong PIN. %s\n", triesWords(t.left))
-	}
-}
-
-// try asks once, and gives what was typed to the agent if that makes sense.
-func (t *pinTries) try(ctx context.Context) error {
-	if t.left == 1 {
-		if err := t.lastTry(ctx); err != nil {
-			return err
-		}
-	}
-	pin, err := t.ask(ctx)
-	if err != nil {
-		return err
-	}
-	if slices.ContainsFunc(t.wrong, func(w []byte) bool { return bytes.Equal(w, pin) }) {
-		clear(pin)
-		return &agent.WrongPINError{TriesLeft: t.left} // and is still
-	}
-	t.wrong = append(t.wrong, pin) // if it is right it is forgotten with the others
-	return t.give(ctx, t.blob, pin)
-}
-
-func (t *pinTries) wipe() {
-	for _, w := range t.wrong {
-		clear(w)
-	}
-}
-
-func (t *pinTries) ask(ctx context.Context) ([]byte, error) {
-	for {
-		pin, err := prompt.ReadPIN(ctx, terminal, fmt.Sprintf("Enter PIN for %s: ", plain(t.name)))
-		if err != nil {
-			return nil, noTerminal(err)
-		}
-		if len(pin) > 0 {
-			return pin, nil
-		}
-		fmt.Fprintln(t.sys.stderr, "The key has a PIN, and none was typed. Ctrl-C ends this.")
-	}
-}
-
-// lastTry asks whether the TPM may be locked by a mistake.
-func (t *pinTries) lastTry(ctx context.Context) error {
-	fmt.Fprint(t.sys.stderr, lastTryWords)
-	answer, err := readTerminal(ctx, "Type yes to try all the same: ")
-	switch {
-	case err != nil:
-		return noTerminal(err)
-	case string(bytes.TrimSpace(answer)) != "yes":
-		return fmt.Errorf("the last try is left: %w", agent.ErrRefused)
-	}
-	return nil
-}
-
-const lastTryWords = `This is the last try before the TPM locks itself. After one more wrong PIN it takes
-none for some time, not even right ones, for any key. Keys without a PIN go on.
-`
-
-// triesWords says how often one may still be wrong.
-func triesWords(left int) string {
-	switch {
-	case left < 0:
-		return "Every wrong PIN counts towards the TPM's lockout."
-	case left == 1:
-		return "1 try left before the TPM locks itself."
-	}
-	return fmt.Sprintf("%d tries left before the TPM locks itself.", left)
 }

@@ -127,7 +127,9 @@ func printRefusals(w io.Writer, refusals []agent.Refusal) error {
 		entry(&b, "key", key)
 		entry(&b, "", print)
 		entry(&b, "by", programWords(r))
-		entry(&b, "because", oneLine(r.Detail))
+		if r.Detail != r.Cause {
+			entry(&b, "because", oneLine(r.Detail))
+		}
 		entry(&b, "hint", refusalHint(r))
 	}
 	_, err := io.WriteString(w, b.String())

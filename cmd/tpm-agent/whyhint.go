@@ -67,7 +67,7 @@ func constraintHint(cause agent.Cause) string {
 	case agent.CauseExpired:
 		return "have the certificate renewed; put beside the key file it is taken at once"
 	case agent.CauseRemoved, agent.CauseUnknownKey:
-		return "ssh-add -l lists what the agent has. A key of its directories that was removed comes back with SIGHUP, one that was added with tpm-agent add or ssh-add"
+		return "ssh-add -l lists what the agent has. A key of its directories that was removed comes back with SIGHUP; others are added again (tpm-agent add, ssh-add)"
 	case agent.CauseRemote:
 		return "ask on the machine where the agent runs"
 	case agent.CauseNoSoftware:
