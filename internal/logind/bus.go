@@ -47,7 +47,7 @@ type bus struct {
 	conn    *net.UnixConn
 	serial  uint32
 	trusted string // whose messages are wanted beside the bus's: a unique name
-	passed  []int // descriptors that came with the message that is being read
+	passed  []int  // descriptors that came with the message that is being read
 	control [controlSize]byte
 }
 

@@ -62,7 +62,7 @@ func FuzzMessages(f *testing.F) {
 			io.Copy(io.Discard, other)
 		}()
 		w := &watcher{Options: Options{UID: ownUID, Log: quiet()}, forget: func(string) { forgotten++ }, asleep: sleptSoFar().most}
-		l := &link{watcher: w, bus: b, pending: make(map[uint32]pending)}
+		l := &link{watcher: w, bus: b, pending: make(map[uint32]request)}
 		l.setOwner(owner)
 		l.ifOurs(path, l.screenLocked)
 		ours := false

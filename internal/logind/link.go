@@ -33,9 +33,14 @@ var rules = [...]string{
 }
 
 const (
-	// mostPending is how many answers may be outstanding. Who lets it come to
-	// that does not answer any more.
-	mostPending = 256
+	// mostPending is how many answers are outstanding at a time. A dbus-daemon
+	// allows 128.
+	mostPending = 16
+
+	// mostWaiting is how many calls wait for that: a screen lock for every
+	// session of a large machine, and some more. Who lets it come to that does
+	// not answer any more.
+	mostWaiting = 4096
 
 	// mostLocked is how many locked sessions are kept in mind. It takes
 	// sessions that end while they are locked to get there.
@@ -64,17 +69,19 @@ type link struct {
 	*watcher
 	bus     *bus
 	owner   string // the unique name of logind; "": there is none
-	pending map[uint32]pending
+	pending map[uint32]request
+	waiting []request
 	err     error // why the link is of no more use
 
 	inhibitor *os.File // makes the machine wait for us before it sleeps
 	sleeping  bool     // it has told that it is about to
 }
 
-// pending is a call without an answer so far.
-type pending struct {
-	method string
+// request is a call without an answer so far.
+type request struct {
+	*dbus.Message
 	to     string
+	method string
 	done   func(*message)
 }
 
@@ -90,7 +97,7 @@ func (w *watcher) once(ctx context.Context) error {
 	if err := b.open(); err != nil {
 		return err
 	}
-	l := &link{watcher: w, bus: b, pending: make(map[uint32]pending)}
+	l := &link{watcher: w, bus: b, pending: make(map[uint32]request)}
 	defer l.setOwner("")
 	w.back()
 	l.begin()
@@ -118,21 +125,33 @@ func (l *link) begin() {
 	}, loginName)
 }
 
-// call calls a method. done gets the answer, if it is not an error.
+// call calls a method, in its turn. done gets the answer; instead of an error it
+// gets one with nothing in it.
 func (l *link) call(to string, path dbus.ObjectPath, method string, done func(*message), args ...any) {
-	if l.err != nil {
-		return
-	}
-	if len(l.pending) >= mostPending {
+	if len(l.waiting) >= mostWaiting {
 		l.err = errors.New("too many calls have no answer")
 		return
 	}
-	serial, err := l.bus.send(call(to, path, method, args...))
-	if err != nil {
-		l.err = err
-		return
+	l.waiting = append(l.waiting, request{call(to, path, method, args...), to, method, done})
+	l.proceed()
+}
+
+// proceed makes the calls whose turn has come. Those to a logind that is not
+// there any more are left out.
+func (l *link) proceed() {
+	for len(l.waiting) > 0 && len(l.pending) < mostPending && l.err == nil {
+		r := l.waiting[0]
+		l.waiting = l.waiting[1:]
+		if r.to != busName && r.to != l.owner {
+			continue
+		}
+		serial, err := l.bus.send(r.Message)
+		if err != nil {
+			l.err = err
+			return
+		}
+		l.pending[serial] = r
 	}
-	l.pending[serial] = pending{method, to, done}
 }
 
 // get asks logind for a property.
@@ -158,19 +177,20 @@ func (l *link) handle(m *message) {
 // answer goes to the call that it belongs to. The bus answers for those who
 // leave it.
 func (l *link) answer(m *message) {
-	p, ok := l.pending[m.answers()]
+	r, ok := l.pending[m.answers()]
 	sender := m.text(dbus.FieldSender)
-	if !ok || sender != p.to && sender != busName {
+	if !ok || sender != r.to && sender != busName {
 		return
 	}
 	delete(l.pending, m.answers())
 	if err := m.failure(); err != nil {
-		l.refused(p.method, err)
-		return
+		l.refused(r.method, err)
+		m = &message{Message: new(dbus.Message)}
 	}
-	if p.done != nil && (p.to == l.owner || p.to == busName) {
-		p.done(m)
+	if r.done != nil && (r.to == l.owner || r.to == busName) {
+		r.done(m)
 	}
+	l.proceed()
 }
 
 // refused logs what has been refused, and goes on without it, if that can be.

@@ -2,6 +2,7 @@ package logind
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"sync"
@@ -291,8 +292,42 @@ func TestMute(t *testing.T) {
 	s.export(loginPath+"/session/_32", properties, map[string]any{"Get": func(_, _ string) (string, *dbus.Error) { <-never; return "", nil }})
 	w := watch(t, b.address)
 	s.asked("Get LockedHint")
-	for range mostPending + 1 {
+	for range mostPending + mostWaiting + 1 {
 		s.emit(loginPath+"/session/_32", session+".Lock")
 	}
 	w.logs("too many calls have no answer")
+}
+
+// TestCrowd: all sessions of a large machine are locked at once, and ours last.
+func TestCrowd(t *testing.T) {
+	b := startBus(t)
+	var all []dbus.ObjectPath
+	s := b.startScript(func(s *script) {
+		var list []sessionEntry
+		for i := range 500 {
+			path, uid := loginPath+dbus.ObjectPath(fmt.Sprint("/session/", i)), uint32(ownUID+1)
+			if i == 499 {
+				uid = ownUID
+			}
+			s.values[path] = map[string]any{"LockedHint": false, "User": userEntry{uid, "/"}}
+			all, list = append(all, path), append(list, sessionEntry{fmt.Sprint(i), ownUID, "me", "", path})
+		}
+		s.sessions = list // all ours, as far as this goes
+		s.called = make(chan string, 4096)
+	})
+	w := watch(t, b.address)
+	s.asked("Get LockedHint")
+	locked := map[string]dbus.Variant{"LockedHint": dbus.MakeVariant(true)}
+	for wants := 2; wants > 0; wants-- { // the hint counts once
+		for _, path := range all {
+			s.emit(path, session+".Lock")
+			s.emit(path, properties+".PropertiesChanged", session, locked, []string{})
+		}
+		for range wants {
+			w.forgets(lockReason)
+		}
+	}
+	if strings.Contains(w.log.String(), "LimitsExceeded") || strings.Contains(w.log.String(), "maximum number") {
+		t.Error("the bus had to refuse calls")
+	}
 }
