@@ -188,18 +188,21 @@ test ! -e s`)
 	}
 }
 
-// TestForkWithoutTerminal: a PIN cannot be asked for where there is no askpass,
-// and the agent says so and goes on.
+// TestForkWithoutTerminal: the agent has no terminal, but asks on that of its
+// client. Where that has none either, the agent says so and goes on.
 func TestForkWithoutTerminal(t *testing.T) {
 	cmd := caller(t, "sh", "-c", `set -e
 mkdir -m 700 .ssh
 tpm-agent keygen -q -N 2468 -f .ssh/id_ecdsa
-eval "$(tpm-agent serve --fork)"
-! ssh-keygen -Y sign -n file -f .ssh/id_ecdsa.pub .ssh/id_ecdsa.pub
-ssh-add -l
+eval "$(tpm-agent serve --fork --prompt terminal)"
+! setsid ssh-keygen -Y sign -n file -f .ssh/id_ecdsa.pub .ssh/id_ecdsa.pub </dev/null
+ssh-keygen -Y sign -n file -f .ssh/id_ecdsa.pub .ssh/id_ecdsa.pub
 eval "$(tpm-agent serve -k)"`)
 	s := sit(t, cmd)
 	s.waitFor("agent refused operation")
+	s.waitFor("Enter PIN for ")
+	s.types("2468\n")
+	s.waitFor("Write signature to ")
 	s.waitFor("killed")
 	if err := s.cmd.Wait(); err != nil {
 		t.Error(err)

@@ -27,6 +27,9 @@ type serveOptions struct {
 	lifetime       time.Duration
 	noSoftwareKeys bool
 	allowSHA1      bool
+	prompt         string // as it was given
+	promptTimeout  string // as it was given
+	asking         asking
 	logLevel       string
 	verbose        bool
 	form           shellForm
@@ -64,6 +67,8 @@ func newServeCmd(g *global) *cobra.Command {
 	f.StringVarP(&o.life, "lifetime", "t", "", "`LIFE`time of keys that are added without one: 90, 10m, 1h30m, 2w (default for ever)")
 	f.BoolVar(&o.noSoftwareKeys, "no-software-keys", false, "refuse private keys that ssh-add would have kept in memory")
 	f.BoolVar(&o.allowSHA1, "allow-sha1", false, "sign with RSA and SHA-1 for old clients that ask for nothing better")
+	f.StringVar(&o.prompt, "prompt", "auto", "how to ask for PINs and consent: `WAYS` to try in this order, of pinentry, askpass, terminal and systemd, with commas; auto: all of them; or none")
+	f.StringVar(&o.promptTimeout, "prompt-timeout", "2m", "how long a dialog may stay without an answer: `TIME` as for -t")
 	f.StringVar(&o.logLevel, "log-level", "", "log from this `LEVEL` on: debug, info, warn or error (default info; warn with a COMMAND)")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "the same as --log-level debug")
 	f.BoolVar(&o.fork, "fork", false, "run in the background, once it is ready, and print what the shell must run")
@@ -74,6 +79,7 @@ func newServeCmd(g *global) *cobra.Command {
 		panic(err)
 	}
 	mustComplete(cmd, "log-level", "debug", "info", "warn", "error")
+	mustComplete(cmd, "prompt", "auto", "none", "pinentry", "askpass", "terminal", "systemd")
 	return cmd
 }
 
@@ -103,7 +109,7 @@ func (o *serveOptions) check(cmd *cobra.Command, args []string) error {
 			return usage("-t: %w", err)
 		}
 	}
-	return nil
+	return o.asking.read(o.prompt, o.promptTimeout)
 }
 
 // serveFlags counts the options that were given, but for those that choose a
@@ -142,8 +148,8 @@ agent that SSH_AUTH_SOCK names is not used unless it is given.
 
 With --fork the agent runs in the background: this command ends when the agent
 can be used, and prints the commands that set SSH_AUTH_SOCK and SSH_AGENT_PID,
-as ssh-agent does. The agent has no terminal then: it asks for PINs by SSH_ASKPASS
-only, and its log goes to syslog (facility auth), or nowhere if there is none.
+as ssh-agent does. The agent has no terminal of its own then, and its log goes to
+syslog (facility auth), or nowhere if there is none.
 With -k the agent that SSH_AGENT_PID names is ended; one that is not your own
 tpm-agent gets no signal.
 
@@ -156,11 +162,23 @@ A socket from a service manager (systemd socket activation) is used in place of
 one of its own. A socket in use by another process is never taken over; one that
 a dead process left behind is, and old ones of COMMANDs are removed.
 
-The PIN of a key, and consent to its use if it was added with -c, are asked for
-by the program that SSH_ASKPASS names, if DISPLAY or WAYLAND_DISPLAY is set;
-otherwise on the terminal of the agent. SSH_ASKPASS_REQUIRE chooses: never uses
-the terminal only, force the program only, prefer the program where there is a
-display. PINs are not remembered. ssh-add -x locks the agent, and -X unlocks it.
+The PIN of a key, and consent to its use if it was added with -c, are asked for in
+the first of these ways that can be used when the question comes (--prompt names
+others, or another order):
+  pinentry  the dialog program of GnuPG, the one that gpg-agent uses: in a window
+            where there is a display, else on the terminal of the client
+  askpass   the program that SSH_ASKPASS names, where there is a display.
+            SSH_ASKPASS_REQUIRE=prefer puts it first, force also without a
+            display, and never leaves it out
+  terminal  that in which the client runs, if nothing else reads there; else the
+            agent's own
+  systemd   systemd-ask-password, for the agents of services and of root
+The display is that of the agent's environment, or that of the client where the
+agent knows none. Somebody who was asked has answered: no other way is tried after
+a no, nor when nobody answered within --prompt-timeout. A request that came over a
+forwarded connection is never asked about on the terminal of its client.
+
+PINs are not remembered. ssh-add -x locks the agent, and -X unlocks it.
 
 Signals:
   SIGTERM, SIGINT  finish the signature in progress, then end
@@ -287,8 +305,8 @@ func (g *global) settings(o serveOptions) (set settings, err error) {
 	if set.log, err = newLogger(g.sys, o); err != nil {
 		return set, err
 	}
-	if set.asking, err = prompt.FromEnviron(g.sys.without()); err != nil {
-		return set, &usageError{err}
+	if set.asking, err = o.asking.options(g.sys, set.log); err != nil {
+		return set, err
 	}
 	if set.dirs, err = g.keyDirs(o.keyDirs); err != nil {
 		return set, err

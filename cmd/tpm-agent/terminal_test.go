@@ -182,19 +182,31 @@ func TestServeAsksOnTerminal(t *testing.T) {
 	}
 }
 
-// A shell under serve gives the terminal to its jobs. The agent does not take
-// their input, and is not stopped for trying; it says what to set.
+// A shell under serve gives the terminal to its jobs, and the agent is in the
+// background there. It asks all the same where its client is in front of
+// somebody, and not where that one is in the background too: then it neither
+// takes the shell's input nor is stopped for trying.
 func TestServeInBackground(t *testing.T) {
 	cmd := program(t, "keygen", "-q", "-N", "s3cret", "-f", "id")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	serve := program(t, "serve", "--key-dir", ".", "--", "bash", "--norc", "-ic",
-		"ssh-keygen -Y sign -n file -f id.pub id.pub; echo over; exit 5")
+	serve := program(t, "serve", "--prompt", "terminal", "--key-dir", ".", "--", "bash", "--norc", "-i")
 	serve.Dir, serve.Env = cmd.Dir, cmd.Env
 	s := sit(t, serve)
-	s.waitFor("is in use by another program: no way to ask the user: set SSH_ASKPASS")
-	s.waitFor("over")
+	s.types("ssh-keygen -Y sign -n file -f id.pub id.pub; read line; echo \"over: $line\"\n")
+	s.waitFor("Enter PIN for ")
+	s.waitFor(": ")
+	if s.echoes() {
+		t.Error("the PIN can be seen")
+	}
+	s.types("s3cret\n")
+	s.waitFor("Write signature to id.pub.sig")
+	s.types("typed\n")
+	s.waitFor("over: typed")
+	s.types("ssh-keygen -Y sign -n file -f id.pub id.pub &\n")
+	s.waitFor("no way to ask the user; terminal: the client is in the background of its terminal, and the agent's terminal, /dev/tty, is in use by another program")
+	s.types("exit 5\n")
 	_ = s.cmd.Wait()
 	if got := s.cmd.ProcessState.ExitCode(); got != 5 {
 		t.Errorf("exit status %d; seen %q", got, s.seen.String())

@@ -46,7 +46,7 @@ var table = map[string]row{
 	"internal/parents":    {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
 	"internal/pinentry":   {imports: []string{"internal/child", "golang.org/x/sys/unix"}},
 	"internal/privkey":    {imports: []string{"keyfile", "golang.org/x/crypto/blowfish", "golang.org/x/crypto/chacha20", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/crypto/poly1305", "golang.org/x/crypto/scrypt", "golang.org/x/crypto/ssh"}},
-	"internal/prompt":     {imports: []string{"agent", "internal/child", "golang.org/x/term", "golang.org/x/sys/unix"}},
+	"internal/prompt":     {imports: []string{"agent", "internal/child", "internal/pinentry", "golang.org/x/term", "golang.org/x/sys/unix"}},
 	"internal/randomart":  {},
 	"internal/socket":     {imports: []string{"golang.org/x/sys/unix", "github.com/coreos/go-systemd/v22/activation"}},
 	"internal/softtpm":    {imports: []string{"golang.org/x/sys/unix"}},

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os/exec"
-	"strconv"
+	"strings"
 
 	"github.com/tpm-agent/tpm-agent/agent"
-	"github.com/tpm-agent/tpm-agent/internal/child"
 )
 
 // systemAskpass finds the askpass program that a distribution installs for
@@ -23,86 +21,93 @@ func systemAskpass() string {
 	return ""
 }
 
-var errTooLong = errors.New("the answer is longer than " + strconv.Itoa(maxAnswer) + " octets")
+// askpassWay asks by the program that SSH_ASKPASS names, run as OpenSSH runs it:
+// with the question as its argument, and SSH_ASKPASS_PROMPT saying what kind of
+// question it is.
+type askpassWay struct{ *Prompter }
 
-// askpass runs the program with the question as its argument; what it prints
-// is the answer, and any exit status but 0 is a refusal. It runs in a session of its
-// own, so that it can be ended with all that it started, and so that it cannot
-// meddle with the agent's terminal.
-func (p *Prompter) askpass(ctx context.Context, q question) ([]byte, error) {
-	running, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	out := &answerBuffer{overflow: func() { stop(errTooLong) }}
-	var complaint child.Complaint
+var errNoAskpass = errors.New("SSH_ASKPASS is not set, and no ssh-askpass is installed")
 
-	cmd := child.Command(running, p.options.Grace, p.options.Askpass, q.text)
-	cmd.Env = q.environ(p.options.Environ)
-	cmd.Stdout = out
-	cmd.Stderr = &complaint
+// The values of SSH_ASKPASS_PROMPT, as in ssh(1).
+const (
+	hintSecret  = ""
+	hintConfirm = "confirm" // a yes or a no
+	hintNone    = "none"    // nothing is asked
+)
 
-	err := child.Start(cmd)
-	if err == nil {
-		err = child.Wait(running, cmd)
+func (w askpassWay) pin(ctx context.Context, q question) ([]byte, error) {
+	return w.ask(ctx, q, hintSecret)
+}
+
+func (w askpassWay) lastTry(ctx context.Context, q question) error {
+	said, err := w.ask(ctx, q, hintConfirm)
+	defer clear(said) // a program that knows only PINs may have asked for one
+	if err == nil && !meansYes(said) {
+		err = agent.ErrRefused
 	}
-	if running.Err() != nil {
-		out.wipe()
-		return nil, context.Cause(running)
+	return err
+}
+
+// confirm has a yes and a no, and no choice of grants.
+func (w askpassWay) confirm(ctx context.Context, q question) (agent.Grant, error) {
+	if err := w.lastTry(ctx, q); err != nil {
+		return agent.GrantNo, err
+	}
+	return agent.GrantOnce, nil
+}
+
+// inform shows a text without buttons, or with one that says that it was read.
+func (w askpassWay) inform(ctx context.Context, q question) error {
+	said, err := w.ask(ctx, q, hintNone)
+	clear(said)
+	if errors.Is(err, agent.ErrRefused) {
+		return nil
+	}
+	return err
+}
+
+// meansYes judges what a program printed that ended well. Nothing, or yes, is a
+// yes: OpenSSH's agent takes it so, and askpass programs with two buttons print
+// nothing.
+func meansYes(said []byte) bool {
+	line, _, _ := strings.Cut(string(said), "\n")
+	line, _, _ = strings.Cut(line, "\r")
+	return line == "" || strings.EqualFold(line, "yes")
+}
+
+// ask runs the program. What it prints is the answer, and any exit status but 0
+// is a refusal.
+func (w askpassWay) ask(ctx context.Context, q question, hint string) ([]byte, error) {
+	environ, display := w.display(q.Question)
+	switch o := w.options; {
+	case o.Require == Never:
+		return nil, unusable("SSH_ASKPASS_REQUIRE=never")
+	case o.Askpass == "":
+		return nil, &unusableError{errNoAskpass}
+	case !display && o.Require != Force:
+		return nil, unusable("%w", errNoDisplay)
+	}
+	// For a PIN the hint must not be there, whoever started the agent.
+	environ = setenv(environ, "SSH_ASKPASS_PROMPT", hint)
+	said, complaint, err := w.run(ctx, environ, w.options.Askpass, q.text)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return nil, w.refusal(exit, complaint)
 	}
 	if err != nil {
-		out.wipe()
-		return nil, p.askpassError(err, plain(complaint.Line()))
+		return nil, err
 	}
-	return answer(out.buf[:out.n])
+	return answer(said)
 }
 
-// askpassError tells a refusal (it ran and said no) from a program that cannot
-// be used. What it printed on stderr is part of the reason: "cannot open
-// display" is what one needs to read.
-func (p *Prompter) askpassError(err error, complaint string) error {
-	var exit *exec.ExitError
+// refusal is an exit status. Why is what the program has to say: a window that
+// could not be opened has asked nobody.
+func (w askpassWay) refusal(exit *exec.ExitError, complaint string) error {
 	switch {
-	case errors.As(err, &exit) && complaint != "":
-		return fmt.Errorf("%w: %s: %w: %s", agent.ErrRefused, p.options.Askpass, err, complaint)
-	case errors.As(err, &exit):
-		return fmt.Errorf("%w: %s: %w", agent.ErrRefused, p.options.Askpass, err)
+	case complaint == "":
+		return fmt.Errorf("%w: %s: %w", agent.ErrRefused, w.options.Askpass, exit)
+	case strings.Contains(complaint, "open display") || strings.Contains(complaint, "connect to display"):
+		return unusable("%s: %w: %s", w.options.Askpass, exit, complaint)
 	}
-	return fmt.Errorf("running SSH_ASKPASS: %w", err)
+	return fmt.Errorf("%w: %s: %w: %s", agent.ErrRefused, w.options.Askpass, exit, complaint)
 }
-
-// answerBuffer takes the answer straight from the pipe, so that no copy of a
-// PIN stays behind in a buffer of somebody else.
-type answerBuffer struct {
-	buf      [maxAnswer + 2]byte // room for the newline, and for one octet too many
-	n        int
-	overflow func()
-}
-
-// ReadFrom fills the buffer; a program that prints more than it holds is ended.
-func (b *answerBuffer) ReadFrom(r io.Reader) (int64, error) {
-	start := b.n
-	for b.n < len(b.buf) {
-		n, err := r.Read(b.buf[b.n:])
-		b.n += n
-		if err == io.EOF {
-			return int64(b.n - start), nil
-		}
-		if err != nil {
-			return int64(b.n - start), err
-		}
-	}
-	b.overflow()
-	return int64(b.n - start), errTooLong
-}
-
-// Write makes answerBuffer an io.Writer for os/exec, which prefers ReadFrom.
-func (b *answerBuffer) Write(data []byte) (int, error) {
-	n := copy(b.buf[b.n:], data)
-	b.n += n
-	if b.n == len(b.buf) {
-		b.overflow()
-		return n, errTooLong
-	}
-	return n, nil
-}
-
-func (b *answerBuffer) wipe() { clear(b.buf[:]) }

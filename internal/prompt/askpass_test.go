@@ -28,11 +28,21 @@ func script(t *testing.T, body string) (*Prompter, string) {
 		t.Fatal(err)
 	}
 	return New(Options{
+		Ways:    []Way{Askpass},
 		Askpass: path,
 		Require: Force,
 		Environ: append(os.Environ(), "DIR="+dir, "MARK=given"),
 		Grace:   100 * time.Millisecond,
 	}), dir
+}
+
+// ask asks for a PIN in all the ways that p has.
+func ask(ctx context.Context, p *Prompter, text string) (pin []byte, err error) {
+	err = p.try(ctx, func(w way) error {
+		pin, err = w.pin(ctx, question{text: text})
+		return err
+	})
+	return pin, err
 }
 
 func TestAskpassAnswers(t *testing.T) {
@@ -53,7 +63,7 @@ func TestAskpassAnswers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, _ := script(t, test.body)
-			got, err := p.ask(t.Context(), question{text: "?"})
+			got, err := ask(t.Context(), p, "?")
 			if err != nil || string(got) != test.want {
 				t.Errorf("got %q, %v; want %q", got, err, test.want)
 			}
@@ -68,7 +78,7 @@ func TestAskpassRefusals(t *testing.T) {
 		text    string
 	}{
 		"exit status":     {"echo 1234; exit 1", true, "exit status 1"},
-		"reason":          {`printf 'cannot open display\033[2J\nmore' >&2; exit 3`, true, "exit status 3: cannot open display[2J"},
+		"reason":          {`printf 'no such widget\033[2J\nmore' >&2; exit 3`, true, "exit status 3: no such widget[2J"},
 		"killed":          {"kill -9 $$", true, "signal: killed"},
 		"NUL":             {`printf '12\00034\n'`, false, "NUL"},
 		"too long":        {"printf '%01025d\n' 1", false, "longer than 1024"},
@@ -78,7 +88,7 @@ func TestAskpassRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, _ := script(t, test.body)
-			got, err := p.ask(t.Context(), question{text: "?"})
+			got, err := ask(t.Context(), p, "?")
 			if err == nil || got != nil || errors.Is(err, agent.ErrRefused) != test.refused || !strings.Contains(err.Error(), test.text) {
 				t.Errorf("got %q, %v; want an error with %q", got, err, test.text)
 			}
@@ -87,8 +97,8 @@ func TestAskpassRefusals(t *testing.T) {
 }
 
 func TestAskpassMissing(t *testing.T) {
-	p := New(Options{Askpass: filepath.Join(t.TempDir(), "nowhere"), Require: Force})
-	if _, err := p.ask(t.Context(), question{text: "?"}); !errors.Is(err, os.ErrNotExist) || errors.Is(err, agent.ErrRefused) {
+	p := New(Options{Ways: []Way{Askpass}, Askpass: filepath.Join(t.TempDir(), "nowhere"), Require: Force})
+	if _, err := ask(t.Context(), p, "?"); !errors.Is(err, os.ErrNotExist) || errors.Is(err, agent.ErrRefused) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -97,7 +107,7 @@ func TestAskpassMissing(t *testing.T) {
 func TestAskpassArgument(t *testing.T) {
 	p, _ := script(t, `[ $# = 1 ] && printf '%s' "$1"`)
 	text := "Enter PIN for a \"b\" $HOME `id`\nsecond line"
-	if got, err := p.ask(t.Context(), question{text: text}); err != nil || string(got) != text {
+	if got, err := ask(t.Context(), p, text); err != nil || string(got) != text {
 		t.Errorf("got %q, %v", got, err)
 	}
 }
@@ -111,7 +121,7 @@ func TestAskpassDescriptors(t *testing.T) {
 	}
 	defer syscall.Close(fd)
 	p, _ := script(t, fmt.Sprintf("[ -e /proc/self/fd/%d ] && echo leaked || echo clean", fd))
-	if got, err := p.ask(t.Context(), question{text: "?"}); err != nil || string(got) != "clean" {
+	if got, err := ask(t.Context(), p, "?"); err != nil || string(got) != "clean" {
 		t.Errorf("got %q, %v", got, err)
 	}
 }
@@ -129,7 +139,7 @@ func TestAskpassEndsWithContext(t *testing.T) {
 			gone := errors.New("client gone")
 			done := make(chan error, 1)
 			go func() {
-				_, err := p.ask(ctx, question{text: "?"})
+				_, err := ask(ctx, p, "?")
 				done <- err
 			}()
 			pid := await(t, filepath.Join(dir, "ready"))
@@ -149,7 +159,7 @@ func TestContextOverBeforeStart(t *testing.T) {
 	p, dir := script(t, "touch $DIR/ran")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := p.ask(ctx, question{text: "?"}); !errors.Is(err, context.Canceled) {
+	if _, err := ask(ctx, p, "?"); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "ran")); err == nil {
@@ -207,9 +217,10 @@ func TestChoice(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		o.Ways = []Way{Askpass, Terminal}
 		o.Terminal = filepath.Join(t.TempDir(), "no-terminal")
-		got, err := New(o).ask(t.Context(), question{text: "?"})
-		if test.asked && string(got) != "askpass" || !test.asked && !errors.Is(err, ErrNoPrompt) {
+		got, err := ask(t.Context(), New(o), "?")
+		if test.asked && string(got) != "askpass" || !test.asked && !errors.Is(err, agent.ErrNoPrompt) {
 			t.Errorf("%s: got %q, %v", test.environ, got, err)
 		}
 	}
@@ -219,10 +230,10 @@ func TestRequireIsChecked(t *testing.T) {
 	if _, err := FromEnviron([]string{"SSH_ASKPASS_REQUIRE=always"}); err == nil || !strings.Contains(err.Error(), "never, prefer or force") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := New(Options{Require: Force}).ask(t.Context(), question{text: "?"}); !errors.Is(err, ErrNoPrompt) {
+	if _, err := ask(t.Context(), New(Options{Ways: []Way{Askpass}, Require: Force}), "?"); !errors.Is(err, agent.ErrNoPrompt) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := New(Options{}).ask(t.Context(), question{text: "?"}); !errors.Is(err, ErrNoPrompt) {
+	if _, err := ask(t.Context(), New(Options{Ways: []Way{}}), "?"); !errors.Is(err, agent.ErrNoPrompt) {
 		t.Errorf("got %v", err)
 	}
 }

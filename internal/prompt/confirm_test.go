@@ -65,11 +65,11 @@ func TestConfirmAskpassFails(t *testing.T) {
 			t.Errorf("%s: got %v", body, err)
 		}
 	}
-	missing := New(Options{Askpass: filepath.Join(t.TempDir(), "nowhere"), Require: Force})
+	missing := New(Options{Ways: []Way{Askpass}, Askpass: filepath.Join(t.TempDir(), "nowhere"), Require: Force})
 	if err := confirm(t.Context(), missing, agent.Question{}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
-	if err := confirm(t.Context(), New(Options{}), agent.Question{}); !errors.Is(err, ErrNoPrompt) {
+	if err := confirm(t.Context(), New(Options{Ways: []Way{}}), agent.Question{}); !errors.Is(err, agent.ErrNoPrompt) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -82,12 +82,14 @@ func TestConfirmHint(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, inherited := range []string{"SSH_ASKPASS_PROMPT=none", "SSH_ASKPASS_PROMPT=confirm", "OTHER="} {
-		p := New(Options{Askpass: path, Require: Force, Environ: append(os.Environ(), "MARK=given", inherited)})
+		p := New(Options{Ways: []Way{Askpass}, Askpass: path, Require: Force, Environ: append(os.Environ(), "MARK=given", inherited)})
 		out := filepath.Join(t.TempDir(), "out")
-		if got, err := p.ask(t.Context(), question{text: out, consent: true}); err != nil || string(got) != "confirm given" {
-			t.Errorf("%s: got %q, %v", inherited, got, err)
+		for hint, want := range map[string]string{hintConfirm: "confirm given", hintNone: "none given"} {
+			if got, err := (askpassWay{p}).ask(t.Context(), question{text: out}, hint); err != nil || string(got) != want {
+				t.Errorf("%s: got %q, %v", inherited, got, err)
+			}
 		}
-		if got, err := p.ask(t.Context(), question{text: out}); err != nil || string(got) != "unset given" {
+		if got, err := ask(t.Context(), p, out); err != nil || string(got) != "unset given" {
 			t.Errorf("%s: a PIN is asked for with %q, %v", inherited, got, err)
 		}
 	}
@@ -127,11 +129,11 @@ func TestConfirmTerminal(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%q", typed), func(t *testing.T) {
 			tty := newPTY(t)
-			p := New(Options{Terminal: tty.path})
+			p := New(Options{Ways: []Way{Terminal}, Terminal: tty.path})
 			done := make(chan error, 1)
 			go func() { done <- confirm(t.Context(), p, agent.Question{Name: "id.tpm", Fingerprint: "SHA256:x"}) }()
 			tty.waitFor("Allow use of key id.tpm?\r\nKey fingerprint SHA256:x.\r\n")
-			tty.waitFor(" [y/N] ")
+			tty.waitFor("\r\ny once, p this process, m 15 minutes, l until locked [y/p/m/l/N] ")
 			if !tty.echoes() {
 				t.Error("the terminal does not show what is typed")
 			}
@@ -148,15 +150,15 @@ func TestConfirmTerminal(t *testing.T) {
 // two turned the echo off, and consent is asked for with echo again.
 func TestConfirmTerminalTakesTurns(t *testing.T) {
 	tty := newPTY(t)
-	p := New(Options{Terminal: tty.path})
+	p := New(Options{Ways: []Way{Terminal}, Terminal: tty.path})
 	ctx, cancel := context.WithCancel(t.Context())
 	first := make(chan error, 1)
 	go func() { first <- confirm(ctx, p, agent.Question{Name: "first.tpm"}) }()
 	tty.waitFor("first.tpm")
-	tty.waitFor("[y/N] ")
+	tty.waitFor("[y/p/m/l/N] ")
 	pin := tty.ask(t.Context(), p)
 	tty.types("y")
-	tty.waitFor("[y/N] y")
+	tty.waitFor("[y/p/m/l/N] y")
 	cancel()
 	if err := <-first; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
@@ -174,7 +176,7 @@ func TestConfirmTerminalTakesTurns(t *testing.T) {
 	second := make(chan error, 1)
 	go func() { second <- confirm(t.Context(), p, agent.Question{Name: "second.tpm"}) }()
 	tty.seen.Reset()
-	tty.waitFor("[y/N] ")
+	tty.waitFor("[y/p/m/l/N] ")
 	tty.types("no\n")
 	if err := <-second; !errors.Is(err, agent.ErrRefused) {
 		t.Errorf("typed before it was asked: %v", err)

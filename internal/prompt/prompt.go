@@ -1,11 +1,13 @@
 // Package prompt asks the person in front of the machine for a PIN, or whether
-// a key may be used. It implements agent.Prompter in two ways: the program that
-// SSH_ASKPASS names, run as OpenSSH runs it, and the terminal in which
-// `tpm-agent serve` runs.
+// a key may be used. It implements agent.Prompter in several ways, which are
+// tried in order: a pinentry, the program that SSH_ASKPASS names, the terminal
+// of the client that asks or the agent's own, and systemd-ask-password. A way
+// that cannot be used here and now is passed over; once somebody was asked, the
+// answer counts, and so does none.
 //
 // A prompt ends with its context, which is the client's connection: a dialog
 // for somebody who hung up leaves the screen, and the terminal gets its echo
-// back.
+// back. It also ends after a limit.
 package prompt
 
 import (
@@ -13,52 +15,57 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/pinentry"
 )
-
-// ErrNoPrompt is wrapped when there is nobody who could be asked. Its text says
-// what to set.
-var ErrNoPrompt = fmt.Errorf("%w: set SSH_ASKPASS (it needs DISPLAY or WAYLAND_DISPLAY, "+
-	"or SSH_ASKPASS_REQUIRE=force), or run tpm-agent serve in a terminal", agent.ErrNoPrompt)
 
 // maxAnswer is the longest answer that is taken, in octets, as OpenSSH's
 // clients do. A PIN is far shorter; what is longer is a program gone wrong.
 const maxAnswer = 1024
+
+// DefaultTimeout is how long a dialog waits for somebody.
+const DefaultTimeout = 2 * time.Minute
+
+// grace is from SIGTERM to SIGKILL for a program that does not end.
+const grace = 2 * time.Second
 
 // Require says when the askpass program is used, by SSH_ASKPASS_REQUIRE.
 type Require string
 
 // The values of SSH_ASKPASS_REQUIRE.
 const (
-	Auto   Require = ""       // askpass where there is a display, else the terminal
-	Never  Require = "never"  // the terminal only
-	Prefer Require = "prefer" // as Auto; OpenSSH's clients would ask the terminal first without it
-	Force  Require = "force"  // askpass only, even without a display
+	Auto   Require = ""       // where there is a display, in its turn
+	Never  Require = "never"  // not at all
+	Prefer Require = "prefer" // where there is a display, before all other ways
+	Force  Require = "force"  // even without a display, before all other ways
 )
 
-// Options says which ways of asking there are. The zero value has none.
+// Options says how to ask.
 type Options struct {
-	Askpass  string        // the program; empty: none
+	Ways     []Way         // those to try, in order; nil: all, as the environment has it
+	Askpass  string        // the program for [Askpass]; empty: none
 	Require  Require       // when to use it
-	Display  bool          // a display is there for it
-	Environ  []string      // its environment; nil: that of this process
-	Terminal string        // the device to ask on, such as /dev/tty; empty: none
-	Grace    time.Duration // from SIGTERM to SIGKILL for an askpass that does not end; 0: two seconds
+	Environ  []string      // of the programs that are run; nil: that of this process
+	Terminal string        // the agent's own, such as /dev/tty; empty: none
+	Timeout  time.Duration // the limit of a dialog; 0: DefaultTimeout
+	Grace    time.Duration // from SIGTERM to SIGKILL for a program that does not end; 0: two seconds
+	Log      *slog.Logger  // what ways were passed over, for debugging; nil: not logged
 }
 
 // FromEnviron reads the options from an environment as os.Environ returns it:
-// SSH_ASKPASS, SSH_ASKPASS_REQUIRE, DISPLAY and WAYLAND_DISPLAY, as in ssh(1).
-// The terminal is /dev/tty. A value of SSH_ASKPASS_REQUIRE that OpenSSH does
-// not know is an error.
+// SSH_ASKPASS and SSH_ASKPASS_REQUIRE, as in ssh(1). The terminal is /dev/tty.
+// A value of SSH_ASKPASS_REQUIRE that OpenSSH does not know is an error.
 func FromEnviron(environ []string) (Options, error) {
 	o := Options{
 		Askpass:  lookup(environ, "SSH_ASKPASS"),
 		Require:  Require(lookup(environ, "SSH_ASKPASS_REQUIRE")),
-		Display:  lookup(environ, "DISPLAY") != "" || lookup(environ, "WAYLAND_DISPLAY") != "",
 		Environ:  environ,
 		Terminal: "/dev/tty",
 	}
@@ -73,12 +80,40 @@ func FromEnviron(environ []string) (Options, error) {
 	return o, nil
 }
 
+// Missing names the ways among those that were asked for by name whose program
+// is not installed, with what is missing.
+func (o Options) Missing() []string {
+	var missing []string
+	for _, way := range o.Ways {
+		if err := o.installed(way); err != nil {
+			missing = append(missing, fmt.Sprintf("%s: %v", way, err))
+		}
+	}
+	return missing
+}
+
+func (o Options) installed(way Way) (err error) {
+	switch way {
+	case Pinentry:
+		_, err = pinentry.Find(o.Environ)
+	case Askpass:
+		if o.Askpass == "" {
+			return errNoAskpass
+		}
+		_, err = exec.LookPath(o.Askpass)
+	case Systemd:
+		_, err = exec.LookPath(systemdProgram)
+	}
+	return err
+}
+
 // Prompter asks for PINs and for consent. It is safe for concurrent use:
-// dialogs of different keys may be open at once, the terminal is asked by one
-// at a time.
+// dialogs of different keys may be open at once, but one at a time on one
+// terminal.
 type Prompter struct {
 	options Options
-	tty     chan struct{} // holds a token while the terminal is in use
+	ways    map[Way]way
+	turns   turns
 }
 
 var _ agent.Prompter = (*Prompter)(nil)
@@ -86,52 +121,84 @@ var _ agent.Prompter = (*Prompter)(nil)
 // New returns a Prompter for the ways in o.
 func New(o Options) *Prompter {
 	if o.Grace == 0 {
-		o.Grace = 2 * time.Second
+		o.Grace = grace
+	}
+	if o.Timeout == 0 {
+		o.Timeout = DefaultTimeout
 	}
 	if o.Environ == nil {
 		o.Environ = os.Environ()
 	}
-	return &Prompter{options: o, tty: make(chan struct{}, 1)}
+	if o.Ways == nil {
+		o.Ways = order(o.Require)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Prompter{options: o}
+	p.ways = map[Way]way{
+		Pinentry: pinentryWay{p},
+		Askpass:  askpassWay{p},
+		Terminal: terminalWay{p},
+		Systemd:  systemdWay{p},
+	}
+	return p
 }
 
 // AuthValue asks for the PIN of the key in p and returns its octets, without a
 // newline. The caller wipes them. An empty answer is an empty PIN; refusing is
 // agent.ErrRefused.
-func (p *Prompter) AuthValue(ctx context.Context, ask agent.AuthPrompt) ([]byte, error) {
-	pin, err := p.ask(ctx, question{text: wording(ask)})
+func (p *Prompter) AuthValue(ctx context.Context, ask agent.AuthPrompt) (pin []byte, err error) {
+	q := question{Question: ask.Question, text: wording(ask), retry: ask.Retry}
+	ask.Retry = false
+	q.first = wording(ask)
+	err = p.try(ctx, func(w way) error {
+		pin, err = w.pin(ctx, q)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("asking for the PIN of %s: %w", plain(ask.Name), err)
 	}
 	return pin, nil
 }
 
-// question is what somebody is asked.
-type question struct {
-	text    string
-	consent bool // yes or no: may be seen on the screen, unlike a PIN
+// LastTry asks whether to risk the try that would lock the TPM.
+func (p *Prompter) LastTry(ctx context.Context, ask agent.AuthPrompt) error {
+	q := question{Question: ask.Question, text: lastTry(ask)}
+	err := p.try(ctx, func(w way) error { return w.lastTry(ctx, q) })
+	if err != nil {
+		return fmt.Errorf("asking whether to risk a lockout of the TPM: %w", err)
+	}
+	return nil
 }
 
-// ask chooses the way: askpass where it may be used, else the terminal.
-func (p *Prompter) ask(ctx context.Context, q question) ([]byte, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
+// Confirm asks whether the key in p may be used. What is not a yes is an error:
+// agent.ErrRefused for a no.
+func (p *Prompter) Confirm(ctx context.Context, ask agent.ConfirmPrompt) (grant agent.Grant, err error) {
+	q := question{Question: ask.Question, text: consent(ask)}
+	err = p.try(ctx, func(w way) error {
+		grant, err = w.confirm(ctx, q)
+		return err
+	})
+	if err != nil {
+		return agent.GrantNo, fmt.Errorf("asking whether key %s may be used: %w", keyName(ask.Name, ask.Comment), err)
 	}
-	o := p.options
-	switch {
-	case p.useAskpass():
-		return p.askpass(ctx, q)
-	case o.Require == Force:
-		return nil, fmt.Errorf("SSH_ASKPASS_REQUIRE=force, but SSH_ASKPASS is not set: %w", ErrNoPrompt)
-	case o.Terminal != "":
-		return p.terminal(ctx, q)
-	}
-	return nil, ErrNoPrompt
+	return grant, nil
 }
 
-// useAskpass says whether the askpass program is what asks.
-func (p *Prompter) useAskpass() bool {
-	o := p.options
-	return o.Askpass != "" && (o.Require == Force || o.Require != Never && o.Display)
+// Inform tells the user something, where there is a way to do so without asking
+// anything. It stays until it is read, or ctx ends, or the limit is over.
+func (p *Prompter) Inform(ctx context.Context, n agent.Notice) {
+	q := question{Question: n.Question, text: notice(n)}
+	err := p.try(ctx, func(w way) error { return w.inform(ctx, q) })
+	if err != nil && ctx.Err() == nil {
+		p.options.Log.Debug("nobody was told", "what", q.text, "cause", err)
+	}
+}
+
+// limit bounds the time for one dialog.
+func (p *Prompter) limit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, p.options.Timeout, fmt.Errorf("%w within %v", agent.ErrNoAnswer, p.options.Timeout))
 }
 
 // answer turns what was read into a PIN: one line, its end cut off. A NUL is
@@ -141,6 +208,7 @@ func answer(read []byte) ([]byte, error) {
 	read = bytes.TrimSuffix(read, []byte("\n"))
 	read = bytes.TrimSuffix(read, []byte("\r"))
 	if bytes.IndexByte(read, 0) >= 0 {
+		clear(read)
 		return nil, errors.New("the answer has a NUL octet in it, which a PIN cannot have")
 	}
 	return read, nil
@@ -154,4 +222,15 @@ func lookup(environ []string, name string) (value string) {
 		}
 	}
 	return value
+}
+
+// setenv returns environ with one value for name, or none if that is empty.
+func setenv(environ []string, name, value string) []string {
+	own := slices.DeleteFunc(slices.Clone(environ), func(entry string) bool {
+		return strings.HasPrefix(entry, name+"=")
+	})
+	if value != "" {
+		own = append(own, name+"="+value)
+	}
+	return own
 }

@@ -1,152 +1,138 @@
 package prompt
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"os"
-	"os/signal"
-	"syscall"
-	"time"
-
-	"golang.org/x/sys/unix"
+	"strings"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 )
 
-// terminal asks on the terminal, one prompt at a time.
-func (p *Prompter) terminal(ctx context.Context, q question) ([]byte, error) {
-	select {
-	case p.tty <- struct{}{}:
-		defer func() { <-p.tty }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	tty, err := os.OpenFile(p.options.Terminal, os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, fmt.Errorf("%w (%w)", ErrNoPrompt, err)
-	}
-	defer tty.Close()
-	if err := inForeground(tty); err != nil {
-		return nil, err
-	}
-	if q.consent {
-		return askTerminal(ctx, tty, "\r\n"+q.text+" [y/N] ", true)
-	}
-	return askTerminal(ctx, tty, "\r\n"+q.text+": ", false)
-}
+// terminalWay asks on a terminal: that of the client, where somebody waits for
+// it; else the agent's own.
+type terminalWay struct{ *Prompter }
 
-// ReadPIN asks for a PIN on the terminal at path, such as /dev/tty, as
-// [Prompter] does: without echo, and until ctx ends. text is the whole question.
-// It returns agent.ErrRefused at an end of file.
-func ReadPIN(ctx context.Context, path, text string) ([]byte, error) {
-	tty, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer tty.Close()
-	return askTerminal(ctx, tty, text, false)
-}
-
-// inForeground checks that what is typed would reach us. A shell that runs
-// under `serve -- CMD` gives the terminal to its jobs; reading would then take
-// their input, or stop the agent by SIGTTIN, which is why that is ignored.
-func inForeground(tty *os.File) error {
-	signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)
-	var group int
-	err := control(tty, func(fd int) (err error) {
-		group, err = unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+func (w terminalWay) pin(ctx context.Context, q question) (pin []byte, err error) {
+	err = w.withTTY(ctx, q, func(ctx context.Context, t *tty) error {
+		pin, err = t.ask(ctx, "\r\n"+q.text+": ", false)
 		return err
 	})
-	// A terminal that is not our controlling one has no say in this.
-	if err == nil && group != 0 && group != unix.Getpgrp() {
-		return fmt.Errorf("%s is in use by another program: %w", tty.Name(), ErrNoPrompt)
-	}
-	return nil
+	return pin, err
 }
 
-// askTerminal writes text and reads a line, which is shown if echo says so.
-// When ctx ends, the read ends, and the terminal is as it was.
-func askTerminal(ctx context.Context, tty *os.File, text string, echo bool) ([]byte, error) {
-	restore, err := setEcho(tty, echo)
+// lastTry wants the whole word: y is typed too easily.
+func (w terminalWay) lastTry(ctx context.Context, q question) error {
+	said, err := w.shown(ctx, q, "Type yes to go on, anything else to stop: ")
+	if err == nil && said != "yes" {
+		err = agent.ErrRefused
+	}
+	return err
+}
+
+func (w terminalWay) confirm(ctx context.Context, q question) (agent.Grant, error) {
+	said, err := w.shown(ctx, q, "y once, p this process, m 15 minutes, l until locked [y/p/m/l/N] ")
 	if err != nil {
-		return nil, err
+		return agent.GrantNo, err
 	}
-	defer restore()
-	if _, err := io.WriteString(tty, text); err != nil {
-		return nil, fmt.Errorf("writing to %s: %w", tty.Name(), err)
+	if grant := meantGrant(said); grant != agent.GrantNo {
+		return grant, nil
 	}
-	defer fmt.Fprint(tty, "\r\n")
-	wake := context.AfterFunc(ctx, func() { _ = tty.SetReadDeadline(time.Unix(1, 0)) })
-	defer wake()
-	line, err := readLine(tty)
-	if ctx.Err() != nil {
-		clear(line)
-		return nil, ctx.Err()
-	}
-	if err != nil {
-		clear(line)
-		return nil, err
-	}
-	return answer(line)
+	return agent.GrantNo, agent.ErrRefused
 }
 
-// readLine reads to the end of a line. The terminal gives whole lines; an end
-// of file before one is how a person says no.
-func readLine(tty *os.File) ([]byte, error) {
-	buf := make([]byte, 0, maxAnswer+1)
-	for len(buf) < cap(buf) {
-		n, err := tty.Read(buf[len(buf):cap(buf)])
-		buf = buf[:len(buf)+n]
-		if n > 0 && buf[len(buf)-1] == '\n' {
-			return buf, nil
-		}
-		if errors.Is(err, io.EOF) {
-			return buf, agent.ErrRefused
-		}
-		if err != nil {
-			return buf, fmt.Errorf("reading from the terminal: %w", err)
-		}
+// meantGrant is what somebody has typed. Return alone, with which one gets past
+// a question, is a no.
+func meantGrant(said string) agent.Grant {
+	switch said {
+	case "y", "yes":
+		return agent.GrantOnce
+	case "p":
+		return agent.GrantProcess
+	case "m":
+		return agent.GrantMinutes
+	case "l":
+		return agent.GrantUntilLocked
 	}
-	return buf, errTooLong
+	return agent.GrantNo
 }
 
-// setEcho turns the echo on or off, drops what was typed ahead of the question,
-// and returns what puts the terminal back as it was.
-func setEcho(tty *os.File, echo bool) (restore func(), err error) {
-	var before *unix.Termios
-	err = control(tty, func(fd int) (err error) {
-		if before, err = unix.IoctlGetTermios(fd, unix.TCGETS); err != nil {
-			return err
-		}
-		asking := *before
-		asking.Lflag &^= unix.ECHO
-		asking.Lflag |= unix.ICANON | unix.ISIG
-		if echo {
-			asking.Lflag |= unix.ECHO
-		}
-		asking.Iflag |= unix.ICRNL
-		return unix.IoctlSetTermios(fd, unix.TCSETSF, &asking)
+// inform writes and asks nothing, so it does not wait for its reader.
+func (w terminalWay) inform(ctx context.Context, q question) error {
+	return w.withTTY(ctx, q, func(_ context.Context, t *tty) error {
+		_, err := io.WriteString(t.file, "\r\n"+q.text+"\r\n")
+		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("setting up %s: %w", tty.Name(), err)
-	}
-	return func() {
-		_ = control(tty, func(fd int) error { return unix.IoctlSetTermios(fd, unix.TCSETSF, before) })
-	}, nil
 }
 
-// control runs f on the descriptor. File.Fd would make it blocking, and a
-// blocked read cannot be woken when the client goes away.
-func control(file *os.File, f func(fd int) error) error {
-	raw, err := file.SyscallConn()
+// shown asks what may be seen on the screen. The answer is in lower case.
+func (w terminalWay) shown(ctx context.Context, q question, choice string) (said string, err error) {
+	err = w.withTTY(ctx, q, func(ctx context.Context, t *tty) error {
+		line, err := t.ask(ctx, "\r\n"+q.text+"\n"+choice, true)
+		said = strings.ToLower(string(bytes.TrimSpace(line)))
+		clear(line) // somebody may have typed a PIN
+		return err
+	})
+	return said, err
+}
+
+// withTTY calls ask with a terminal that nobody else uses.
+func (w terminalWay) withTTY(ctx context.Context, q question, ask func(context.Context, *tty) error) error {
+	err := w.withClientTTY(ctx, q, func(ctx context.Context, t *clientTTY) error { return ask(ctx, t.tty) })
+	var passed *unusableError
+	if !errors.As(err, &passed) || w.options.Terminal == "" {
+		return err
+	}
+	own := w.withOwnTTY(ctx, ask)
+	if errors.As(own, new(*unusableError)) {
+		return unusable("%w, and %w", passed.cause, own)
+	}
+	return own
+}
+
+// withClientTTY calls ask with the client's terminal, in its turn.
+func (p *Prompter) withClientTTY(ctx context.Context, q question, ask func(context.Context, *clientTTY) error) error {
+	t, err := openClientTTY(q.Question)
+	if err != nil {
+		return &unusableError{err}
+	}
+	defer t.close()
+	leave, err := p.turns.take(ctx, t.device)
 	if err != nil {
 		return err
 	}
-	var inner error
-	if err := raw.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
+	defer leave()
+	if err := t.ready(); err != nil {
+		return &unusableError{err}
+	}
+	ctx, done := p.limit(ctx)
+	defer done()
+	ctx, stop := t.watch(ctx)
+	defer stop()
+	return ask(ctx, t)
+}
+
+// withOwnTTY calls ask with the agent's own terminal, in its turn.
+func (p *Prompter) withOwnTTY(ctx context.Context, ask func(context.Context, *tty) error) error {
+	t, err := openTTY(p.options.Terminal)
+	if err != nil {
+		return unusable("the agent has no terminal (%w)", err)
+	}
+	defer t.close()
+	leave, err := p.turns.take(ctx, t.device)
+	if err != nil {
 		return err
 	}
-	return inner
+	defer leave()
+	// A shell under `serve -- CMD` gives the terminal to its jobs.
+	if ours, foreground := t.ours(); ours && !foreground {
+		return unusable("the agent's terminal, %s, is in use by another program", t.path)
+	}
+	if err := t.free(); err != nil {
+		return unusable("the agent's terminal: %w", err)
+	}
+	ctx, done := p.limit(ctx)
+	defer done()
+	return ask(ctx, t)
 }

@@ -95,7 +95,7 @@ type result struct {
 func (p *pty) ask(ctx context.Context, prompter *Prompter) <-chan result {
 	done := make(chan result, 1)
 	go func() {
-		pin, err := prompter.ask(ctx, question{text: "Enter PIN"})
+		pin, err := ask(ctx, prompter, "Enter PIN")
 		done <- result{pin, err}
 	}()
 	return done
@@ -111,7 +111,7 @@ func TestTerminal(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPTY(t)
-			done := p.ask(t.Context(), New(Options{Terminal: p.path}))
+			done := p.ask(t.Context(), New(Options{Ways: []Way{Terminal}, Terminal: p.path}))
 			p.waitFor("Enter PIN: ")
 			if p.echoes() {
 				t.Error("the terminal shows what is typed")
@@ -141,7 +141,7 @@ func TestTerminalRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPTY(t)
-			done := p.ask(t.Context(), New(Options{Terminal: p.path}))
+			done := p.ask(t.Context(), New(Options{Ways: []Way{Terminal}, Terminal: p.path}))
 			p.waitFor("Enter PIN: ")
 			p.types(test.typed)
 			if got := <-done; got.err == nil || got.pin != nil || errors.Is(got.err, agent.ErrRefused) != test.refused {
@@ -157,7 +157,7 @@ func TestTerminalRefusals(t *testing.T) {
 // A client that goes takes its prompt with it, and the next one can ask.
 func TestTerminalEndsWithContext(t *testing.T) {
 	p := newPTY(t)
-	prompter := New(Options{Terminal: p.path})
+	prompter := New(Options{Ways: []Way{Terminal}, Terminal: p.path})
 	ctx, cancel := context.WithCancel(t.Context())
 	first := p.ask(ctx, prompter)
 	p.waitFor("Enter PIN: ")
@@ -182,7 +182,7 @@ func TestTerminalEndsWithContext(t *testing.T) {
 // its client does.
 func TestTerminalOneAtATime(t *testing.T) {
 	p := newPTY(t)
-	prompter := New(Options{Terminal: p.path})
+	prompter := New(Options{Ways: []Way{Terminal}, Terminal: p.path})
 	first := p.ask(t.Context(), prompter)
 	p.waitFor("Enter PIN: ")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -216,7 +216,7 @@ func TestReadPIN(t *testing.T) {
 
 func TestNoTerminal(t *testing.T) {
 	for _, path := range []string{"/dev/null", t.TempDir() + "/gone"} {
-		if _, err := New(Options{Terminal: path}).ask(t.Context(), question{text: "?"}); err == nil {
+		if _, err := ask(t.Context(), New(Options{Ways: []Way{Terminal}, Terminal: path}), "?"); err == nil {
 			t.Errorf("%s: no error", path)
 		}
 	}

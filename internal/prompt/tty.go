@@ -1,0 +1,237 @@
+package prompt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/child"
+)
+
+// tty is an open terminal.
+type tty struct {
+	file   *os.File
+	path   string
+	device uint64 // its number, also where path is /dev/tty
+}
+
+// openTTY opens a terminal, without making it the controlling one and without
+// waiting for a line to be connected.
+func openTTY(path string) (*tty, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	t := &tty{file: file, path: path}
+	err = t.control(func(fd int) error {
+		number, err := unix.IoctlGetUint32(fd, unix.TIOCGDEV)
+		t.device = deviceNumber(number)
+		return err
+	})
+	if err != nil {
+		file.Close()
+		return nil, fmt.Errorf("%s is no terminal: %w", path, err)
+	}
+	return t, nil
+}
+
+func (t *tty) close() { _ = t.file.Close() }
+
+// control runs f on the descriptor. File.Fd would make it blocking, and a
+// blocked read cannot be woken when the client goes away.
+func (t *tty) control(f func(fd int) error) error { return control(t.file, f) }
+
+func control(file *os.File, f func(fd int) error) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	if err := raw.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
+		return err
+	}
+	return inner
+}
+
+// state are the terminal's settings.
+func (t *tty) state() (state *unix.Termios, err error) {
+	err = t.control(func(fd int) error {
+		state, err = unix.IoctlGetTermios(fd, unix.TCGETS)
+		return err
+	})
+	return state, err
+}
+
+// set changes the settings, and drops what was typed ahead.
+func (t *tty) set(state *unix.Termios) error {
+	return t.control(func(fd int) error { return unix.IoctlSetTermios(fd, unix.TCSETSF, state) })
+}
+
+// free says whether the terminal takes whole lines and shows them. One that
+// does not is in use: by an editor or an ssh that takes single keys, or by a
+// program that asks for a password itself.
+func (t *tty) free() error {
+	state, err := t.state()
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", t.path, err)
+	case state.Lflag&unix.ICANON == 0, state.Lflag&unix.ECHO == 0:
+		return fmt.Errorf("%s is in use by another program", t.path)
+	}
+	return nil
+}
+
+// ours says whether it is the agent's controlling terminal, and whether the
+// agent is in its foreground: only then it may read there.
+func (t *tty) ours() (ours, foreground bool) {
+	err := t.control(func(fd int) error {
+		group, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+		// In a PID namespace of its own, a group from outside is 0.
+		foreground = group == unix.Getpgrp() || group == 0
+		return err
+	})
+	return err == nil, foreground
+}
+
+// gone says whether somebody has hung up.
+func (t *tty) gone() bool {
+	_, err := t.state()
+	return err != nil
+}
+
+// errVanished is why a question ends whose terminal is not there any more.
+var errVanished = fmt.Errorf("%w: the terminal has gone", agent.ErrNoAnswer)
+
+// ask writes text and reads a line, which is shown if echo says so. When ctx
+// ends, the read ends, and the terminal is as it was.
+func (t *tty) ask(ctx context.Context, text string, echo bool) (line []byte, err error) {
+	// A shell takes its terminal back from the jobs that it has started, us
+	// among them; an agent that stops for this stops for everybody.
+	signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)
+	restore, err := t.setEcho(echo)
+	if err != nil {
+		return nil, err
+	}
+	defer restore()
+	if _, err := io.WriteString(t.file, text); err != nil {
+		return nil, fmt.Errorf("writing to %s: %w", t.path, err)
+	}
+	defer fmt.Fprint(t.file, "\r\n")
+	read := t.readLine
+	if ours, foreground := t.ours(); ours && !foreground {
+		read = t.readAside
+	}
+	line, err = read(ctx)
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case err != nil && t.gone():
+		err = errVanished
+	}
+	if err != nil {
+		clear(line)
+		return nil, err
+	}
+	return answer(line)
+}
+
+// setEcho turns the echo on or off, drops what was typed ahead of the question,
+// and returns what puts the terminal back as it was, unless somebody else has
+// set it up anew: a shell whose job has ended, for its own next line.
+func (t *tty) setEcho(echo bool) (restore func(), err error) {
+	before, err := t.state()
+	if err != nil {
+		return nil, fmt.Errorf("setting up %s: %w", t.path, err)
+	}
+	asking := *before
+	asking.Lflag &^= unix.ECHO
+	asking.Lflag |= unix.ICANON | unix.ISIG
+	if echo {
+		asking.Lflag |= unix.ECHO
+	}
+	asking.Iflag |= unix.ICRNL
+	if err := t.set(&asking); err != nil {
+		return nil, fmt.Errorf("setting up %s: %w", t.path, err)
+	}
+	return func() {
+		if now, err := t.state(); err == nil && *now == asking {
+			_ = t.set(before)
+		}
+	}, nil
+}
+
+// readLine reads a line.
+func (t *tty) readLine(ctx context.Context) ([]byte, error) { return readLine(ctx, t.file) }
+
+// readAside reads a line by a process that is not of our session. The kernel
+// lets us read from our own terminal in its foreground only; who has started
+// the agent in the background and asks from the same terminal means that one.
+func (t *tty) readAside(ctx context.Context) ([]byte, error) {
+	// Opened once more: the other process needs one on which it can wait.
+	fd, err := unix.Open(t.path, unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), t.path)
+	defer file.Close()
+	out, in, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	reading, stop := context.WithCancel(ctx)
+	cat := child.Command(reading, grace, "cat")
+	cat.Stdin, cat.Stdout = file, in
+	err = child.Start(cat)
+	in.Close()
+	if err != nil {
+		stop()
+		return nil, unusable("reading from %s: %w", t.path, err)
+	}
+	defer func() {
+		stop()
+		_ = child.Wait(reading, cat)
+	}()
+	return readLine(ctx, out)
+}
+
+// readLine reads to the end of a line, or until ctx ends. A terminal gives
+// whole lines; an end of file before one is how a person says no.
+func readLine(ctx context.Context, file *os.File) ([]byte, error) {
+	defer context.AfterFunc(ctx, func() { _ = file.SetReadDeadline(time.Unix(1, 0)) })()
+	buf := make([]byte, 0, maxAnswer+1)
+	for len(buf) < cap(buf) {
+		n, err := file.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		if n > 0 && buf[len(buf)-1] == '\n' {
+			return buf, nil
+		}
+		if errors.Is(err, io.EOF) {
+			return buf, agent.ErrRefused
+		}
+		if err != nil {
+			return buf, fmt.Errorf("reading from the terminal: %w", err)
+		}
+	}
+	return buf, errTooLong
+}
+
+// ReadPIN asks for a PIN on the terminal at path, such as /dev/tty, as
+// [Prompter] does: without echo, and until ctx ends. text is the whole question.
+// It returns agent.ErrRefused at an end of file.
+func ReadPIN(ctx context.Context, path, text string) ([]byte, error) {
+	t, err := openTTY(path)
+	if err != nil {
+		return nil, err
+	}
+	defer t.close()
+	return t.ask(ctx, text, false)
+}
