@@ -14,17 +14,17 @@ import (
 )
 
 // answers reads what a program says, as if a PIN had been asked for.
-func answers(t *testing.T, from io.Reader) ([]byte, error, string) {
+func answers(t *testing.T, from io.Reader) (pin []byte, replied string, err error) {
 	t.Helper()
 	var sent bytes.Buffer
 	c := newConn(&sent, from)
 	c.secret = true
-	pin, err := c.answer(make([]byte, 0, maxPIN))
+	pin, err = c.answer(make([]byte, 0, maxPIN))
 	c.wipe()
 	if slices.ContainsFunc(c.buf, func(b byte) bool { return b != 0 }) {
 		t.Errorf("the buffer was not wiped: %q", c.buf)
 	}
-	return pin, err, sent.String()
+	return pin, sent.String(), err
 }
 
 func FuzzAnswer(f *testing.F) {
@@ -38,7 +38,7 @@ func FuzzAnswer(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, said []byte) {
-		pin, err, sent := answers(t, bytes.NewReader(said))
+		pin, sent, err := answers(t, bytes.NewReader(said))
 		if len(pin) > maxPIN || bytes.IndexByte(pin, 0) >= 0 {
 			t.Errorf("not a PIN: %q", pin)
 		}
@@ -48,7 +48,7 @@ func FuzzAnswer(f *testing.F) {
 		if err != nil && strings.ContainsFunc(err.Error(), unicode.IsControl) {
 			t.Errorf("the error is not harmless: %q", err)
 		}
-		pieces, errPieces, _ := answers(t, iotest.OneByteReader(bytes.NewReader(said)))
+		pieces, _, errPieces := answers(t, iotest.OneByteReader(bytes.NewReader(said)))
 		if !bytes.Equal(pieces, pin) || (err == nil) != (errPieces == nil) {
 			t.Errorf("whole: %q, %v; octet by octet: %q, %v", pin, err, pieces, errPieces)
 		}
@@ -137,9 +137,9 @@ func (endlessNothing) Read([]byte) (int, error) { return 0, nil }
 
 func TestFailure(t *testing.T) {
 	for text, want := range map[string]string{
-		"ERR 99\n":                    "error 99",
-		"ERR 83886179 \x1b[31mRed\n":  `"\x1b[31mRed"`,
-		"ERR 83886179 left\u202eto\n": `"left\u202eto"`,
+		"ERR 99\n":                                 "error 99",
+		"ERR 83886179 \x1b[31mRed\n":               `"\x1b[31mRed"`,
+		"ERR 83886179 left\u202eto\n":              `"left\u202eto"`,
 		"ERR 1 " + strings.Repeat("x", 500) + "\n": `"` + strings.Repeat("x", 100) + `"…`,
 	} {
 		_, err := newConn(io.Discard, strings.NewReader(text)).answer(nil)

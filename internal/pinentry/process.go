@@ -105,6 +105,9 @@ func (p *process) dialog(d Dialog, ask func(*talk) error) error {
 	if err := t.setUp(); err != nil {
 		return err
 	}
+	if p.tty != nil && t.onTerminal() {
+		p.tty.watch(func() { p.stop(errHungUp) })
+	}
 	if !patient.Stop() {
 		return context.Cause(p.running)
 	}

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,9 +65,32 @@ func (p *pty) ioctl(f func(fd int) error) {
 	}
 }
 
+// shell gives the terminal to a session, as a terminal that people use has one.
+func (p *pty) shell() {
+	p.t.Helper()
+	tty, err := os.OpenFile(p.path, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer tty.Close()
+	cmd := exec.Command("/bin/sleep", "1000")
+	cmd.Stdin = tty
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+}
+
 // waitFor reads until the screen shows text.
 func (p *pty) waitFor(text string) {
 	p.t.Helper()
+	if err := p.person.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		p.t.Fatal(err)
+	}
 	buf := make([]byte, 4096)
 	for !strings.Contains(p.seen.String(), text) {
 		n, err := p.person.Read(buf)

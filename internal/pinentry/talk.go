@@ -61,7 +61,7 @@ func (t *talk) askFlavour() error {
 // canAsk refuses what would look like a cancel: pinentry-tty answers so when it
 // has no terminal.
 func (t *talk) canAsk() error {
-	if t.flavour == "tty" && t.terminal != nil {
+	if t.shownBy() == "tty" && t.terminal != nil {
 		return fmt.Errorf("%w: %w", ErrUnusable, t.terminal)
 	}
 	return nil
@@ -71,11 +71,18 @@ func (t *talk) canAsk() error {
 // with another error than its Cancel button and its window's close button.
 // With a program that does not, a no could be taken for what NotOK means.
 func (t *talk) tellsNotOK() bool {
-	base, behind, _ := strings.Cut(t.flavour, ":")
-	if behind != "" { // what it falls back to without a display
-		base = behind
-	}
-	return slices.Contains([]string{"curses", "fltk", "gtk2", "qt", "qt4", "qt5", "tty"}, base)
+	return slices.Contains([]string{"curses", "fltk", "gtk2", "qt", "qt4", "qt5", "tty"}, t.shownBy())
+}
+
+// onTerminal says whether the program asks on the terminal.
+func (t *talk) onTerminal() bool {
+	return t.shownBy() == "curses" || t.shownBy() == "tty"
+}
+
+// shownBy is the flavour that shows the dialog: a program for desktops says
+// "gtk2:curses" where it has no display.
+func (t *talk) shownBy() string {
+	return t.flavour[strings.LastIndexByte(t.flavour, ':')+1:]
 }
 
 // options says where to ask, in OPTION lines. The keyboard is not grabbed, so
@@ -143,6 +150,9 @@ func (t *talk) getPIN() ([]byte, error) {
 		return nil, err
 	}
 	pin, err := t.answer(make([]byte, 0, maxPIN))
+	if errors.Is(err, errTooMuch) {
+		err = fmt.Errorf("%w: a PIN longer than %d octets", ErrProtocol, maxPIN)
+	}
 	return pin, judge(err)
 }
 

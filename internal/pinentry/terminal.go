@@ -4,16 +4,21 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-var errNoTerminal = errors.New("there is no terminal to ask on")
+var (
+	errNoTerminal = errors.New("there is no terminal to ask on")
+	errHungUp     = fmt.Errorf("%w: the terminal has hung up", ErrUnusable)
+)
 
 // terminal is where a program may ask, as it was before.
 type terminal struct {
-	device *os.File
-	before unix.Termios
+	device  *os.File
+	before  unix.Termios
+	watched chan struct{} // closed when the watch is over; nil: there is none
 }
 
 // openTerminal opens the terminal to see whether it can be used, and to put it
@@ -56,11 +61,38 @@ func (t *terminal) control(f func(fd int) error) error {
 	return inner
 }
 
+// watch calls gone when the terminal hangs up. pinentry-curses would go on
+// reading from it, in a loop that keeps a processor busy.
+func (t *terminal) watch(gone func()) {
+	raw, err := t.device.SyscallConn()
+	if err != nil {
+		return
+	}
+	t.watched = make(chan struct{})
+	go func() {
+		defer close(t.watched)
+		// Waits for something to happen there, and reads nothing.
+		if raw.Read(func(fd uintptr) bool { return hungUp(int32(fd)) }) == nil {
+			gone()
+		}
+	}()
+}
+
+func hungUp(fd int32) bool {
+	state := []unix.PollFd{{Fd: fd}}
+	n, err := unix.Poll(state, 0)
+	return err == nil && n > 0 && state[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+}
+
 // close closes the terminal; if the program was ended while it asked, the
 // terminal gets its echo back. pinentry-tty does not do that itself.
 func (t *terminal) close(restore bool) {
 	if t == nil {
 		return
+	}
+	if t.watched != nil {
+		_ = t.device.SetReadDeadline(time.Unix(1, 0))
+		<-t.watched
 	}
 	if restore && t.leftSilent() {
 		_ = t.control(func(fd int) error { return unix.IoctlSetTermios(fd, unix.TCSETS, &t.before) })
