@@ -1,5 +1,6 @@
 // Package knownhosts looks up the keys of a host in known_hosts files
-// (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT), as ssh and ssh-add do.
+// (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT), as ssh and ssh-add do, and the name
+// of a host by its key.
 //
 // It is not for deciding whether to trust a host that one talks to: it lists
 // what the files say.
@@ -111,19 +112,23 @@ func (l *lookup) readFile(path string) error {
 var errTooLong = fmt.Errorf("more than %d MiB", MaxFile>>20)
 
 // read looks at each line.
-func (l *lookup) read(r io.Reader) error {
+func (l *lookup) read(r io.Reader) error { return readLines(r, l.line, func() { l.broken++ }) }
+
+// readLines calls line for each line, with its end, and tooLong for one that
+// is longer than maxLine.
+func readLines(r io.Reader, line func([]byte), tooLong func()) error {
 	limited := &io.LimitedReader{R: r, N: MaxFile + 1}
 	b := bufio.NewReaderSize(limited, maxLine)
 	for {
-		line, err := b.ReadSlice('\n')
+		text, err := b.ReadSlice('\n')
 		if errors.Is(err, bufio.ErrBufferFull) {
-			l.broken++
-			line, err = nil, skipLine(b)
+			tooLong()
+			text, err = nil, skipLine(b)
 		}
 		if limited.N == 0 {
 			return errTooLong
 		}
-		l.line(line)
+		line(text)
 		if err == io.EOF {
 			return nil
 		}
