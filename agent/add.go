@@ -13,7 +13,7 @@ import (
 func (a *Agent) add(ctx context.Context, c *conn, request []byte) []byte {
 	m, err := parseAddition(request)
 	if err != nil {
-		a.refuse(slog.Any("peer", c.peer), "add identity", nil, &refusal{CauseMalformed, err})
+		a.refuse(c.asker(), "add identity", nil, &refusal{CauseMalformed, err})
 		return failure()
 	}
 	if m.foreign || a.noSoftwareKeys {
@@ -25,7 +25,7 @@ func (a *Agent) add(ctx context.Context, c *conn, request []byte) []byte {
 	id := newIdentity(Identity{Public: m.public, Comment: m.comment, Key: m.key})
 	if r := a.addOwn(c, id, m.constraints); r != nil {
 		m.key.wipe()
-		a.refuse(slog.Any("peer", c.peer), "add identity", id, r)
+		a.refuse(c.asker(), "add identity", id, r)
 		return failure()
 	}
 	return success()
@@ -65,7 +65,7 @@ func (a *Agent) mayReplace(c *conn, blob string) *refusal {
 func (a *Agent) addUpstream(ctx context.Context, c *conn, m *addition, request []byte) []byte {
 	answer, r := a.relayAddition(ctx, c, m, request)
 	if r != nil {
-		a.refuse(slog.Any("peer", c.peer), "add identity", nil, r, slog.String("type", m.typ))
+		a.refuse(c.asker(), "add identity", nil, r, slog.String("type", m.typ))
 		return failure()
 	}
 	a.log.Info("added to an upstream agent", "type", m.typ, "peer", c.peer)
@@ -172,7 +172,7 @@ func (a *Agent) smartcard(ctx context.Context, c *conn, request []byte) []byte {
 		}
 	}
 	if r != nil {
-		a.refuse(slog.Any("peer", c.peer), requestName(request[0]), nil, r)
+		a.refuse(c.asker(), requestName(request[0]), nil, r)
 		return failure()
 	}
 	return answer

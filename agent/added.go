@@ -158,6 +158,7 @@ func (o own) all() []*identity {
 func (a *Agent) lookup(blob string) (*identity, *refusal) {
 	a.expire()
 	set, now := a.source.Identities(), time.Now()
+	a.sweepIfChanged(set)
 	a.mu.Lock()
 	locked, id, removed := a.lock.locked, a.added.get(blob), a.removed[blob]
 	a.mu.Unlock()
@@ -237,6 +238,7 @@ func (a *Agent) expire() {
 	a.changed()
 	a.mu.Unlock()
 	wipe(gone)
+	a.sweepPINs()
 	for _, id := range gone {
 		a.log.Info("lifetime is over, removed", "key", id.name(), "fingerprint", id.fingerprint())
 	}
@@ -267,9 +269,10 @@ func (a *Agent) drop(match func(*entry) bool) []*identity {
 	return gone
 }
 
-// Forget removes all keys that were added, and wipes them from memory, also
-// when the agent is locked. Those of the source stay.
+// Forget removes all keys that were added, all PINs and all consent that was
+// given for a time, and wipes them from memory, also when the agent is locked.
+// The keys of the source stay.
 func (a *Agent) Forget() {
 	n := len(a.drop(func(*entry) bool { return true }))
-	a.log.Info("forgot all keys that were added", "keys", n)
+	a.log.Info("forgot all keys that were added, and all PINs", "keys", n, "PINs", a.ForgetPINs())
 }

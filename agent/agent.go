@@ -34,7 +34,10 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 )
 
 // A Key makes signatures. Its methods are called from many goroutines at once.
@@ -112,6 +115,25 @@ type Config struct {
 	// nil: none can be added.
 	KeyFile func(name, comment string, content []byte) (Identity, error)
 
+	// PINLife says for how long the PIN of a key is remembered that was typed
+	// for a signature: 0 is not at all, [Forever] until PINs are forgotten. nil:
+	// none is.
+	PINLife func(name, fingerprint string) time.Duration
+
+	// GivenPIN, if not nil, has the PINs of keys whose owner is not to be asked,
+	// as in a service. The PIN is nil if there is none for a key, and is
+	// overwritten after use. A version tells it from another: one that was
+	// wrong is not tried again.
+	GivenPIN func(name, fingerprint string) (pin []byte, version string, err error)
+
+	// ConfirmAll asks before each use of every key that is held here, as if it
+	// had been added so.
+	ConfirmAll bool
+
+	// HostName is the name that the owner knows a host key by, or "". It is
+	// only asked for a prompt, and may take its time. It may be nil.
+	HostName func(ssh.PublicKey) string
+
 	// Before, if not nil, is called before each request is looked at: what
 	// has been asked for in another way than by a request, as by a signal,
 	// can be done then, in order.
@@ -138,11 +160,20 @@ type Agent struct {
 	allowSHA1      bool
 	keyFile        func(name, comment string, content []byte) (Identity, error)
 	before         func()
+	pinLife        func(name, fingerprint string) time.Duration
+	givenPIN       func(name, fingerprint string) (pin []byte, version string, err error)
+	confirmAll     bool
+	hostName       func(ssh.PublicKey) string
 	maxConns       int
 	upstreams      *upstreams
 	lockMemory     uint32 // KiB; less only where many locks are tested
 
-	lines lines // one per key, for prompts; and one for lock passwords
+	lines  lines  // one per key, for prompts; and one for lock passwords
+	rounds rounds // searches for PINs
+	recent recent // refusals
+
+	informing atomic.Bool        // a notice is shown
+	endNotice context.CancelFunc // takes it away; may be nil; guarded by rounds.mu
 
 	// mu guards look-ups in what follows, each short. Nothing that could wait
 	// is called under it: no Source, Key, Prompter or upstream agent.
@@ -156,6 +187,11 @@ type Agent struct {
 	reported  *Set            // the last one whose unlisted identities were logged
 	auth      map[string]auth // by blob of the plain public key
 	tries     int             // see AuthPrompt.TriesLeft
+	pins      map[string]*pin // by blob of the plain public key
+	grants    []*grant
+	swept     *Set // the one that pins, grants and auth were last compared with
+	// stopPINAlarm is for the next look after pins; may be nil.
+	stopPINAlarm func()
 }
 
 // New makes an Agent.
@@ -171,11 +207,16 @@ func New(c Config) *Agent {
 		allowSHA1:      c.AllowSHA1,
 		keyFile:        c.KeyFile,
 		before:         c.Before,
+		pinLife:        c.PINLife,
+		givenPIN:       c.GivenPIN,
+		confirmAll:     c.ConfirmAll,
+		hostName:       c.HostName,
 		maxConns:       c.MaxConns,
 		lockMemory:     lockMemory,
 		lock:           newLock(),
 		added:          newAdded(),
 		auth:           make(map[string]auth),
+		pins:           make(map[string]*pin),
 		tries:          triesUnknown,
 	}
 	if a.log == nil {

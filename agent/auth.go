@@ -1,18 +1,56 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"errors"
-	"slices"
+	"time"
 )
 
-// maxPrompts is how often a user is asked for one signature.
-const maxPrompts = 3
+const (
+	// maxPrompts is how often a user is asked for one PIN.
+	maxPrompts = 3
 
-// triesUnknown: no key has said yet how many wrong auth values it takes.
-const triesUnknown = -1
+	// triesUnknown: no key has said yet how many wrong auth values it takes.
+	triesUnknown = -1
+
+	// lockoutPatience is how long a prompt waits to be told how many tries are
+	// left, if the TPM is busy with somebody's signature.
+	lockoutPatience = 5 * time.Second
+)
+
+// Lockout is what the keeper of a key says of wrong auth values.
+type Lockout struct {
+	// Tries is how many wrong ones it takes until it locks up, 0 when it has;
+	// -1: not known, or the key is not protected like that.
+	Tries int
+	// Wait is the time until it gives one try back, at most; 0: not known.
+	Wait time.Duration
+}
+
+// lockoutKnower is a Key that can tell how many tries are left before one is
+// spent.
+type lockoutKnower interface {
+	Lockout(ctx context.Context) (Lockout, error)
+}
+
+// wrongAuth is how a Key says that the auth value was not the right one.
+type wrongAuth interface {
+	error
+	WrongAuth() bool
+	TriesLeft() (n int, known bool)
+}
+
+func isWrongAuth(err error) bool {
+	var w wrongAuth
+	return errors.As(err, &w) && w.WrongAuth()
+}
+
+// lockedOut is how a Key says that it takes no auth value for now.
+type lockedOut interface {
+	error
+	LockedOut() (wait time.Duration)
+}
 
 // auth is what signing has taught about a key: whether it needs a PIN. What
 // the key says beforehand is a hint, and to find out with an empty auth value
@@ -20,23 +58,38 @@ const triesUnknown = -1
 type auth struct {
 	key    Key // a new one behind the same public key has to be learned anew
 	needed bool
+	// refused is the version of the PIN from Config.GivenPIN that was wrong,
+	// taken the one that was right.
+	refused, taken string
+	// emptyWrong: an empty PIN was given and was wrong.
+	emptyWrong bool
 }
 
 // learned returns what is known of the key of id.
-func (a *Agent) learned(id *identity) (needed, known bool) {
+func (a *Agent) learned(id *identity) (known auth, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	l, ok := a.auth[id.line]
 	if !ok || l.key != id.Key {
-		return false, false
+		return auth{key: id.Key}, false
 	}
-	return l.needed, true
+	return l, true
 }
 
-func (a *Agent) learn(id *identity, needed bool) {
+func (a *Agent) learn(id *identity, change func(*auth)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.auth[id.line] = auth{id.Key, needed}
+	l := a.auth[id.line]
+	if l.key != id.Key {
+		l = auth{key: id.Key, needed: true}
+	}
+	change(&l)
+	a.auth[id.line] = l
+}
+
+// learnNeeded notes what became of an empty auth value.
+func (a *Agent) learnNeeded(id *identity, needed bool) {
+	a.learn(id, func(l *auth) { l.needed, l.emptyWrong = needed, needed })
 }
 
 // triesLeft is shared by all keys: a TPM counts the wrong values for all that
@@ -71,129 +124,65 @@ func (a *Agent) rightValue() {
 	}
 }
 
-// wrongAuth is how a Key says that the auth value was not the right one.
-type wrongAuth interface {
-	error
-	WrongAuth() bool
-	TriesLeft() (n int, known bool)
+// lockout asks the key how many tries are left. One that does not know may have
+// told when it was given a wrong value, which may have changed since.
+func (a *Agent) lockout(ctx context.Context, id *identity) (l Lockout, known bool) {
+	k, ok := id.Key.(lockoutKnower)
+	if !ok {
+		return Lockout{Tries: a.triesLeft()}, false
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockoutPatience)
+	defer cancel()
+	l, err := k.Lockout(ctx)
+	if err != nil {
+		return Lockout{Tries: a.triesLeft()}, false
+	}
+	return l, true
 }
 
-// try is one signature on its way, with the auth values that were wrong for
-// it.
+// try is one signature on its way.
 type try struct {
 	a      *Agent
 	id     *identity
 	limits *constraints // those that were judged
 	peer   Peer
+	use    Use
+	origin string
 	digest []byte
 	hash   crypto.Hash
-	wrong  [][]byte
 }
 
-// sign asks for the PIN if it must.
-//
-// A key of which it is known that it needs none signs at once, as often as
-// clients ask. All else is done one at a time for each key: prompts, because
-// nobody wants two dialogs for one key, and the first signature with an empty
-// auth value, because if the key has a PIN after all then each costs a try,
-// and 32 connections of a parallel rsync would be a lockout.
+// sign signs with what is known of the key: that it needs no PIN, or one that
+// is remembered. All else is done once for all who want the same key at the
+// same time: prompts, because nobody wants two dialogs for one key, and the
+// first signature with an empty auth value, because if the key has a PIN after
+// all then each costs a try, and 32 connections of a parallel rsync would be a
+// lockout.
 func (t *try) sign(ctx context.Context) ([]byte, error) {
-	if needed, known := t.a.learned(t.id); known && !needed {
+	if known, ok := t.a.learned(t.id); ok && !known.needed {
 		sig, err := t.with(ctx, nil)
 		if !isWrongAuth(err) {
 			return sig, err
 		}
-		t.a.learn(t.id, true)
+		t.a.learnNeeded(t.id, true)
 	}
-	leave, err := t.a.lines.enter(ctx, t.id.line)
-	if err != nil {
-		return nil, err
-	}
-	defer leave()
-	defer t.wipe()
-	return t.signInLine(ctx)
-}
-
-// signInLine looks the identity up again whenever there was time to remove or
-// replace it.
-func (t *try) signInLine(ctx context.Context) ([]byte, error) {
-	if err := t.lookup(); err != nil {
-		return nil, err
-	}
-	needed, _ := t.a.learned(t.id)
-	if !needed && !t.id.Key.AuthRequired() {
-		sig, err := t.with(ctx, nil)
-		if !isWrongAuth(err) {
-			if err == nil {
-				t.a.learn(t.id, false)
-			}
-			return sig, err
-		}
-		t.a.learn(t.id, true)
-	}
-	return t.prompt(ctx)
-}
-
-// prompt asks and signs, until the PIN is right or there is a reason to stop.
-func (t *try) prompt(ctx context.Context) ([]byte, error) {
-	for n := range maxPrompts {
-		if n > 0 && t.a.triesLeft() == 0 {
-			break // the next one would only be told that the lockout has begun
-		}
-		value, err := t.ask(ctx, n > 0)
-		if err != nil {
-			return nil, err
-		}
-		if err := t.lookup(); err != nil {
-			clear(value)
-			return nil, err
-		}
-		if t.wasWrong(value) {
-			clear(value) // and is still: it would only cost another try
-			continue
-		}
-		sig, err := t.with(ctx, value)
-		if !isWrongAuth(err) {
-			clear(value)
+	if pin := t.a.rememberedPIN(t.id); pin != nil {
+		sig, err := t.withPIN(ctx, pin)
+		if !isWrongAuth(err) && !errors.Is(err, errWiped) {
 			return sig, err
 		}
 	}
-	return nil, &refusal{cause: CauseWrongAuth}
+	return t.a.rounds.join(ctx, t)
 }
 
-func (t *try) ask(ctx context.Context, retry bool) ([]byte, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if t.a.prompter == nil {
-		return nil, &refusal{cause: CauseNoPrompt}
-	}
-	asking, done := t.a.untilLocked(ctx)
-	defer done()
-	value, err := t.a.prompter.AuthValue(asking, AuthPrompt{
-		Question: Question{
-			Name:        t.id.Name,
-			Comment:     t.id.Comment,
-			Fingerprint: t.id.fingerprint(),
-			Peer:        t.peer,
-		},
-		Retry:     retry,
-		TriesLeft: t.a.triesLeft(),
-	})
-	switch {
-	case err != nil && t.a.isLocked():
-		return nil, &refusal{CauseLocked, err}
-	case err != nil:
-		return nil, &refusal{promptCause(err), err}
-	}
-	return value, nil
-}
-
-// lookup fails when the identity is not there any more.
+// lookup fails when the identity is not there any more, or the agent locked.
 func (t *try) lookup() error {
 	id, refused := t.a.again(t.id.blob, t.limits)
 	if refused != nil {
 		return refused
+	}
+	if id.Key != t.id.Key {
+		return &refusal{cause: CauseReplaced}
 	}
 	t.id = id
 	return nil
@@ -205,30 +194,29 @@ func (t *try) with(ctx context.Context, value []byte) ([]byte, error) {
 		return nil, err
 	}
 	sig, err := t.id.Key.Sign(ctx, value, t.digest, t.hash)
-	var w wrongAuth
-	switch {
-	case errors.As(err, &w) && w.WrongAuth():
-		t.a.wrongValue(w)
-		t.wrong = append(t.wrong, value)
-	case err == nil && len(value) > 0:
-		t.a.rightValue()
+	t.a.judge(err, value)
+	return sig, err
+}
+
+// withPIN signs with a PIN that is held. One that is wrong is forgotten.
+func (t *try) withPIN(ctx context.Context, pin *memory) (sig []byte, err error) {
+	err = pin.use(func(value []byte) (err error) {
+		sig, err = t.with(ctx, value)
+		return err
+	})
+	if isWrongAuth(err) {
+		t.a.forgetWrong(t.id, pin)
 	}
 	return sig, err
 }
 
-func (t *try) wasWrong(value []byte) bool {
-	return slices.ContainsFunc(t.wrong, func(w []byte) bool { return bytes.Equal(w, value) })
-}
-
-// wipe overwrites the auth values. The wrong ones were kept until now, not to
-// spend another try on any of them.
-func (t *try) wipe() {
-	for _, w := range t.wrong {
-		clear(w)
-	}
-}
-
-func isWrongAuth(err error) bool {
+// judge draws conclusions from what a key said to an auth value.
+func (a *Agent) judge(err error, value []byte) {
 	var w wrongAuth
-	return errors.As(err, &w) && w.WrongAuth()
+	switch {
+	case errors.As(err, &w) && w.WrongAuth():
+		a.wrongValue(w)
+	case err == nil && len(value) > 0:
+		a.rightValue()
+	}
 }

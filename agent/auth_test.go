@@ -103,56 +103,6 @@ func TestNoPrompter(t *testing.T) {
 	}
 }
 
-// TestOneDialogPerKey: who wants the same key waits in line, others do not;
-// who hangs up takes the dialog or the place in the line along.
-func TestOneDialogPerKey(t *testing.T) {
-	id, _ := locked("1234", 32, true)
-	other := plain("other", p384())
-	open, closed, answer := make(chan Peer), make(chan error, 8), make(chan string)
-	s := serve(t, Config{Source: fixed(id, other), Prompter: prompterFunc(func(ctx context.Context, p AuthPrompt) ([]byte, error) {
-		open <- p.Peer
-		select {
-		case a := <-answer:
-			return []byte(a), nil
-		case <-ctx.Done():
-			closed <- ctx.Err()
-			return nil, ctx.Err()
-		}
-	})})
-	request := signMessage(id.Public.Marshal(), nil, 0)
-	first, second, third := s.dial(t), s.dial(t), s.dial(t)
-	send(t, first, request)
-	<-open
-	send(t, second, request)
-	send(t, third, request)
-
-	nc := s.dial(t)
-	countListed(t, ask(t, nc, listThem))
-	verify(t, other.Public, nil, ask(t, nc, signMessage(other.Public.Marshal(), nil, 0)))
-
-	second.Close()
-	first.Close()
-	<-closed // the first one's dialog
-	// The second one may come to its turn, and even get its PIN, before it is
-	// seen to be gone.
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		for {
-			select {
-			case <-open:
-			case <-done:
-				return
-			}
-			select {
-			case answer <- "1234":
-			case <-closed:
-			}
-		}
-	}()
-	verify(t, id.Public, nil, recv(t, third))
-}
-
 // TestRemovedWhilePrompting: after a removal nothing is signed, not even what
 // was asked for before.
 func TestRemovedWhilePrompting(t *testing.T) {

@@ -1,11 +1,11 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"runtime/debug"
@@ -226,7 +226,7 @@ func (c *conn) write(answer []byte) error {
 func (a *Agent) handle(ctx context.Context, c *conn, request []byte) reply {
 	number := request[0]
 	if a.isLocked() && !worksLocked(number) {
-		a.refuse(slog.Any("peer", c.peer), requestName(number), nil, &refusal{cause: CauseLocked})
+		a.refuse(c.asker(), requestName(number), nil, &refusal{cause: CauseLocked})
 		return reply{answer: failure()}
 	}
 	switch number {
@@ -245,9 +245,9 @@ func (a *Agent) handle(ctx context.Context, c *conn, request []byte) reply {
 	case msgLock, msgUnlock:
 		return reply{answer: a.lockUnlock(ctx, c, request)}
 	case msgExtension:
-		return reply{answer: a.extension(c, request)}
+		return reply{answer: a.extension(ctx, c, request)}
 	}
-	a.refuse(slog.Any("peer", c.peer), requestName(number), nil, &refusal{cause: CauseUnsupported})
+	a.refuse(c.asker(), requestName(number), nil, &refusal{cause: CauseUnsupported})
 	return reply{answer: failure()}
 }
 
@@ -260,6 +260,8 @@ func worksLocked(number byte) bool {
 // isSecret are the requests with private keys, PINs and passwords in them.
 func isSecret(request []byte) bool {
 	switch request[0] {
+	case msgExtension:
+		return bytes.HasPrefix(request, appendString([]byte{msgExtension}, extUnlockKey))
 	case msgAddIdentity, msgAddIDConstrained, msgAddSmartcardKey, msgAddSmartcardConstr, msgRemoveSmartcardKey, msgLock, msgUnlock:
 		return true
 	}

@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"context"
 	"errors"
-	"log/slog"
+	"maps"
+	"slices"
 )
 
 // Extensions that clients may ask for, RFC 9987, section 5.9.
@@ -15,7 +17,7 @@ const (
 // not open to this client, and SSH_AGENT_EXTENSION_FAILURE for what went
 // wrong. A locked agent still takes session-bind, as OpenSSH's does: ssh binds
 // a connection once, and may use it after the agent is unlocked.
-func (a *Agent) extension(c *conn, request []byte) []byte {
+func (a *Agent) extension(ctx context.Context, c *conn, request []byte) []byte {
 	w := &wire{rest: request[1:]}
 	name := w.text()
 	if w.err == nil && name == extSessionBind {
@@ -28,21 +30,23 @@ func (a *Agent) extension(c *conn, request []byte) []byte {
 		return failure()
 	case name == extQuery:
 		return a.query(c)
+	case name == extAddKeyFile:
+		return a.addKeyFile(c, w.rest)
 	}
-	return a.addKeyFile(c, w.rest)
+	return a.answerOwner(ctx, c, name, w)
 }
 
 func (a *Agent) refuseExtension(c *conn, name string, err error) *refusal {
+	owner, known := ownerAnswers[name]
+	known = known || name == extQuery || name == extAddKeyFile && a.keyFile != nil
 	switch {
 	case err != nil:
 		return &refusal{CauseMalformed, err}
-	case a.isLocked():
+	case a.isLocked() && !owner.whenLocked:
 		return &refusal{cause: CauseLocked}
-	case name == extQuery:
-		return nil
-	case name != extAddKeyFile || a.keyFile == nil:
+	case !known:
 		return &refusal{CauseUnsupported, errors.New(name)}
-	case !c.takesKeyFiles():
+	case name != extQuery && !c.fromOwner():
 		return &refusal{CauseRemote, errors.New(name)}
 	}
 	return nil
@@ -54,8 +58,8 @@ func (a *Agent) refuseQuietly(c *conn, r *refusal) {
 	a.log.Debug("refused", append(r.attrs(), "request", requestName(msgExtension), "peer", c.peer)...)
 }
 
-// takesKeyFiles: see KeyFileRequest.
-func (c *conn) takesKeyFiles() bool {
+// fromOwner: see KeyFileRequest.
+func (c *conn) fromOwner() bool {
 	l, ok := c.nc.(interface{ Local() bool })
 	return ok && l.Local() && !c.bindings.remote()
 }
@@ -66,7 +70,7 @@ func (c *conn) takesKeyFiles() bool {
 func (a *Agent) sessionBind(c *conn, request, body []byte) []byte {
 	c.relay.bind(request)
 	if err := c.bindings.bind(body); err != nil {
-		a.refuse(slog.Any("peer", c.peer), "session-bind", nil, &refusal{CauseBinding, err})
+		a.refuse(c.asker(), "session-bind", nil, &refusal{CauseBinding, err})
 		return extensionFailure()
 	}
 	return success()
@@ -77,8 +81,14 @@ func (a *Agent) sessionBind(c *conn, request, body []byte) []byte {
 func (a *Agent) query(c *conn) []byte {
 	b := appendString([]byte{msgExtensionResponse}, extQuery)
 	b = appendString(b, extSessionBind)
-	if a.keyFile != nil && c.takesKeyFiles() {
+	if !c.fromOwner() {
+		return frame(b)
+	}
+	if a.keyFile != nil {
 		b = appendString(b, extAddKeyFile)
+	}
+	for _, name := range slices.Sorted(maps.Keys(ownerAnswers)) {
+		b = appendString(b, name)
 	}
 	return frame(b)
 }

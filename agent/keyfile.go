@@ -3,7 +3,6 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -71,12 +70,12 @@ func (a *Agent) addKeyFile(c *conn, body []byte) []byte {
 	answer := appendString([]byte{msgExtensionResponse}, extAddKeyFile)
 	ids, limits, err := a.parseKeyFile(body)
 	if err != nil {
-		a.refuse(slog.Any("peer", c.peer), "add key file", nil, &refusal{CauseMalformed, err})
+		a.refuse(c.asker(), "add key file", nil, &refusal{CauseMalformed, err})
 		return frame(appendString(answer, err.Error()))
 	}
 	for _, id := range ids {
 		if r := a.addOwn(c, id, limits); r != nil {
-			a.refuse(slog.Any("peer", c.peer), "add key file", id, r)
+			a.refuse(c.asker(), "add key file", id, r)
 			return frame(appendString(answer, r.Error()))
 		}
 	}

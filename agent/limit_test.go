@@ -34,7 +34,7 @@ func TestMaxConnsBusy(t *testing.T) {
 	id := identityOf("slow", key)
 	s := serve(t, Config{Source: fixed(id), MaxConns: 3})
 	data := []byte("data")
-	s.learn(newIdentity(id), false) // it is known to need no PIN: all sign at once
+	s.learnNeeded(newIdentity(id), false) // it is known to need no PIN: all sign at once
 	var conns []*net.UnixConn
 	for range 3 {
 		nc := s.dial(t)

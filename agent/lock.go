@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
-	"log/slog"
 	"time"
 
 	"golang.org/x/crypto/argon2"
@@ -56,14 +55,14 @@ func (a *Agent) isLocked() bool {
 func (a *Agent) lockUnlock(ctx context.Context, c *conn, request []byte) []byte {
 	number, w := request[0], &wire{rest: request[1:]}
 	password := w.string()
-	peer := slog.Any("peer", c.peer)
+	by := c.asker()
 	if w.err != nil {
-		a.refuse(peer, requestName(number), nil, &refusal{CauseMalformed, w.err})
+		a.refuse(by, requestName(number), nil, &refusal{CauseMalformed, w.err})
 		return failure()
 	}
 	leave, err := a.lines.enter(ctx, "") // no key has this name
 	if err != nil {
-		a.refuse(peer, requestName(number), nil, &refusal{CauseHungUp, err})
+		a.refuse(by, requestName(number), nil, &refusal{CauseHungUp, err})
 		return failure()
 	}
 	defer leave()
@@ -72,10 +71,10 @@ func (a *Agent) lockUnlock(ctx context.Context, c *conn, request []byte) []byte 
 		turn = a.unlockNow
 	}
 	if r := turn(ctx, password); r != nil {
-		a.refuse(peer, requestName(number), nil, r)
+		a.refuse(by, requestName(number), nil, r)
 		return failure()
 	}
-	a.log.Info(requestName(number)+"ed", peer)
+	a.log.Info(requestName(number)+"ed", "peer", by)
 	return success()
 }
 
@@ -90,10 +89,11 @@ func (a *Agent) lockNow(_ context.Context, password []byte) *refusal {
 	rand.Read(salt[:])
 	copy(hash[:], a.lockHash(password, salt))
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.lock.salt, a.lock.hash = salt, hash
 	a.lock.locked = true
 	a.lock.endPrompts()
+	a.mu.Unlock()
+	a.ForgetPINs()
 	return nil
 }
 

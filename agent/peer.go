@@ -47,3 +47,16 @@ func (p Peer) Program() string {
 func (p Peer) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("pid", p.PID), slog.String("program", p.Program()))
 }
+
+// asker is a peer with its name of some moment, for it may be gone later.
+type asker struct {
+	Peer
+	program string
+}
+
+func (c *conn) asker() asker { return asker{c.peer, c.peer.Program()} }
+
+// LogValue is as that of Peer.
+func (by asker) LogValue() slog.Value {
+	return slog.GroupValue(slog.Int("pid", by.PID), slog.String("program", by.program))
+}

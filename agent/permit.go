@@ -6,35 +6,39 @@ import (
 )
 
 // permit judges whether id may sign data for c: by its destinations first, and
-// then, if it wants that, by its owner, in the order of OpenSSH's agent. He is
-// asked one thing at a time for each key; others wait for other keys not at
-// all.
-func (a *Agent) permit(ctx context.Context, c *conn, id *identity, data []byte) *refusal {
-	if id.limits == nil {
-		return nil
-	}
-	var user, host string
-	if destinations := id.limits.destinations; len(destinations) > 0 {
+// then, if it or the agent wants that, by its owner, in the order of OpenSSH's
+// agent. He is asked one thing at a time for each key; others wait for other
+// keys not at all. It returns what the signature is for.
+func (a *Agent) permit(ctx context.Context, c *conn, id *identity, data []byte) (Use, *refusal) {
+	var destination string
+	if id.limits != nil {
 		var err error
-		if user, host, err = maySign(destinations, &c.bindings, id.Public, data, time.Now()); err != nil {
-			return &refusal{CauseDestination, err}
+		if _, destination, err = maySign(id.limits.destinations, &c.bindings, id.Public, data, time.Now()); err != nil {
+			return Use{}, &refusal{CauseDestination, err}
 		}
 	}
-	if !id.limits.confirm {
-		return nil
+	confirm := a.confirmAll || id.limits != nil && id.limits.confirm
+	if known, ok := a.learned(id); ok && !known.needed && !confirm {
+		return Use{}, nil // nobody will be told
 	}
-	return a.confirm(ctx, id, ConfirmPrompt{Question{
-		Name:        id.Name,
-		Comment:     id.Comment,
-		Fingerprint: id.fingerprint(),
-		Peer:        c.peer,
-		Use:         Use{User: user, Host: host},
-	}})
+	named := a.hostName
+	if !confirm && a.rememberedPIN(id) != nil {
+		named = nil // nobody is to be told; if he must be after all, a fingerprint does
+	}
+	use := useOf(&c.bindings, id.Public, data, named, destination)
+	if !confirm {
+		return use, nil
+	}
+	return use, a.confirm(ctx, id, c.peer, use)
 }
 
-func (a *Agent) confirm(ctx context.Context, id *identity, p ConfirmPrompt) *refusal {
+// confirm asks the owner, unless he has said yes for some time.
+func (a *Agent) confirm(ctx context.Context, id *identity, peer Peer, use Use) *refusal {
 	if a.prompter == nil {
 		return &refusal{cause: CauseNoPrompt}
+	}
+	if a.granted(id, peer, use) {
+		return nil
 	}
 	leave, err := a.lines.enter(ctx, id.line)
 	if err != nil {
@@ -44,13 +48,35 @@ func (a *Agent) confirm(ctx context.Context, id *identity, p ConfirmPrompt) *ref
 	if _, r := a.again(id.blob, id.limits); r != nil {
 		return r
 	}
+	if a.granted(id, peer, use) { // meanwhile
+		return nil
+	}
+	how, r := a.askConsent(ctx, id, peer, use)
+	if r != nil {
+		return r
+	}
+	if _, r := a.again(id.blob, id.limits); r != nil {
+		return r
+	}
+	a.grant(id, peer, use, how)
+	return nil
+}
+
+func (a *Agent) askConsent(ctx context.Context, id *identity, peer Peer, use Use) (Grant, *refusal) {
 	asking, done := a.untilLocked(ctx)
 	defer done()
-	if _, err := a.prompter.Confirm(asking, p); err != nil {
-		return because(ctx, promptCause(err), err)
+	how, err := a.prompter.Confirm(asking, ConfirmPrompt{Question{
+		Name: id.Name, Comment: id.Comment, Fingerprint: id.fingerprint(), Peer: peer, Use: use,
+	}})
+	switch {
+	case err != nil && a.isLocked():
+		return GrantNo, &refusal{CauseLocked, err}
+	case err != nil:
+		return GrantNo, because(ctx, promptCause(err), err)
+	case how < GrantOnce || how > GrantUntilLocked:
+		return GrantNo, &refusal{cause: CauseCancelled}
 	}
-	_, r := a.again(id.blob, id.limits)
-	return r
+	return how, nil
 }
 
 // again looks an identity up whenever there was time to remove or replace it,

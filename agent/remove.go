@@ -13,10 +13,10 @@ import (
 // that has expired can still be removed, and what may not be used over this
 // connection cannot.
 func (a *Agent) remove(ctx context.Context, c *conn, request []byte) []byte {
-	peer := slog.Any("peer", c.peer)
+	by := c.asker()
 	var m removeRequest
 	if err := ssh.Unmarshal(request, &m); err != nil {
-		a.refuse(peer, "remove", nil, &refusal{CauseMalformed, err})
+		a.refuse(by, "remove", nil, &refusal{CauseMalformed, err})
 		return failure()
 	}
 	id, refused := a.lookup(string(m.Blob))
@@ -24,7 +24,7 @@ func (a *Agent) remove(ctx context.Context, c *conn, request []byte) []byte {
 		return a.removeUpstream(ctx, c, m.Blob, request, refused)
 	}
 	if err := id.visible(c, time.Now()); err != nil {
-		a.refuse(peer, "remove", id, &refusal{CauseDestination, err})
+		a.refuse(by, "remove", id, &refusal{CauseDestination, err})
 		return failure()
 	}
 	a.removeOwn(id)
@@ -38,6 +38,7 @@ func (a *Agent) removeOwn(id *identity) {
 	if len(gone) == 0 {
 		a.hide(id)
 	}
+	a.sweepPINs()
 }
 
 // hide hides identities of the source, and returns how many of them were there
@@ -61,7 +62,7 @@ func (a *Agent) removeUpstream(ctx context.Context, c *conn, blob, request []byt
 		}
 		refused = r
 	}
-	a.refuse(slog.Any("peer", c.peer), "remove", nil, refused, print)
+	a.refuse(c.asker(), "remove", nil, refused, print)
 	return failure()
 }
 
@@ -72,12 +73,13 @@ func (a *Agent) removeUpstream(ctx context.Context, c *conn, blob, request []byt
 func (a *Agent) removeAll(ctx context.Context, c *conn) []byte {
 	n := len(a.drop(func(*entry) bool { return true }))
 	n += a.hide(a.source.Identities().ids...)
+	a.sweepPINs()
 	a.log.Info("removed all; key files stay, and are offered again after SIGHUP or a restart", "keys", n, "peer", c.peer)
 	if !a.upstreams.any() {
 		return success()
 	}
 	if err := c.relay.all(ctx, []byte{msgRemoveAllIdentities}); err != nil {
-		a.refuse(slog.Any("peer", c.peer), "remove all", nil, &refusal{CauseUpstream, err})
+		a.refuse(c.asker(), "remove all", nil, &refusal{CauseUpstream, err})
 		return failure()
 	}
 	return success()

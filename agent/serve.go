@@ -39,7 +39,7 @@ func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	err := s.accept(ctx)
 	stop()
 	l.Close()
-	return errors.Join(err, s.drain())
+	return errors.Join(err, s.drain(), a.settleDown())
 }
 
 // accept returns nil when ctx has ended.

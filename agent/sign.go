@@ -22,15 +22,15 @@ import (
 // already; who it was is looked up before, for it may be gone by then.
 func (a *Agent) sign(ctx context.Context, c *conn, request []byte) reply {
 	begun := time.Now()
-	peer := slog.Attr{Key: "peer", Value: c.peer.LogValue()}
+	by := c.asker()
 	var m signRequest
 	if err := ssh.Unmarshal(request, &m); err != nil {
-		a.refuse(peer, "sign", nil, &refusal{CauseMalformed, err})
+		a.refuse(by, "sign", nil, &refusal{CauseMalformed, err})
 		return reply{answer: failure()}
 	}
 	id, refused := a.lookup(string(m.Blob))
 	if refused != nil && refused.elsewhere() && a.upstreams.any() {
-		return a.signUpstream(ctx, c, &m, request, peer)
+		return a.signUpstream(ctx, c, &m, request, by)
 	}
 	var sig *ssh.Signature
 	if refused == nil {
@@ -38,25 +38,29 @@ func (a *Agent) sign(ctx context.Context, c *conn, request []byte) reply {
 	}
 	took := slog.Duration("duration", time.Since(begun))
 	if refused != nil {
-		a.refuse(peer, "sign", id, refused, took)
+		more := []any{took}
+		if id == nil {
+			more = append(more, slog.String("fingerprint", fingerprintOf(m.Blob)))
+		}
+		a.refuse(by, "sign", id, refused, more...)
 		return reply{answer: failure()}
 	}
 	return reply{signed(sig), func() {
-		a.log.Info("signed", "key", id.name(), "fingerprint", id.fingerprint(), "algorithm", sig.Format, peer, took)
+		a.log.Info("signed", "key", id.name(), "fingerprint", id.fingerprint(), "algorithm", sig.Format, "peer", by, took)
 	}}
 }
 
 // signUpstream has an upstream agent sign.
-func (a *Agent) signUpstream(ctx context.Context, c *conn, m *signRequest, request []byte, peer slog.Attr) reply {
+func (a *Agent) signUpstream(ctx context.Context, c *conn, m *signRequest, request []byte, by asker) reply {
 	begun := time.Now()
 	answer, r := a.relayFor(ctx, c, m.Blob, request)
 	took := slog.Duration("duration", time.Since(begun))
 	print := slog.String("fingerprint", fingerprintOf(m.Blob))
 	if r != nil {
-		a.refuse(peer, "sign", nil, r, print, took)
+		a.refuse(by, "sign", nil, r, print, took)
 		return reply{answer: failure()}
 	}
-	return reply{answer, func() { a.log.Info("signed by an upstream agent", print, peer, took) }}
+	return reply{answer, func() { a.log.Info("signed by an upstream agent", print, "peer", by, took) }}
 }
 
 // relayFor passes on a request about a key that may be an upstream's.
@@ -90,19 +94,46 @@ func (a *Agent) signature(ctx context.Context, c *conn, id *identity, m *signReq
 	if ctx.Err() != nil {
 		return nil, &refusal{CauseHungUp, ctx.Err()}
 	}
-	if r := a.permit(ctx, c, id, m.Data); r != nil {
+	use, r := a.permit(ctx, c, id, m.Data)
+	if r != nil {
 		return nil, r
 	}
-	t := try{a: a, id: id, limits: id.limits, peer: c.peer, digest: digest(hash, m.Data), hash: hash}
+	t := try{
+		a: a, id: id, limits: id.limits, peer: c.peer, use: use, origin: c.origin(),
+		digest: digest(hash, m.Data), hash: hash,
+	}
 	raw, err := t.sign(ctx)
 	if err != nil {
-		return nil, because(ctx, CauseKey, err)
+		return nil, because(ctx, signCause(err), err)
 	}
 	blob, err := wireSignature(id.plain, raw)
 	if err != nil {
 		return nil, &refusal{CauseKey, err}
 	}
 	return &ssh.Signature{Format: format, Blob: blob}, nil
+}
+
+func signCause(err error) Cause {
+	var l lockedOut
+	if errors.As(err, &l) {
+		return CauseLockout
+	}
+	return CauseKey
+}
+
+// origin is where the requests of a connection come from: "" for a process of
+// this machine, and else the hosts that it was forwarded through.
+func (c *conn) origin() string {
+	var b []byte
+	for _, hop := range c.bindings.hops {
+		if hop.forwarding {
+			b = appendString(b, string(hop.host.Marshal()))
+		}
+	}
+	if c.bindings.failed {
+		b = append(b, '!')
+	}
+	return string(b)
 }
 
 // digest is what a key signs: for Ed25519, which has no hash, the data.
@@ -190,19 +221,4 @@ func wireECDSA(raw []byte) ([]byte, error) {
 		return nil, errors.New("the key gave a signature with a number that is not positive")
 	}
 	return ssh.Marshal(sig), nil
-}
-
-// refuse logs why a request gets a failure; id may be nil. That a client does
-// not wait any longer is nothing that somebody should look into.
-func (a *Agent) refuse(peer slog.Attr, what string, id *identity, r *refusal, more ...any) {
-	level := slog.LevelWarn
-	if r.cause == CauseHungUp {
-		level = slog.LevelInfo
-	}
-	attrs := []any{slog.String("request", what)}
-	if id != nil {
-		attrs = append(attrs, "key", id.name(), "fingerprint", id.fingerprint())
-	}
-	attrs = append(append(attrs, r.attrs()...), peer)
-	a.log.Log(context.Background(), level, "refused", append(attrs, more...)...)
 }

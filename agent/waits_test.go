@@ -28,7 +28,7 @@ func (p *patient) AuthValue(ctx context.Context, _ AuthPrompt) ([]byte, error) {
 }
 
 func (p *patient) Confirm(ctx context.Context, _ ConfirmPrompt) (Grant, error) {
-	return GrantNo, p.wait(ctx)
+	return GrantOnce, p.wait(ctx)
 }
 func (p *patient) LastTry(ctx context.Context, _ AuthPrompt) error { return p.wait(ctx) }
 func (*patient) Inform(context.Context, Notice)                    {}

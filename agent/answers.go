@@ -1,0 +1,185 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"time"
+)
+
+// ownerAnswers are the extensions of owner.go. Those that tell of keys are not
+// answered while the agent is locked.
+var ownerAnswers = map[string]struct {
+	answer     func(a *Agent, ctx context.Context, c *conn, w *wire) ([]byte, error)
+	whenLocked bool
+}{
+	extKeyStatus:  {answer: (*Agent).keyStatus},
+	extUnlockKey:  {answer: (*Agent).unlockKey},
+	extForgetPINs: {answer: (*Agent).forgetPINs, whenLocked: true},
+	extRefusals:   {answer: (*Agent).refusals},
+}
+
+// answerOwner answers one of them. The error is about the request, which could
+// not be read.
+func (a *Agent) answerOwner(ctx context.Context, c *conn, name string, w *wire) []byte {
+	body, err := ownerAnswers[name].answer(a, ctx, c, w)
+	if err != nil {
+		a.refuse(c.asker(), name, nil, &refusal{CauseMalformed, err})
+		return failure()
+	}
+	return frame(append(appendString([]byte{msgExtensionResponse}, name), body...))
+}
+
+var errRestOfMessage = errors.New("something behind the message")
+
+// whole says whether a request was read to its end, and has nothing behind it.
+func (w *wire) whole() error {
+	if w.err == nil && len(w.rest) > 0 {
+		return errRestOfMessage
+	}
+	return w.err
+}
+
+func (a *Agent) keyStatus(ctx context.Context, _ *conn, w *wire) ([]byte, error) {
+	blob := w.string()
+	if err := w.whole(); err != nil {
+		return nil, err
+	}
+	id, refused := a.lookup(string(blob))
+	if refused != nil {
+		return (&KeyStatus{TriesLeft: triesUnknown}).marshal(nil), nil
+	}
+	l, _ := a.lockout(ctx, id)
+	known, ok := a.learned(id)
+	s := KeyStatus{
+		Name:       id.name(),
+		NeedsPIN:   id.Key.AuthRequired(),
+		Remembered: a.rememberedPIN(id) != nil,
+		TriesLeft:  l.Tries,
+		Wait:       l.Wait,
+	}
+	if ok {
+		s.NeedsPIN = known.needed
+	}
+	return s.marshal(nil), nil
+}
+
+func (a *Agent) forgetPINs(_ context.Context, c *conn, w *wire) ([]byte, error) {
+	if err := w.whole(); err != nil {
+		return nil, err
+	}
+	n := a.ForgetPINs()
+	a.log.Info("forgot all PINs", "PINs", n, "peer", c.asker())
+	return binary.BigEndian.AppendUint32(nil, uint32(n)), nil
+}
+
+func (a *Agent) refusals(_ context.Context, _ *conn, w *wire) (b []byte, err error) {
+	if err := w.whole(); err != nil {
+		return nil, err
+	}
+	for _, r := range a.recent.list() {
+		b = r.marshal(b)
+	}
+	return b, nil
+}
+
+func (a *Agent) unlockKey(ctx context.Context, c *conn, w *wire) ([]byte, error) {
+	blob, value, ttl := w.string(), w.string(), seconds(w.uint32())
+	if err := w.whole(); err != nil {
+		return nil, err
+	}
+	id, refused := a.lookup(string(blob))
+	if refused != nil {
+		a.refuse(c.asker(), "unlock key", nil, refused, slog.String("fingerprint", fingerprintOf(blob)))
+		return marshalUnlock(nil, ErrNoKey), nil
+	}
+	err := a.unlock(ctx, id, value, ttl)
+	if err != nil && !errors.Is(err, ErrNoPIN) {
+		a.refuse(c.asker(), "unlock key", id, unlockRefusal(ctx, err))
+	}
+	return marshalUnlock(nil, err), nil
+}
+
+// unlock remembers a PIN, if the key takes it. It does not wait for a dialog of
+// the key that is open, but answers it.
+func (a *Agent) unlock(ctx context.Context, id *identity, value []byte, ttl time.Duration) error {
+	if known, ok := a.learned(id); ok && !known.needed {
+		return ErrNoPIN
+	} else if !ok && !id.Key.AuthRequired() {
+		// Where the key says so, an empty value costs nothing, or next to it.
+		if err := a.check(ctx, id, nil); err == nil {
+			a.learnNeeded(id, false)
+			return ErrNoPIN
+		} else if !isWrongAuth(err) {
+			return ownerError(err)
+		}
+		a.learnNeeded(id, true)
+	}
+	if len(value) == 0 {
+		return errors.New("the PIN is empty")
+	}
+	if err := a.check(ctx, id, value); err != nil {
+		return ownerError(err)
+	}
+	if ttl == 0 && a.pinLife != nil {
+		ttl = a.pinLife(id.Name, id.fingerprint())
+	}
+	if ttl == 0 {
+		ttl = Forever
+	}
+	kept, err := newMemory(len(value), func(b []byte) { copy(b, value) })
+	if err != nil {
+		return err
+	}
+	if !a.rememberPIN(id, kept, ttl) {
+		kept.wipe()
+		return errors.New("the key was removed meanwhile, or the agent locked")
+	}
+	a.rounds.answered(id.line)
+	return nil
+}
+
+// check has the key sign something that nobody has asked for and nobody gets:
+// a TPM has no other way to check an auth value.
+func (a *Agent) check(ctx context.Context, id *identity, value []byte) error {
+	_, hash, err := scheme(id.plain, flagRSASHA256, false)
+	if err != nil {
+		return err
+	}
+	nothing := make([]byte, 32)
+	rand.Read(nothing)
+	_, err = id.Key.Sign(ctx, value, digest(hash, nothing), hash)
+	a.judge(err, value)
+	return err
+}
+
+// ownerError is an error of a key as its owner is told it.
+func ownerError(err error) error {
+	var w wrongAuth
+	var l lockedOut
+	switch {
+	case errors.As(err, &w) && w.WrongAuth():
+		n, known := w.TriesLeft()
+		if !known {
+			n = triesUnknown
+		}
+		return &WrongPINError{n}
+	case errors.As(err, &l):
+		return &LockedOutError{l.LockedOut()}
+	}
+	return err
+}
+
+func unlockRefusal(ctx context.Context, err error) *refusal {
+	var w *WrongPINError
+	var l *LockedOutError
+	switch {
+	case errors.As(err, &w):
+		return &refusal{CauseWrongAuth, err}
+	case errors.As(err, &l):
+		return &refusal{CauseLockout, err}
+	}
+	return because(ctx, CauseKey, err)
+}

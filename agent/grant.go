@@ -1,0 +1,96 @@
+package agent
+
+import (
+	"fmt"
+	"time"
+)
+
+// grant is consent to the use of a key that holds for some time. It is for one
+// key, and for what its owner was told that it is for: the same login or
+// namespace, from the same place.
+type grant struct {
+	id       *identity
+	use      string // see Use.scope
+	process  *instance
+	mortal   bool
+	deadline time.Duration // by the agent's clock; if mortal
+}
+
+// scope is all of a use that its owner was told.
+func (u Use) scope() string { return fmt.Sprintf("%#v", u) }
+
+// granted says whether consent holds for what c asks.
+func (a *Agent) granted(id *identity, peer Peer, use Use) bool {
+	now := a.clock.Now()
+	running := peer.instance()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, g := range a.grants {
+		switch {
+		case g.id.line != id.line || g.id.Key != id.Key || g.use != use.scope():
+		case g.mortal && now >= g.deadline:
+		case g.process == nil, running != nil && *running == *g.process:
+			return true
+		}
+	}
+	return false
+}
+
+// grant notes for how long consent holds. It does not outlast the agent's
+// being locked, or the key.
+func (a *Agent) grant(id *identity, peer Peer, use Use, how Grant) {
+	g := &grant{id: id, use: use.scope()}
+	switch how {
+	case GrantProcess:
+		if g.process = peer.instance(); g.process == nil {
+			return
+		}
+	case GrantMinutes:
+		g.mortal, g.deadline = true, a.clock.Now()+GrantTime
+	case GrantUntilLocked:
+	default:
+		return
+	}
+	a.forgetGrants(a.outlived)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.lock.locked {
+		a.grants = append(a.grants, g)
+	}
+}
+
+// outlived grants are of no use any more.
+func (a *Agent) outlived(g *grant) bool {
+	if g.process != nil {
+		now := Peer{PID: g.process.pid}.instance()
+		return now == nil || *now != *g.process
+	}
+	return g.mortal && a.clock.Now() >= g.deadline
+}
+
+// forgetGrants takes back consent.
+func (a *Agent) forgetGrants(match func(*grant) bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var kept []*grant
+	for _, g := range a.grants {
+		if !match(g) {
+			kept = append(kept, g)
+		}
+	}
+	a.grants = kept
+}
+
+// instance is a process, and no later one with the same number.
+type instance struct {
+	pid   int
+	start uint64
+}
+
+// instance is the peer's; nil if it is not known.
+func (p Peer) instance() *instance {
+	if running, ok := lookAt(p.PID); ok {
+		return &instance{running.pid, running.start}
+	}
+	return nil
+}

@@ -1,0 +1,192 @@
+package agent
+
+import (
+	"slices"
+	"time"
+)
+
+// sweepEvery is how often it is looked, while PINs are remembered and nobody
+// asks anything, whether their keys are still there.
+const sweepEvery = 30 * time.Second
+
+// pin is a PIN that is remembered. The key has taken it.
+type pin struct {
+	id       *identity // of then; what counts is its Key
+	value    *memory
+	mortal   bool
+	deadline time.Duration // by the agent's clock; if mortal
+}
+
+// rememberedPIN returns the PIN that is remembered for the key of id, or nil.
+func (a *Agent) rememberedPIN(id *identity) *memory {
+	a.expirePINs()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := a.pins[id.line]
+	if p == nil || p.id.Key != id.Key {
+		return nil
+	}
+	return p.value
+}
+
+// keepPIN keeps a PIN that the key has taken: for as long as was asked for, or
+// (own) for those who wait for it now.
+func (a *Agent) keepPIN(id *identity, value []byte) (kept *memory, own bool, err error) {
+	kept, err = newMemory(len(value), func(b []byte) { copy(b, value) })
+	if err != nil {
+		return nil, false, err
+	}
+	life := time.Duration(0)
+	if a.pinLife != nil {
+		life = a.pinLife(id.Name, id.fingerprint())
+	}
+	return kept, !a.rememberPIN(id, kept, life), nil
+}
+
+// rememberPIN remembers a PIN for some time. It does not if there is no time,
+// or the key has gone or the agent was locked meanwhile.
+func (a *Agent) rememberPIN(id *identity, value *memory, life time.Duration) bool {
+	if life <= 0 {
+		return false
+	}
+	p := &pin{id: id, value: value, mortal: life != Forever}
+	if p.mortal {
+		p.deadline = a.clock.Now() + life
+	}
+	present, refused := a.lookup(id.blob)
+	if refused != nil || present.Key != id.Key {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.lock.locked {
+		return false
+	}
+	if old := a.pins[id.line]; old != nil {
+		old.value.wipe()
+	}
+	a.pins[id.line] = p
+	a.setPINAlarm()
+	a.log.Info("PIN remembered", "key", id.name(), "fingerprint", id.fingerprint(), "duration", lifeText(life))
+	return true
+}
+
+func lifeText(life time.Duration) string {
+	if life == Forever {
+		return "session"
+	}
+	return life.String()
+}
+
+// forgetWrong forgets a PIN that has turned out to be wrong.
+func (a *Agent) forgetWrong(id *identity, value *memory) {
+	n := a.forget(func(p *pin) bool { return p.value == value })
+	if n > 0 {
+		a.log.Warn("the PIN that was remembered is wrong, and was forgotten", "key", id.name(), "fingerprint", id.fingerprint())
+	}
+}
+
+// ForgetPINs forgets all PINs, and all consent that was given for a time. It
+// returns how many PINs there were.
+func (a *Agent) ForgetPINs() int {
+	a.forgetGrants(func(*grant) bool { return true })
+	return a.forget(func(*pin) bool { return true })
+}
+
+// forget forgets the PINs that match.
+func (a *Agent) forget(match func(*pin) bool) (n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for line, p := range a.pins {
+		if match(p) {
+			p.value.wipe()
+			delete(a.pins, line)
+			n++
+		}
+	}
+	a.setPINAlarm()
+	return n
+}
+
+// expirePINs forgets those whose time is over.
+func (a *Agent) expirePINs() {
+	a.mu.Lock()
+	none := len(a.pins) == 0
+	a.mu.Unlock()
+	if none {
+		return
+	}
+	now := a.clock.Now()
+	a.forget(func(p *pin) bool { return p.mortal && now >= p.deadline })
+}
+
+// sweepPINs forgets, besides, those whose keys are not there any more, or are
+// others now.
+func (a *Agent) sweepPINs() {
+	a.expirePINs()
+	set := a.source.Identities()
+	a.forget(func(p *pin) bool { return !a.holdsKey(set, p.id) })
+	a.forgetGrants(func(g *grant) bool { return !a.holdsKey(set, g.id) })
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.swept = set
+	for line, known := range a.auth {
+		if !a.knowsKey(set, line, known.key) {
+			delete(a.auth, line)
+		}
+	}
+}
+
+// sweepIfChanged is for when the source has changed.
+func (a *Agent) sweepIfChanged(set *Set) {
+	a.mu.Lock()
+	idle := a.swept == set
+	a.mu.Unlock()
+	if !idle {
+		a.sweepPINs()
+	}
+}
+
+// knowsKey says whether there is an identity with this key, hidden or not.
+// a.mu is held.
+func (a *Agent) knowsKey(set *Set, line string, key Key) bool {
+	same := func(id *identity) bool { return id.line == line && id.Key == key }
+	return slices.ContainsFunc(set.ids, same) ||
+		slices.ContainsFunc(a.added.entries, func(e *entry) bool { return same(e.identity) })
+}
+
+// holdsKey says whether there is an identity with the key of id, which nobody
+// has removed. a.mu is held.
+func (a *Agent) holdsKey(set *Set, id *identity) bool {
+	same := func(other *identity) bool { return other.line == id.line && other.Key == id.Key }
+	return slices.ContainsFunc(set.ids, func(other *identity) bool { return same(other) && !a.removed[other.blob] }) ||
+		slices.ContainsFunc(a.added.entries, func(e *entry) bool { return same(e.identity) })
+}
+
+// setPINAlarm sets the alarm for the next moment at which PINs are to be
+// looked at. a.mu is held.
+func (a *Agent) setPINAlarm() {
+	if a.stopPINAlarm != nil {
+		a.stopPINAlarm()
+		a.stopPINAlarm = nil
+	}
+	if len(a.pins) == 0 {
+		return
+	}
+	now := a.clock.Now()
+	next := now + sweepEvery
+	for _, p := range a.pins {
+		if p.mortal {
+			next = min(next, p.deadline)
+		}
+	}
+	a.stopPINAlarm = a.clock.AfterFunc(max(0, next-now), a.lookAfterPINs)
+}
+
+// lookAfterPINs is the alarm.
+func (a *Agent) lookAfterPINs() {
+	a.sweepPINs()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.setPINAlarm()
+}
