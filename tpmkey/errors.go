@@ -99,6 +99,10 @@ func (e *LockoutError) Error() string {
 // Unwrap returns the [CommandError].
 func (e *LockoutError) Unwrap() error { return e.err }
 
+// LockedOut returns Wait. It tells a caller who does not import this package
+// what happened.
+func (e *LockoutError) LockedOut() time.Duration { return e.Wait }
+
 // PCRError means that the TPM does not use a key because PCRs do not have the
 // values that its policy wants: the machine was started in another way.
 type PCRError struct {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"reflect"
@@ -118,7 +119,16 @@ func (s *identities) anyKey(file *keyfile.TPMKey) (agent.Key, error) {
 	if err != nil {
 		return nil, err // not a nil key in an interface
 	}
-	return key, nil
+	return limitedKey{key}, nil
+}
+
+// limitedKey tells the agent how many wrong PINs the TPM still takes.
+type limitedKey struct{ *tpmkey.Key }
+
+// Lockout is what agent.Prompter tells the user before he spends a try.
+func (k limitedKey) Lockout(ctx context.Context) (agent.Lockout, error) {
+	l, err := k.Key.Lockout(ctx)
+	return agent.Lockout{Tries: l.Tries, Wait: l.Wait}, err
 }
 
 // sameSlice reports whether a and b are the same slice of the same array.

@@ -83,7 +83,7 @@ func today() parents.Date { return parents.DateOf(time.Now()) }
 
 // rememberedKey is a key with the memory of the directory that its file is in.
 type rememberedKey struct {
-	*tpmkey.Key
+	limitedKey
 	memory *memory
 	dir    string
 	id     parents.Key
@@ -95,7 +95,7 @@ type rememberedKey struct {
 // remember gives a key what is remembered of it. From then on a storage key of
 // another Name is refused.
 func (m *memory) remember(key *tpmkey.Key, known *parents.Memory, file string, public ssh.PublicKey) *rememberedKey {
-	k := &rememberedKey{Key: key, memory: m, dir: filepath.Dir(file), id: parents.KeyOf(public, key.File())}
+	k := &rememberedKey{limitedKey: limitedKey{key}, memory: m, dir: filepath.Dir(file), id: parents.KeyOf(public, key.File())}
 	if p, changed := known.Of(k.id, m.tpm); p != nil {
 		key.Pin(tpmkey.Pin{Parent: p.Name, Changed: changed})
 	}

@@ -210,7 +210,7 @@ func (c *pinChange) needsPIN(ctx context.Context) (bool, error) {
 // mayTry finds out how many tries are left, -1 if they are not counted, and
 // wants to hear that the one that may lock the TPM is to be made.
 func (c *pinChange) mayTry(ctx context.Context) (tries int, err error) {
-	lo, err := c.key.Lockout(ctx)
+	lo, err := c.key.Key.Lockout(ctx)
 	switch {
 	case err != nil:
 		return 0, err
