@@ -172,6 +172,7 @@ type Agent struct {
 	rounds rounds // searches for PINs
 	recent recent // refusals
 
+	forgotten atomic.Uint64      // how often all PINs were
 	informing atomic.Bool        // a notice is shown
 	endNotice context.CancelFunc // takes it away; may be nil; guarded by rounds.mu
 

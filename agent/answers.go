@@ -95,7 +95,7 @@ func (a *Agent) unlockKey(ctx context.Context, c *conn, w *wire) ([]byte, error)
 		a.refuse(c.asker(), "unlock key", nil, refused, slog.String("fingerprint", fingerprintOf(blob)))
 		return marshalUnlock(nil, ErrNoKey), nil
 	}
-	err := a.unlock(ctx, id, value, ttl)
+	err := a.unlock(ctx, id, value, ttl, a.forgotten.Load())
 	if err != nil && !errors.Is(err, ErrNoPIN) {
 		a.refuse(c.asker(), "unlock key", id, unlockRefusal(ctx, err))
 	}
@@ -104,7 +104,7 @@ func (a *Agent) unlockKey(ctx context.Context, c *conn, w *wire) ([]byte, error)
 
 // unlock remembers a PIN, if the key takes it. It does not wait for a dialog of
 // the key that is open, but answers it.
-func (a *Agent) unlock(ctx context.Context, id *identity, value []byte, ttl time.Duration) error {
+func (a *Agent) unlock(ctx context.Context, id *identity, value []byte, ttl time.Duration, since uint64) error {
 	if known, ok := a.learned(id); ok && !known.needed {
 		return ErrNoPIN
 	} else if !ok && !id.Key.AuthRequired() {
@@ -133,9 +133,9 @@ func (a *Agent) unlock(ctx context.Context, id *identity, value []byte, ttl time
 	if err != nil {
 		return err
 	}
-	if !a.rememberPIN(id, kept, ttl) {
+	if !a.rememberPIN(id, kept, ttl, since) {
 		kept.wipe()
-		return errors.New("the key was removed meanwhile, or the agent locked")
+		return errors.New("meanwhile the key was removed, or all PINs were forgotten")
 	}
 	a.rounds.answered(id.line)
 	return nil

@@ -30,8 +30,9 @@ func (a *Agent) rememberedPIN(id *identity) *memory {
 }
 
 // keepPIN keeps a PIN that the key has taken: for as long as was asked for, or
-// (own) for those who wait for it now.
-func (a *Agent) keepPIN(id *identity, value []byte) (kept *memory, own bool, err error) {
+// (own) for those who wait for it now. since is Agent.forgotten from before it
+// was typed.
+func (a *Agent) keepPIN(id *identity, value []byte, since uint64) (kept *memory, own bool, err error) {
 	kept, err = newMemory(len(value), func(b []byte) { copy(b, value) })
 	if err != nil {
 		return nil, false, err
@@ -40,12 +41,12 @@ func (a *Agent) keepPIN(id *identity, value []byte) (kept *memory, own bool, err
 	if a.pinLife != nil {
 		life = a.pinLife(id.Name, id.fingerprint())
 	}
-	return kept, !a.rememberPIN(id, kept, life), nil
+	return kept, !a.rememberPIN(id, kept, life, since), nil
 }
 
-// rememberPIN remembers a PIN for some time. It does not if there is no time,
-// or the key has gone or the agent was locked meanwhile.
-func (a *Agent) rememberPIN(id *identity, value *memory, life time.Duration) bool {
+// rememberPIN remembers a PIN for some time. It does not if there is no time, or
+// if meanwhile the key has gone or all PINs were forgotten.
+func (a *Agent) rememberPIN(id *identity, value *memory, life time.Duration, since uint64) bool {
 	if life <= 0 {
 		return false
 	}
@@ -59,7 +60,7 @@ func (a *Agent) rememberPIN(id *identity, value *memory, life time.Duration) boo
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.lock.locked {
+	if a.lock.locked || a.forgotten.Load() != since {
 		return false
 	}
 	if old := a.pins[id.line]; old != nil {
@@ -89,6 +90,7 @@ func (a *Agent) forgetWrong(id *identity, value *memory) {
 // ForgetPINs forgets all PINs, and all consent that was given for a time. It
 // returns how many PINs there were.
 func (a *Agent) ForgetPINs() int {
+	a.forgotten.Add(1)
 	a.forgetGrants(func(*grant) bool { return true })
 	return a.forget(func(*pin) bool { return true })
 }

@@ -185,6 +185,22 @@ func TestLockedMeanwhile(t *testing.T) {
 	}
 }
 
+// TestForgottenMeanwhile: a PIN that was typed before all were forgotten is
+// forgotten with them.
+func TestForgottenMeanwhile(t *testing.T) {
+	r := remember(t, Forever)
+	r.key.begun, r.key.gate = make(chan struct{}), make(chan struct{})
+	nc := r.dial(t)
+	send(t, nc, signMessage(r.id.Public.Marshal(), nil, 0))
+	<-r.key.begun
+	r.ForgetPINs()
+	close(r.key.gate)
+	verify(t, r.id.Public, nil, recv(t, nc))
+	if r.held() != 0 {
+		t.Error("the PIN is remembered")
+	}
+}
+
 // TestRememberedInParallel: as many as like use it at the same time, and
 // forgetting it waits for none of them.
 func TestRememberedInParallel(t *testing.T) {
