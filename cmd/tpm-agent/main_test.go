@@ -110,7 +110,7 @@ func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
 	d.cmd.Dir = ts.MkAbs(".")
 	for _, name := range []string{
 		"HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "TPM_AGENT_TPM", "SHELL", "PATH", "TMPDIR", "LC_ALL", "WORK",
-		"SSH_ASKPASS", "SSH_ASKPASS_REQUIRE", "JOURNAL_STREAM", "NOTIFY_SOCKET", "GOCOVERDIR",
+		"SSH_ASKPASS", "SSH_ASKPASS_REQUIRE", "CREDENTIALS_DIRECTORY", "JOURNAL_STREAM", "NOTIFY_SOCKET", "GOCOVERDIR",
 	} {
 		if value := ts.Getenv(name); value != "" {
 			d.cmd.Env = append(d.cmd.Env, name+"="+value)

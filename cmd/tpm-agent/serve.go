@@ -30,6 +30,9 @@ type serveOptions struct {
 	prompt         string // as it was given
 	promptTimeout  string // as it was given
 	asking         asking
+	pinTTL         []string
+	pinFrom        []string
+	confirm        bool
 	logLevel       string
 	verbose        bool
 	form           shellForm
@@ -69,6 +72,9 @@ func newServeCmd(g *global) *cobra.Command {
 	f.BoolVar(&o.allowSHA1, "allow-sha1", false, "sign with RSA and SHA-1 for old clients that ask for nothing better")
 	f.StringVar(&o.prompt, "prompt", "auto", "how to ask for PINs and consent: `WAYS` to try in this order, of pinentry, askpass, terminal and systemd, with commas; auto: all of them; or none")
 	f.StringVar(&o.promptTimeout, "prompt-timeout", "2m", "how long a dialog may stay without an answer: `TIME` as for -t")
+	f.StringArrayVar(&o.pinTTL, "pin-ttl", nil, "remember PINs for this time, or until the agent is told to forget: `[KEY=]TTL|session`; may be given several times (default not at all)")
+	f.StringArrayVar(&o.pinFrom, "pin-from", nil, "take the PIN of a key from a descriptor, a file or a systemd credential: `KEY=SOURCE`; may be given several times")
+	f.BoolVar(&o.confirm, "confirm", false, "ask before each use of each key that the agent holds itself")
 	f.StringVar(&o.logLevel, "log-level", "", "log from this `LEVEL` on: debug, info, warn or error (default info; warn with a COMMAND)")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "the same as --log-level debug")
 	f.BoolVar(&o.fork, "fork", false, "run in the background, once it is ready, and print what the shell must run")
@@ -80,6 +86,8 @@ func newServeCmd(g *global) *cobra.Command {
 	}
 	mustComplete(cmd, "log-level", "debug", "info", "warn", "error")
 	mustComplete(cmd, "prompt", "auto", "none", "pinentry", "askpass", "terminal", "systemd")
+	mustComplete(cmd, "pin-ttl", "15m", "8h", "session")
+	mustComplete(cmd, "pin-from")
 	return cmd
 }
 
@@ -178,13 +186,35 @@ agent knows none. Somebody who was asked has answered: no other way is tried aft
 a no, nor when nobody answered within --prompt-timeout. A request that came over a
 forwarded connection is never asked about on the terminal of its client.
 
-PINs are not remembered. ssh-add -x locks the agent, and -X unlocks it.
+ssh-add -x locks the agent, and -X unlocks it.
+
+PINs are not remembered, unless --pin-ttl says for how long: TTL is for all keys,
+KEY=TTL for one, KEY=off for none of its. A KEY is a fingerprint (SHA256:...), the
+path of a key file or its name there, with .tpm or without. A TTL is a time, 15m
+or 8h, or "session": until the agent is made to forget. That ends the others, too:
+tpm-agent lock, ssh-add -x, SIGUSR1, suspend and screen lock (where systemd-logind
+tells of them), and for one key that it was removed or its PIN is wrong now.
+tpm-agent unlock gives a PIN ahead of its use.
+
+A service has nobody to ask. --pin-from KEY=SOURCE takes the PIN of a key from
+
+  file:PATH        a file of yours (or root's) that nobody else may read
+  credential:NAME  what systemd was told to load: LoadCredential=NAME:PATH
+  fd:N             the first line of what comes through descriptor N, 0 or from 3
+                   on; it is read at the start, and its PIN kept until the end
+
+A file is read when its PIN is needed, and not kept. What was wrong is not tried
+again before the file has changed: the user is asked, if there is one.
+
+With --confirm the user is asked before each use of each key that the agent holds
+itself, in the TPM or in memory, as for keys that were added with -c. Keys of
+upstream agents are theirs: they ask, or do not.
 
 Signals:
   SIGTERM, SIGINT  finish the signature in progress, then end
   SIGHUP           read all keys again, and offer again what was removed with
                    ssh-add -d or -D
-  SIGUSR1          forget all keys that were added
+  SIGUSR1          forget all keys that were added, all PINs and all consent
 
 A COMMAND gets all signals passed on, but for SIGUSR1; it decides when to end.
 
@@ -233,6 +263,10 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 	if err := harden(); err != nil {
 		return err
 	}
+	if err := set.given.hold(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, set.given.wipe()) }()
 	clients, err := maxConns(len(set.upstreams))
 	if err != nil {
 		return err
@@ -253,6 +287,8 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 	if err != nil {
 		return fmt.Errorf("reading %s: %w", strings.Join(set.dirs, ", "), err)
 	}
+	set.lives.keys.logUnmatched(log, "--pin-ttl", index.Entries())
+	set.given.keys.logUnmatched(log, "--pin-from", index.Entries())
 	tpm := openTPM(set.addr)
 	remembering := newMemory(set.addr, log)
 	defer func() {
@@ -276,6 +312,9 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 		Lifetime:       o.lifetime,
 		NoSoftwareKeys: o.noSoftwareKeys,
 		AllowSHA1:      o.allowSHA1,
+		PINLife:        set.lives.of,
+		GivenPIN:       set.given.of,
+		ConfirmAll:     o.confirm,
 		MaxConns:       clients,
 	})
 	forgetting.start(a.Forget)
@@ -296,6 +335,8 @@ type settings struct {
 	asking    prompt.Options
 	dirs      []string
 	upstreams []agent.Upstream
+	lives     pinLives
+	given     givenPINs
 }
 
 func (g *global) settings(o serveOptions) (set settings, err error) {
@@ -314,8 +355,14 @@ func (g *global) settings(o serveOptions) (set settings, err error) {
 	if set.upstreams, err = upstreams(o.upstreams); err != nil {
 		return set, err
 	}
+	if set.lives, err = parsePINLives(o.pinTTL); err != nil {
+		return set, err
+	}
+	if set.given, err = g.sys.parseGivenPINs(o.pinFrom); err != nil {
+		return set, err
+	}
 	if o.forked {
-		err = set.leaveDirectory(g.sys)
+		err = errors.Join(set.leaveDirectory(g.sys), set.given.withoutDescriptors())
 	}
 	return set, err
 }
