@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/base32"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -147,7 +148,9 @@ type agentRun struct {
 	*scene
 	cmd    *exec.Cmd
 	socket string
-	log    string // its standard error
+	log    string        // its standard error
+	ended  chan struct{} // closed when it has
+	err    error         // of its end
 }
 
 // serve starts an agent for the keys of the scene. env is added to its
@@ -164,21 +167,31 @@ func (s *scene) serve(env []string, args ...string) *agentRun {
 	if err := d.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
+	d.ended = make(chan struct{})
+	go func() { d.err = d.cmd.Wait(); close(d.ended) }()
 	s.t.Cleanup(d.stop)
-	connect(s.t, d.socket).Close()
-	return d
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+		if conn, err := net.Dial("unix", d.socket); err == nil {
+			conn.Close()
+			return d
+		}
+		select {
+		case <-d.ended:
+			s.t.FailNow()
+		default:
+		}
+	}
+	s.t.Fatal("the agent does not start")
+	return nil
 }
 
 // stop ends the agent in order, so that it leaves nothing in the TPM.
 func (d *agentRun) stop() {
-	if d.cmd.ProcessState != nil {
-		return
-	}
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
 	killed := time.AfterFunc(30*time.Second, func() { _ = d.cmd.Process.Kill() })
 	defer killed.Stop()
-	if err := d.cmd.Wait(); err != nil {
-		d.t.Errorf("the agent ended with %v\n%s", err, d.logged())
+	if <-d.ended; d.err != nil {
+		d.t.Errorf("the agent ended with %v\n%s", d.err, d.logged())
 	}
 }
 
@@ -252,6 +265,7 @@ type dialog struct {
 	a    *askpass
 	pid  string
 	text string
+	kind string // SSH_ASKPASS_PROMPT: confirm, none, or empty for a PIN
 }
 
 // next waits for the next question.
@@ -273,29 +287,41 @@ func (a *askpass) poll() *dialog {
 		if !a.seen[path] {
 			a.seen[path] = true
 			pid := strings.TrimPrefix(filepath.Ext(path), ".")
-			return &dialog{a, pid, string(must(os.ReadFile(filepath.Join(a.dir, "text."+pid))))}
+			return &dialog{a, pid, a.wrote("text", pid), a.wrote("kind", pid)}
 		}
 	}
 	return nil
 }
 
+func (a *askpass) wrote(name, pid string) string {
+	return string(must(os.ReadFile(filepath.Join(a.dir, name+"."+pid))))
+}
+
 // does has the program do what its words say.
 func (d *dialog) does(words ...string) {
 	d.a.t.Helper()
-	pipe, err := os.OpenFile(filepath.Join(d.a.dir, "open."+d.pid), os.O_WRONLY, 0)
-	if err != nil {
-		d.a.t.Fatal(err)
+	var pipe *os.File
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		var err error
+		// It does not wait for a reader, who may be gone.
+		if pipe, err = os.OpenFile(filepath.Join(d.a.dir, "open."+d.pid), os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
+			break
+		}
+		if !errors.Is(err, unix.ENXIO) || !alive(d.pid) || time.Since(start) > 20*time.Second {
+			d.a.t.Errorf("the question has gone: %v\n%s", err, d.text)
+			return
+		}
 	}
 	defer pipe.Close()
 	if _, err := pipe.WriteString(strings.Join(words, " ") + "\n"); err != nil {
-		d.a.t.Fatal(err)
+		d.a.t.Error(err)
 	}
 }
 
 // asked has somebody want a signature, and answers the questions that come of
-// it with these lines, each as askpassProgram has it. It fails the test if there are
-// more questions, or fewer. The texts of the questions are returned.
-func (d *agentRun) asked(a *askpass, key ssh.PublicKey, lines ...string) (texts []string, err error) {
+// it with these lines, each as askpassProgram has it. It fails the test if there
+// are more questions, or fewer. What was shown is returned, notices included.
+func (d *agentRun) asked(a *askpass, key ssh.PublicKey, lines ...string) (shown []*dialog, err error) {
 	d.t.Helper()
 	done := make(chan error, 1)
 	go func() { done <- d.sign(key) }()
@@ -305,21 +331,24 @@ func (d *agentRun) asked(a *askpass, key ssh.PublicKey, lines ...string) (texts 
 			if len(lines) > 0 {
 				d.t.Errorf("%d questions did not come: %v\n%s", len(lines), err, d.logged())
 			}
-			return texts, err
+			return shown, err
 		case <-time.After(time.Millisecond):
 		}
 		q := a.poll()
 		if q == nil {
 			continue
 		}
-		texts = append(texts, q.text)
-		if len(lines) == 0 {
+		shown = append(shown, q)
+		switch {
+		case q.kind == "none":
+			q.does("nothing")
+		case len(lines) == 0:
 			d.t.Errorf("one question too many: %s", q.text)
 			q.does("cancel")
-			continue
+		default:
+			q.does(lines[0])
+			lines = lines[1:]
 		}
-		q.does(lines[0])
-		lines = lines[1:]
 	}
 }
 
@@ -361,13 +390,18 @@ func (d *agentRun) awaitRead(conns []net.Conn) {
 // gone waits until the program of a question has ended.
 func (d *dialog) gone() {
 	d.a.t.Helper()
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
-		stat, err := os.ReadFile("/proc/" + d.pid + "/stat")
-		if err != nil || bytes.Contains(stat, []byte(") Z ")) {
+	for start := time.Now(); alive(d.pid); time.Sleep(time.Millisecond) {
+		if time.Since(start) > 20*time.Second {
+			d.a.t.Errorf("process %s goes on", d.pid)
 			return
 		}
 	}
-	d.a.t.Errorf("process %s goes on", d.pid)
+}
+
+// alive says whether a process is there and has not ended.
+func alive(pid string) bool {
+	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	return err == nil && !bytes.Contains(stat, []byte(") Z "))
 }
 
 func must[T any](v T, err error) T {

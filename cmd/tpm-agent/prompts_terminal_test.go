@@ -1,0 +1,119 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// terminalWays are the ways of asking on the terminal of the client: two
+// programs of GnuPG, and the agent itself.
+var terminalWays = []struct {
+	name     string
+	pinentry string // program
+	args     []string
+	cancel   []string // keys
+}{
+	{"pinentry-curses", "pinentry-curses", []string{"--prompt", "pinentry"}, []string{"Tab", "Tab", "Enter"}},
+	{"pinentry-tty", "pinentry-tty", []string{"--prompt", "pinentry"}, []string{"C-d"}},
+	{"terminal", "", []string{"--prompt", "terminal"}, []string{"C-d"}},
+}
+
+// pinentry makes the program that gpg-agent would use.
+func (s *scene) pinentry(program string) {
+	s.t.Helper()
+	if program == "" {
+		return
+	}
+	path := s.command(program).Path
+	if err := os.MkdirAll(filepath.Join(s.home, ".gnupg"), 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	s.write(".gnupg/gpg-agent.conf", "pinentry-program "+path+"\n", 0o600)
+}
+
+// TestPromptOnTerminal: login, signature and commit, each with the PIN typed on
+// the terminal where it was started; one with a mistake, one that is cancelled,
+// one whose client is killed while the question is there. Each leaves the terminal as it was.
+func TestPromptOnTerminal(t *testing.T) {
+	for _, way := range terminalWays {
+		t.Run(way.name, func(t *testing.T) {
+			s := newScene(t, patient, "")
+			s.programs()
+			s.pinentry(way.pinentry)
+			d := s.serve(nil, way.args...)
+			p := d.tmux()
+			for _, use := range uses {
+				s.costs(0, func() { p.answers(use.command, s.pin, use.done) })
+			}
+			s.costs(1, func() { p.answers(uses[0].command, s.wrong(6), "Wrong PIN", s.pin, uses[0].done) })
+			p.usable()
+			s.costs(0, func() { p.cancelled(d, way.cancel) })
+			s.costs(0, func() { p.killed(d) })
+			p.answers(uses[0].command, s.pin, uses[0].done)
+		})
+	}
+}
+
+// answers runs a command, and types each PIN at a question for it; what comes
+// after a PIN is what the screen shows then.
+func (p *pane) answers(command string, pinsAndScreens ...string) {
+	p.t.Helper()
+	p.runs("clear; " + command)
+	for i := 0; i < len(pinsAndScreens); i += 2 {
+		p.waitFor("id.tpm")
+		p.hidden()
+		p.types(pinsAndScreens[i])
+		p.key("Enter")
+		p.waitFor(pinsAndScreens[i+1])
+	}
+	p.usable()
+}
+
+// cancelled: nobody signs, and `why` says that somebody said no.
+func (p *pane) cancelled(d *agentRun, keys []string) {
+	p.t.Helper()
+	p.runs("clear; ./login id echo logged in; echo status $?")
+	p.waitFor("id.tpm")
+	p.hidden()
+	p.key(keys...)
+	p.waitFor("status 255")
+	p.usable()
+	childless(p.t, d.cmd.Process.Pid)
+	d.whySays("refused at the prompt")
+}
+
+// killed: the question leaves the screen with its client, and the program that
+// asked is gone.
+func (p *pane) killed(d *agentRun) {
+	p.t.Helper()
+	p.runs("clear; ./login id echo logged in; echo status $?")
+	p.waitFor("id.tpm")
+	p.hidden()
+	clients := children(p.shell)
+	if len(clients) != 1 {
+		p.t.Fatalf("the shell has the children %v", clients)
+	}
+	if err := syscall.Kill(clients[0], syscall.SIGKILL); err != nil {
+		p.t.Fatal(err)
+	}
+	// What the shell prints now may go to the screen that a dialog takes away.
+	childless(p.t, d.cmd.Process.Pid)
+	p.t.Logf("after the end of the client:\n%s", strings.TrimRight(p.screen(), "\n"))
+	p.usable()
+	if screen := p.screen(); strings.Contains(screen, "id.tpm") {
+		p.t.Errorf("the screen still shows the question:\n%s", screen)
+	}
+}
+
+// whySays fails the test if `tpm-agent why` does not name a cause.
+func (d *agentRun) whySays(cause string) {
+	d.t.Helper()
+	cmd := d.command("tpm-agent", "why")
+	cmd.Env = append(cmd.Env, "SSH_AUTH_SOCK="+d.socket)
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), cause) {
+		d.t.Errorf("why: %v; want %q in\n%s", err, cause, out)
+	}
+}
