@@ -88,6 +88,9 @@ func runUnlock(cmd *cobra.Command, sys system, o unlockOptions, names []string) 
 			return fmt.Errorf("--pin-from: %w", err)
 		}
 	}
+	if err := harden(); err != nil { // a PIN is to come
+		return err
+	}
 	ctx, done := interrupting(cmd)
 	defer done()
 	if source != nil {
