@@ -34,6 +34,11 @@ func TestPromptCosts(t *testing.T) {
 		{"a mistake and cancel", []string{one, "cancel"}, 1, false},
 		{"a crash", []string{"crash " + s.pin}, 0, false},
 		{"a mebibyte", []string{"big"}, 0, false},
+		// There are key files that say they have a PIN and have none, so an
+		// empty one is tried, once.
+		{"an empty line", []string{"say", "say " + s.pin}, 1, true},
+		{"an empty line again", []string{"say", "say " + s.pin}, 0, true},
+		{"nothing", []string{"nothing", "cancel"}, 0, false},
 		{"a NUL", []string{"nul " + s.pin}, 0, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // memoryPIN is as long as a PIN can be that is not hashed before use.
@@ -30,11 +32,23 @@ func inMemory(t *testing.T, pid int, pin string) (found []string) {
 		t.Fatal(err)
 	}
 	defer mem.Close()
+	for range 10 {
+		if found, err = searchMemory(t, pid, mem, pin); !errors.Is(err, unix.EIO) {
+			break // otherwise some of it was given back meanwhile
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func searchMemory(t *testing.T, pid int, mem io.ReaderAt, pin string) (found []string, err error) {
 	for _, r := range memoryInUse(t, pid) {
 		b := make([]byte, r.end-r.start)
 		n, err := mem.ReadAt(b, int64(r.start))
 		if err != nil && !errors.Is(err, io.EOF) {
-			t.Fatalf("reading %x-%x %s: %v", r.start, r.end, r.name, err)
+			return nil, fmt.Errorf("reading %x-%x %s: %w", r.start, r.end, r.name, err)
 		}
 		const piece = 8
 		for at := 0; at+piece <= len(pin); at += piece {
@@ -44,7 +58,7 @@ func inMemory(t *testing.T, pid int, pin string) (found []string) {
 			}
 		}
 	}
-	return found
+	return found, nil
 }
 
 // memoryRange is a piece of a process's memory.

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	sshagent "golang.org/x/crypto/ssh/agent"
+)
+
+// TestPromptRemembered: with --pin-ttl one question serves until the PIN is
+// forgotten, and costs nothing; a wrong PIN is not remembered.
+func TestPromptRemembered(t *testing.T) {
+	s := newScene(t, patient, "")
+	a := newAskpass(t)
+	d := s.serve(a.env(), "--pin-ttl", "1h")
+	s.costs(1, func() {
+		if _, err := d.asked(a, s.public, "say "+s.wrong(8), "cancel"); err == nil {
+			t.Error("it signs")
+		}
+	})
+	s.costs(0, func() {
+		for i := range 20 {
+			var answers []string
+			if i == 0 {
+				answers = []string{"say " + s.pin}
+			}
+			if _, err := d.asked(a, s.public, answers...); err != nil {
+				t.Error(err, d.logged())
+			}
+		}
+	})
+}
+
+// waysToForget a PIN that an agent remembers.
+var waysToForget = []struct {
+	name   string
+	ttl    string
+	forget func(t *testing.T, d *agentRun)
+}{
+	{"tpm-agent lock", "1h", func(t *testing.T, d *agentRun) {
+		cmd := d.command("tpm-agent", "lock")
+		cmd.Env = append(cmd.Env, "SSH_AUTH_SOCK="+d.socket)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+	}},
+	{"ssh-add -x", "1h", func(t *testing.T, d *agentRun) {
+		client := sshagent.NewClient(connect(t, d.socket))
+		if err := client.Lock([]byte("lock")); err != nil {
+			t.Error(err)
+		}
+		if err := client.Unlock([]byte("lock")); err != nil {
+			t.Error(err)
+		}
+	}},
+	{"SIGUSR1", "session", func(t *testing.T, d *agentRun) {
+		if err := d.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+			t.Error(err)
+		}
+		d.offersAgain() // it is seen with the next request at the latest
+	}},
+	{"time", "1s", func(t *testing.T, d *agentRun) {
+		for start := time.Now(); len(inMemory(t, d.cmd.Process.Pid, d.pin)) > 0 && time.Since(start) < 20*time.Second; {
+			time.Sleep(20 * time.Millisecond)
+		}
+	}},
+	{"ssh-add -d", "1h", func(t *testing.T, d *agentRun) {
+		cmd := d.command("ssh-add", "-d", filepath.Join(d.keys, "id.pub"))
+		cmd.Env = append(cmd.Env, "SSH_AUTH_SOCK="+d.socket)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		if err := d.cmd.Process.Signal(syscall.SIGHUP); err != nil { // it is offered again
+			t.Error(err)
+		}
+		d.offersAgain()
+	}},
+}
+
+// TestPromptMemoryForgotten: a PIN that is remembered is in memory once, and
+// when it is forgotten nowhere; the next signature asks again.
+func TestPromptMemoryForgotten(t *testing.T) {
+	for _, given := range []string{"typed", "unlock"} {
+		for _, way := range waysToForget {
+			t.Run(given+", "+way.name, func(t *testing.T) {
+				s := newScene(t, patient, randomPIN(memoryPIN))
+				a := newAskpass(t)
+				d := s.serve(a.env(), "--pin-ttl", way.ttl)
+				s.costs(0, func() {
+					if given == "unlock" {
+						if out, code := d.unlocks(s.pin); code != 0 {
+							t.Fatalf("unlock: status %d\n%s", code, out)
+						}
+					} else if _, err := d.asked(a, s.public, "say "+s.pin); err != nil {
+						t.Fatal(err, d.logged())
+					}
+					if way.name != "time" {
+						d.signs(s.public)
+						if n := len(inMemory(t, d.cmd.Process.Pid, s.pin)); n == 0 {
+							t.Error("a PIN that is remembered is not found")
+						}
+					}
+					way.forget(t, d)
+					if found := inMemory(t, d.cmd.Process.Pid, s.pin); len(found) > 0 {
+						t.Errorf("forgotten, and in memory:\n%s", strings.Join(found, "\n"))
+					}
+					if _, err := d.asked(a, s.public, "cancel"); err == nil {
+						t.Error("it signs")
+					}
+				})
+			})
+		}
+	}
+}
+
+// offersAgain waits until the key with the PIN is listed.
+func (d *agentRun) offersAgain() {
+	d.t.Helper()
+	client := sshagent.NewClient(connect(d.t, d.socket))
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+		keys, err := client.List()
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		for _, key := range keys {
+			if string(key.Blob) == string(d.public.Marshal()) {
+				return
+			}
+		}
+	}
+	d.t.Error("the key is not offered again")
+}
+
+// TestPromptUnlock: a wrong PIN at unlock costs one try, and is not remembered.
+func TestPromptUnlock(t *testing.T) {
+	for _, n := range []int{4, 32, 33, 100} {
+		t.Run(fmt.Sprintf("%d octets", n), func(t *testing.T) {
+			s := newScene(t, patient, randomPIN(n))
+			a := newAskpass(t)
+			d := s.serve(a.env())
+			s.costs(1, func() {
+				if out, code := d.unlocks(s.wrong(n)); code == 0 || !strings.Contains(out, "wrong PIN") {
+					t.Errorf("status %d\n%s", code, out)
+				}
+				if _, err := d.asked(a, s.public, "cancel"); err == nil {
+					t.Error("it signs")
+				}
+			})
+			s.costs(0, func() {
+				if out, code := d.unlocks(s.pin); code != 0 {
+					t.Errorf("status %d\n%s", code, out)
+				}
+				d.signs(s.public)
+			})
+		})
+	}
+}
+
+// TestPromptGiven: a PIN from a file that is wrong costs one try, and is not
+// taken a second time; the user is asked. When the file has changed it is.
+func TestPromptGiven(t *testing.T) {
+	s := newScene(t, patient, "")
+	a := newAskpass(t)
+	s.write("pin", s.wrong(8)+"\n", 0o600)
+	d := s.serve(a.env(), "--pin-from", ssh.FingerprintSHA256(s.public)+"=file:"+filepath.Join(s.home, "pin"))
+	s.costs(1, func() {
+		for range 3 {
+			if _, err := d.asked(a, s.public, "say "+s.pin); err != nil {
+				t.Error(err, d.logged())
+			}
+		}
+	})
+	s.write("pin", s.pin+"\n", 0o600)
+	s.costs(0, func() {
+		for range 3 {
+			if _, err := d.asked(a, s.public); err != nil {
+				t.Error(err, d.logged())
+			}
+		}
+	})
+}
