@@ -82,8 +82,9 @@ func (c *conn) tooLong() error {
 
 // failure is an ERR line.
 type failure struct {
-	code uint32 // of libgpg-error: the source in the highest octet, the reason in the lower two
-	text string
+	code   uint32 // of libgpg-error: the source in the highest octet, the reason in the lower two
+	text   string
+	detail string // where in the program it happened, "" if it did not say
 }
 
 // reason is the part of the code that says what happened; who says it, a
@@ -91,15 +92,20 @@ type failure struct {
 func (f *failure) reason() uint32 { return f.code & 0xffff }
 
 func (f *failure) Error() string {
-	if f.text == "" {
-		return "error " + strconv.Itoa(int(f.reason()))
+	said := "error " + strconv.Itoa(int(f.reason()))
+	if f.text != "" {
+		said = harmless(f.text)
 	}
-	return harmless(f.text)
+	if f.detail != "" {
+		said += ", " + harmless(f.detail)
+	}
+	return said
 }
 
 // answer reads the answer to a command, to its OK or ERR; ERR is a *failure.
 // Data is appended to data as far as that has room, and never beyond.
 func (c *conn) answer(data []byte) ([]byte, error) {
+	var detail string
 	for ignored := 0; ignored <= maxTalk; {
 		line, err := c.line()
 		if err != nil {
@@ -110,7 +116,7 @@ func (c *conn) answer(data []byte) ([]byte, error) {
 		case "OK":
 			return data, nil
 		case "ERR":
-			return data, c.failure(rest)
+			return data, c.failure(rest, detail)
 		case "D":
 			if data, err = appendData(data, rest); err != nil {
 				return data, err
@@ -119,7 +125,11 @@ func (c *conn) answer(data []byte) ([]byte, error) {
 			if err := c.send("CAN"); err != nil {
 				return data, err
 			}
-		case "S", "":
+		case "S":
+			if about, ok := bytes.CutPrefix(rest, []byte("ERROR ")); ok {
+				detail = string(about)
+			}
+		case "":
 		default:
 			if line[0] != '#' {
 				return data, c.unknown(line)
@@ -131,13 +141,13 @@ func (c *conn) answer(data []byte) ([]byte, error) {
 }
 
 // failure reads what follows ERR.
-func (c *conn) failure(rest []byte) error {
+func (c *conn) failure(rest []byte, detail string) error {
 	number, text, _ := strings.Cut(string(rest), " ")
 	code, err := strconv.ParseUint(number, 10, 32)
 	if err != nil {
 		return c.unknown(append([]byte("ERR "), rest...))
 	}
-	return &failure{code: uint32(code), text: text}
+	return &failure{uint32(code), text, detail}
 }
 
 // unknown is the error for a line that Assuan has not. While a PIN is expected

@@ -137,10 +137,11 @@ func (endlessNothing) Read([]byte) (int, error) { return 0, nil }
 
 func TestFailure(t *testing.T) {
 	for text, want := range map[string]string{
-		"ERR 99\n":                                 "error 99",
-		"ERR 83886179 \x1b[31mRed\n":               `"\x1b[31mRed"`,
-		"ERR 83886179 left\u202eto\n":              `"left\u202eto"`,
-		"ERR 1 " + strings.Repeat("x", 500) + "\n": `"` + strings.Repeat("x", 100) + `"…`,
+		"ERR 99\n":                    "error 99",
+		"ERR 83886179 \x1b[31mRed\n":  `"\x1b[31mRed"`,
+		"ERR 83886179 left\u202eto\n": `"left\u202eto"`,
+		"S X\nS ERROR curses.isatty 83918950 \x1b\nERR 5 No\n": `"No", "curses.isatty 83918950 \x1b"`,
+		"ERR 1 " + strings.Repeat("x", 500) + "\n":             `"` + strings.Repeat("x", 100) + `"…`,
 	} {
 		_, err := newConn(io.Discard, strings.NewReader(text)).answer(nil)
 		if f, ok := errors.AsType[*failure](err); !ok || f.Error() != want {

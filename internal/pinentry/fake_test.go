@@ -107,6 +107,8 @@ func (p part) act() {
 	case "exit":
 		fmt.Fprintln(os.Stderr, "cannot open display: \x1b[31m:0")
 		os.Exit(3)
+	case "its own PIN":
+		fmt.Printf("D %s\nOK\n", ownPIN(0))
 	case "half":
 		fmt.Print("D 12\nD 34")
 		os.Exit(0)
@@ -129,6 +131,19 @@ func (p part) act() {
 	default:
 		panic(p.Do)
 	}
+}
+
+// ownPIN is a PIN, each octet changed by mask: a program that must not hold it
+// can know it so.
+func ownPIN(mask byte) []byte {
+	pin := make([]byte, 48)
+	for i := range pin {
+		pin[i] = byte('!'+(i*i*7+i*31)%90) ^ mask
+		if pin[i]^mask == '%' {
+			pin[i] = 'x' ^ mask
+		}
+	}
+	return pin
 }
 
 // hang says that it does, and does.

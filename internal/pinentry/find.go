@@ -185,9 +185,11 @@ func isProgram(path string) bool {
 	return err == nil
 }
 
+func (f finder) lookup(name string) string { return lookup(f.environ, name) }
+
 // lookup returns the last value of a variable, the one that counts.
-func (f finder) lookup(name string) (value string) {
-	for _, entry := range f.environ {
+func lookup(environ []string, name string) (value string) {
+	for _, entry := range environ {
 		if rest, ok := strings.CutPrefix(entry, name+"="); ok {
 			value = rest
 		}

@@ -317,6 +317,28 @@ func TestWhatItIsTold(t *testing.T) {
 	}
 }
 
+// FLTK has a meaning for at signs.
+func TestAtSigns(t *testing.T) {
+	for flavour, want := range map[string]string{"fltk": "alice@@example.org", "fltk, no display": "alice@example.org", "gtk2": "alice@example.org"} {
+		flavour, noDisplay := strings.CutSuffix(flavour, ", no display")
+		p := part{Log: t.TempDir() + "/log", Answers: map[string]string{"GETINFO": "D " + flavour + "\nOK\n"}}
+		d := p.dialog(t)
+		if !noDisplay {
+			d.Display = ":0"
+		}
+		d.Description, d.Error, d.Title = "alice@example.org", "alice@example.org", "alice@example.org"
+		if _, err := GetPIN(t.Context(), self(t), d); err != nil {
+			t.Fatal(err)
+		}
+		told := commands(t, p.Log)
+		for _, line := range []string{"SETTITLE alice@example.org", "SETDESC " + want, "SETERROR " + want} {
+			if !slices.Contains(told, line) {
+				t.Errorf("%s: %q is not in %q", flavour, line, told)
+			}
+		}
+	}
+}
+
 func TestWhatItIsNotTold(t *testing.T) {
 	p := part{Log: t.TempDir() + "/log"}
 	d := p.dialog(t)
@@ -383,6 +405,7 @@ func TestConfirm(t *testing.T) {
 		"unknown flavour":        {"Other", nil, errNotConfirmed, 0, ErrCancelled},
 		"two buttons":            {"Other", map[string]string{"GETINFO": "D gnome3\nOK\n"}, errNotConfirmed, 0, ErrCancelled},
 		"gnome without a screen": {"Other", map[string]string{"GETINFO": "D gnome3:curses\nOK\n"}, errNotConfirmed, ButtonNotOK, nil},
+		"takes Escape for a yes": {"", map[string]string{"GETINFO": "D fltk\nOK\n"}, "OK\n", 0, ErrUnusable},
 		"does not know SETNOTOK": {"Other", map[string]string{"GETINFO": "D gtk2\nOK\n", "SETNOTOK": errNotKnown}, errNotConfirmed, 0, ErrCancelled},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -391,7 +414,7 @@ func TestConfirm(t *testing.T) {
 				p.Answers[command] = answer
 			}
 			d := p.dialog(t)
-			d.NotOK = test.notOK
+			d.NotOK, d.Display = test.notOK, ":0"
 			got, err := Confirm(t.Context(), self(t), d)
 			if got != test.want || !errors.Is(err, test.err) {
 				t.Errorf("got %v, %v; want %v, %v", got, err, test.want, test.err)

@@ -95,7 +95,7 @@ func environ(d Dialog) []string {
 
 // dialog goes through a dialog from the greeting on.
 func (p *process) dialog(d Dialog, ask func(*talk) error) error {
-	t := &talk{conn: newConn(p.in, p.out), d: d, terminal: p.noTTY}
+	t := &talk{conn: newConn(p.in, p.out), d: d, terminal: p.noTTY, display: lookup(p.cmd.Env, "DISPLAY") != ""}
 	defer t.wipe()
 	patient := p.within(patience, fmt.Errorf("%w: no answer within %v", ErrUnusable, patience))
 	defer patient.Stop()

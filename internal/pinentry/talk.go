@@ -24,6 +24,7 @@ type talk struct {
 	d        Dialog
 	flavour  string // "gnome3", "curses", "gtk2:curses"; "" if it does not say
 	terminal error  // why there is no terminal
+	display  bool   // there is an X display, perhaps
 	middle   bool   // there is a button for NotOK
 }
 
@@ -71,7 +72,20 @@ func (t *talk) canAsk() error {
 // with another error than its Cancel button and its window's close button.
 // With a program that does not, a no could be taken for what NotOK means.
 func (t *talk) tellsNotOK() bool {
-	return slices.Contains([]string{"curses", "fltk", "gtk2", "qt", "qt4", "qt5", "tty"}, t.shownBy())
+	return slices.Contains([]string{"curses", "gtk2", "qt", "qt4", "qt5", "tty"}, t.shownBy())
+}
+
+// takesEscapeForOK says whether the program takes the escape key, or closing
+// its window, for a yes. pinentry-fltk does, to 1.3.2 at least.
+func (t *talk) takesEscapeForOK() bool { return t.shownBy() == "fltk" }
+
+// shown escapes a text for the program. FLTK draws symbols for what follows an
+// at sign, or nothing, and drops the rest of the text: two stand for one.
+func (t *talk) shown(text string) string {
+	if t.shownBy() == "fltk" {
+		text = strings.ReplaceAll(text, "@", "@@")
+	}
+	return escape(text)
 }
 
 // onTerminal says whether the program asks on the terminal.
@@ -80,8 +94,11 @@ func (t *talk) onTerminal() bool {
 }
 
 // shownBy is the flavour that shows the dialog: a program for desktops says
-// "gtk2:curses" where it has no display.
+// "gtk2:curses" where it has no display, but for pinentry-fltk.
 func (t *talk) shownBy() string {
+	if t.flavour == "fltk" && !t.display {
+		return "curses"
+	}
 	return t.flavour[strings.LastIndexByte(t.flavour, ':')+1:]
 }
 
@@ -119,8 +136,10 @@ func (t *talk) texts() []string {
 	if seconds := wholeSeconds(t.d.Timeout); seconds > 0 {
 		lines = append(lines, "SETTIMEOUT "+strconv.Itoa(seconds))
 	}
+	if t.d.Title != "" {
+		lines = append(lines, "SETTITLE "+escape(t.d.Title))
+	}
 	for _, text := range []struct{ command, value string }{
-		{"SETTITLE", t.d.Title},
 		{"SETDESC", t.d.Description},
 		{"SETPROMPT", t.d.Prompt},
 		{"SETERROR", t.d.Error},
@@ -128,7 +147,7 @@ func (t *talk) texts() []string {
 		{"SETCANCEL", t.d.Cancel},
 	} {
 		if text.value != "" {
-			lines = append(lines, text.command+" "+escape(text.value))
+			lines = append(lines, text.command+" "+t.shown(text.value))
 		}
 	}
 	return lines
@@ -157,8 +176,11 @@ func (t *talk) getPIN() ([]byte, error) {
 }
 
 func (t *talk) confirm() (Button, error) {
+	if t.takesEscapeForOK() {
+		return 0, fmt.Errorf("%w: this pinentry takes the escape key for a yes", ErrUnusable)
+	}
 	if t.d.NotOK != "" && t.tellsNotOK() {
-		err := t.command("SETNOTOK", escape(t.d.NotOK))
+		err := t.command("SETNOTOK", t.shown(t.d.NotOK))
 		if _, refused := errors.AsType[*failure](err); err != nil && !refused {
 			return 0, err
 		}
