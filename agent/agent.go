@@ -130,9 +130,10 @@ type Config struct {
 	// had been added so.
 	ConfirmAll bool
 
-	// HostName is the name that the owner knows a host key by, or "". It is
+	// HostName is the name that the owner knows a host key by, or "". The peer
+	// may be an ssh that was told a name, which is no more than a hint. It is
 	// only asked for a prompt, and may take its time. It may be nil.
-	HostName func(ssh.PublicKey) string
+	HostName func(key ssh.PublicKey, peer Peer) string
 
 	// Before, if not nil, is called before each request is looked at: what
 	// has been asked for in another way than by a request, as by a signal,
@@ -163,7 +164,7 @@ type Agent struct {
 	pinLife        func(name, fingerprint string) time.Duration
 	givenPIN       func(name, fingerprint string) (pin []byte, version string, err error)
 	confirmAll     bool
-	hostName       func(ssh.PublicKey) string
+	hostName       func(ssh.PublicKey, Peer) string
 	maxConns       int
 	upstreams      *upstreams
 	lockMemory     uint32 // KiB; less only where many locks are tested

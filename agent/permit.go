@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 )
 
 // permit judges whether id may sign data for c: by its destinations first, and
@@ -21,9 +23,9 @@ func (a *Agent) permit(ctx context.Context, c *conn, id *identity, data []byte) 
 	if known, ok := a.learned(id); ok && !known.needed && !confirm {
 		return Use{}, nil // nobody will be told
 	}
-	named := a.hostName
-	if !confirm && a.rememberedPIN(id) != nil {
-		named = nil // nobody is to be told; if he must be after all, a fingerprint does
+	var named func(ssh.PublicKey) string
+	if a.hostName != nil && (confirm || a.rememberedPIN(id) == nil) { // or nobody is to be told; if he must be after all, a fingerprint does
+		named = func(host ssh.PublicKey) string { return a.hostName(host, c.peer) }
 	}
 	use := useOf(&c.bindings, id.Public, data, named, destination)
 	if !confirm {

@@ -305,6 +305,7 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 		Before:         forgetting.check,
 		Source:         ids,
 		KeyFile:        ids.keyFile,
+		HostName:       g.sys.hostNames(),
 		Prompter:       prompt.New(set.asking),
 		Log:            log,
 		Clock:          boottime.New(),

@@ -16,7 +16,7 @@ import (
 // that it may have, in octets; a text has less than maxText.
 const (
 	maxFile      = 46 // fits behind Enter PIN for
-	maxComment   = 40
+	maxComment   = 54
 	maxUser      = 32
 	maxHost      = 53 // as long as what stands for a host without a name
 	maxProgram   = 17 // the kernel keeps 15
@@ -24,7 +24,7 @@ const (
 	maxKeyID     = 32
 	maxPrincipal = 24
 
-	maxText = 840
+	maxText = 860
 )
 
 // wording asks for a PIN: for which key, what for and for whom, and what a
@@ -185,10 +185,22 @@ func shortFile(name string) string {
 }
 
 // label is a comment. Unlike a word it may have blanks in it: it stands at the
-// end of what is said, or in parentheses.
+// end of what is said, or in parentheses, which it must not end.
 func label(comment string) string {
 	comment = cutEnd(strings.Join(strings.Fields(printable(comment)), " "), maxComment)
-	if strings.ContainsFunc(comment, func(r rune) bool { return !nameRune(r) && !strings.ContainsRune(" @,…", r) }) {
+	depth := 0
+	for _, r := range comment {
+		switch {
+		case r == '(':
+			depth++
+		case r == ')' && depth > 0:
+			depth--
+		case nameRune(r) || strings.ContainsRune(" @,…", r):
+		default:
+			return quoted(comment)
+		}
+	}
+	if depth > 0 {
 		return quoted(comment)
 	}
 	return comment

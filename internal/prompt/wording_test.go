@@ -83,7 +83,7 @@ to have it ready for later use`},
 			Use:  from(agent.Use{Kind: agent.UseLogin, User: "a-user-with-a-long-name", Host: "database-17.eu-west.production.example.org"}, "a.example", printH, ""),
 		}, TriesLeft: 31}, `
 Enter PIN for …ment/for/long/names/id_ecdsa_production.tpm
-  (deployment-key@build-17.eu-west.examp…)
+  (deployment-key@build-17.eu-west.example.org)
 FORWARDED from an unproven host via 1 other host and
   a.example
 to log in as a-user-with-a-long-name@
@@ -280,6 +280,8 @@ func TestKeyName(t *testing.T) {
 		"/home/mein/id.tpm":            {"/home/mein/id.tpm", ""},
 		`"/my keys/id.tpm"`:            {"/my keys/id.tpm", "\u200b"},
 		"c":                            {"", "c"},
+		"id (a (not protected: (b)))":  {"id", "a (not protected: (b))"},
+		`id ("a ((b)")`:                {"id", "a ((b)"},
 		"without a name":               {"\n", "\x00"},
 		`id ("x) SHA256:fake")`:        {"id", "x)\n SHA256:fake"},
 		`"id (x)"`:                     {"id (x)", ""},

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func TestHostGuesses(t *testing.T) {
+	for line, want := range map[string]string{
+		"ssh host":                                "host",
+		"ssh me@host.example uptime":              "host.example uptime",
+		"ssh -p 2222 me@host":                     "[host]:2222 host",
+		"ssh -p2222 me@host":                      "[host]:2222 host",
+		"ssh -oPort=2222 -o HostName=real alias":  "[alias]:2222 [real]:2222 alias real",
+		"ssh ssh://git@host.example:2222/x/y":     "[host.example]:2222 host.example",
+		"ssh ssh://host/":                         "host",
+		"ssh -J a@gate:22,other host":             "[gate]:22 [host]:22 [other]:22 gate host other",
+		"ssh -Jgate host":                         "gate host",
+		"ssh 2001:db8::1":                         "2001:db8::1",
+		"ssh [2001:db8::1]:22":                    "2001:db8::1 [2001:db8::1]:22",
+		"ssh -W host:22 gate":                     "[gate]:22 [host]:22 gate host",
+		"ssh git@host git-receive-pack_'x/y.git'": "host",
+		"ssh":                                 "",
+		"ssh - -- @ : , [ [] -p = ssh:// a/b": "",
+		"ssh 99999 123456":                    "123456 [123456]:99999",
+		"host":                                "",
+	} {
+		args := strings.Fields(line)
+		for i := range args {
+			args[i] = strings.ReplaceAll(args[i], "_", " ")
+		}
+		if got := hostGuesses(args); !slices.Equal(got, strings.Fields(want)) {
+			t.Errorf("%s: %q, want %q", line, got, want)
+		}
+	}
+	var many []string
+	for i := range 1000 {
+		many = append(many, strings.Repeat("x", i), strconv.Itoa(i))
+	}
+	if got := len(hostGuesses(many)); got != maxGuesses {
+		t.Errorf("%d guesses", got)
+	}
+}
+
+func TestArguments(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "echo; read end", "", strings.Repeat("0", 1000))
+	end, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil { // it has its arguments now
+		t.Fatal(err)
+	}
+	got := arguments(cmd.Process.Pid)
+	end.Close()
+	_ = cmd.Wait() // it read nothing
+	if !slices.Equal(got, cmd.Args) {
+		t.Errorf("%q, want %q", got, cmd.Args)
+	}
+	for _, pid := range []int{-1, 0, cmd.Process.Pid, 1<<31 - 1} {
+		if got := arguments(pid); got != nil {
+			t.Errorf("process %d: %q", pid, got)
+		}
+	}
+}
+
+func FuzzHostGuesses(f *testing.F) {
+	f.Add("ssh\x00-p\x002222\x00me@host")
+	f.Add("ssh\x00ssh://me@[2001:db8::1]:2222/x")
+	f.Add("ssh\x00-J\x00a@b:1,c\x00-oPort=3\x00d")
+	f.Fuzz(func(t *testing.T, line string) {
+		got := hostGuesses(strings.Split(line, "\x00"))
+		if len(got) > maxGuesses {
+			t.Errorf("%d guesses", len(got))
+		}
+		for _, guess := range got {
+			host := strings.TrimPrefix(guess, "[")
+			host, _, _ = strings.Cut(host, "]:")
+			if guess == "" || !strings.Contains(line, host) {
+				t.Errorf("%q came from nowhere", guess)
+			}
+		}
+	})
+}

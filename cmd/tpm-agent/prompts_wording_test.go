@@ -1,0 +1,87 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// told runs a program that wants a PIN, gives it, and returns what was asked.
+func (d *agentRun) told(a *askpass, command, done string) string {
+	d.t.Helper()
+	cmd := d.as(command)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	q := a.next()
+	q.does("say", d.pin)
+	if err := cmd.Wait(); err != nil || !strings.Contains(out.String(), done) {
+		d.t.Errorf("%s: %v\n%s\n%s", command, err, &out, d.logged())
+	}
+	return q.text
+}
+
+// TestPromptWording: what OpenSSH's programs want a PIN for is what the user
+// is told, from the data that they have signed and the hosts that have proven
+// who they are.
+func TestPromptWording(t *testing.T) {
+	s := newScene(t, patient, "")
+	s.programs()
+	s.write("forward", `#!/bin/sh
+# forward COMMAND: on the host, with the agent forwarded
+cd "${0%/*}" && SSH_AUTH_SOCK=$SSH_AUTH_SOCK exec ./login plain -A "$@"
+`, 0o700)
+	if err := os.MkdirAll(filepath.Join(s.home, ".ssh"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	user := strings.TrimSpace(s.mustRun("id", "-un"))
+	host := strings.TrimSpace(string(must(os.ReadFile(filepath.Join(s.home, "host.pub")))))
+	public, _, _, _, err := ssh.ParseAuthorizedKey([]byte(host))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hostPrint := ssh.FingerprintSHA256(public)
+	a := newAskpass(t)
+	d := s.serve(a.env())
+	begin := fmt.Sprintf("Enter PIN for ~/%s/id.tpm\n  (id@test (not protected: software TPM))\n%s\n", must(filepath.Rel(s.home, s.keys)), ssh.FingerprintSHA256(s.public))
+
+	for _, test := range []struct {
+		known         string // the file known_hosts of the agent's user
+		hash          bool
+		command, done string
+		want          string // in the text, "PID" in place of the process
+	}{
+		{"", false, "./login id true", "", "to log in as " + user + " to a host of unknown name, whose key is\n  " + hostPrint + "\nfor ssh (process PID)\n"},
+		{"first.example,server.example " + host, false, "./login id true", "", "to log in as " + user + "@server.example\nfor ssh (process PID)\n"},
+		{"first.example,other.example " + host, false, "./login id true", "", "to log in as " + user + "@first.example\nfor ssh (process PID)\n"},
+		{"first.example,server.example " + host, true, "./login id true", "", "to log in as " + user + "@server.example\nfor ssh (process PID)\n"},
+		{"", false, "./sign id", `Good "file" signature`, "to sign a file (namespace file)\nfor ssh-keygen (process PID)\n"},
+		{"", false, "./gitcommit", "commit G", "to sign a commit, tag or push (namespace git)\nfor git < ssh-keygen (process PID)\n"},
+		{"server.example " + host, false, "./forward " + s.home + "/sign id", `Good "file" signature`, "FORWARDED from server.example\nto sign a file (namespace file)\nover ssh (process PID)\n"},
+		{"server.example " + host, false, "./forward " + s.home + "/login id true", "", "FORWARDED from server.example\nto log in as " + user + "@server.example\nover ssh (process PID)\n"},
+	} {
+		s.write(".ssh/known_hosts", test.known+"\n", 0o600)
+		if test.hash {
+			s.mustRun("ssh-keygen", "-q", "-H", "-f", filepath.Join(s.home, ".ssh/known_hosts"))
+		}
+		text := d.told(a, test.command, test.done)
+		if rest, ok := strings.CutPrefix(text, begin); !ok || !strings.HasPrefix(withoutPID(rest), test.want) {
+			t.Errorf("%s: got\n%s\nwant\n%s%s", test.command, text, begin, test.want)
+		}
+	}
+}
+
+// withoutPID writes PID in place of the number of the process.
+func withoutPID(text string) string {
+	before, rest, ok := strings.Cut(text, "(process ")
+	if !ok {
+		return text
+	}
+	return before + "(process PID" + strings.TrimLeft(rest, "0123456789")
+}
