@@ -6,8 +6,13 @@ import (
 	"time"
 )
 
-// noticeTime is how long a notice may stay.
-const noticeTime = time.Minute
+const (
+	// noticeTime is how long a notice may stay.
+	noticeTime = time.Minute
+	// noticeLead is how long the client's answer waits for a notice to be out: a
+	// line on its terminal should come before its own last word.
+	noticeLead = 250 * time.Millisecond
+)
 
 // inform tells the user something, one thing at a time, while everything goes
 // on. It stays when the client goes, which it does as soon as it has its
@@ -18,15 +23,18 @@ func (a *Agent) inform(n Notice) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), noticeTime)
 	ctx, done := a.untilLocked(ctx)
+	out := make(chan struct{})
 	a.rounds.mu.Lock()
-	defer a.rounds.mu.Unlock()
 	a.endNotice = cancel
 	a.rounds.start(func() {
+		defer close(out)
 		defer a.informing.Store(false)
 		defer cancel()
 		defer done()
 		a.prompter.Inform(ctx, n)
 	})
+	a.rounds.mu.Unlock()
+	within(noticeLead, out)
 }
 
 // settleDown ends notices, and waits for what goes on for clients that have

@@ -27,9 +27,10 @@ func (w pinentryWay) pin(ctx context.Context, q question) (pin []byte, err error
 	return pin, err
 }
 
+// lastTry has the go on a button that return does not press.
 func (w pinentryWay) lastTry(ctx context.Context, q question) error {
-	button, err := w.press(ctx, q, pinentry.Dialog{Description: q.text, OK: "_Risk the lockout", Cancel: "_Stop"})
-	if err == nil && button != pinentry.ButtonOK {
+	button, err := w.press(ctx, q, pinentry.Dialog{Description: q.text, OK: "_Stop", NotOK: "_Risk the lockout", Cancel: "_Cancel"})
+	if err == nil && button != pinentry.ButtonNotOK {
 		err = agent.ErrRefused
 	}
 	return err
