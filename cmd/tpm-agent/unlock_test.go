@@ -168,6 +168,13 @@ func TestUnlockLastTry(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 	d.signs(sc.pinless)
+	if err := d.sign(sc.public); err == nil {
+		t.Error("it signs in a lockout")
+	}
+	out, err = sc.command("tpm-agent", "why", "-n", "1", "--socket", d.socket).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), ": locked out after too many wrong PINs\n") || !strings.Contains(string(out), "\n  hint     wait;") {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 // TestUnlockWithoutTerminal says how else a PIN can be given.
@@ -303,5 +310,63 @@ func TestUnlockStrangeAgents(t *testing.T) {
 				t.Error("an agent that is not ours got the PIN")
 			}
 		}
+	}
+}
+
+// TestUnlockAnswersDialogs: a PIN that is given while somebody is asked for it
+// is the answer, and takes the dialog off the screen. A wrong one does not.
+func TestUnlockAnswersDialogs(t *testing.T) {
+	sc := newScene(t, patient, "")
+	a := newAskpass(t)
+	d := sc.serve(a.env())
+	signed := make(chan error, 1)
+	go func() { signed <- d.sign(sc.public) }()
+	q := a.next()
+	for _, pin := range []string{sc.wrong(8), sc.pin} {
+		write(t, filepath.Join(sc.home, "pin"), []byte(pin))
+		if out, err := d.unlock("--pin-from", "file:pin", "keys/id.tpm").CombinedOutput(); (err == nil) != (pin == sc.pin) {
+			t.Fatalf("%v: %s", err, out)
+		}
+		select {
+		case err := <-signed:
+			if pin != sc.pin || err != nil {
+				t.Fatalf("the request has ended: %v", err)
+			}
+			signed <- err
+		default:
+		}
+	}
+	if err := <-signed; err != nil {
+		t.Error(err)
+	}
+	q.gone()
+	if q := a.poll(); q != nil {
+		t.Errorf("somebody is asked again: %s", q.text)
+	}
+	if n := sc.counter(); n != 1 {
+		t.Errorf("%d wrong tries", n)
+	}
+}
+
+// TestUnlockNames: names that are none, and what steers a terminal in them.
+func TestUnlockNames(t *testing.T) {
+	sc := newScene(t, patient, "")
+	d := sc.serve(nil, "--prompt", "none")
+	evil := "e\x1b[2Jvil\n\u202e.tpm"
+	write(t, filepath.Join(sc.home, evil), must(os.ReadFile(filepath.Join(sc.keys, "plain.tpm"))))
+	write(t, filepath.Join(sc.home, "pin"), []byte(sc.pin))
+	for _, name := range []string{"", "keys", "/dev/null", "none\x1b[2J", "SHA256:", "SHA256:\x1b[2J", strings.Repeat("x", 5000), "pin", evil} {
+		out, err := d.unlock("--pin-from", "file:pin", name).CombinedOutput()
+		var exit *exec.ExitError
+		if name == evil {
+			if err != nil || string(out) != "e[2Jvil.tpm needs no PIN.\n" {
+				t.Errorf("%q: %v: %q", name, err, out)
+			}
+		} else if !errors.As(err, &exit) || exit.ExitCode() != 1 || strings.ContainsAny(string(out), "\x1b\u202e") || !strings.HasPrefix(string(out), "tpm-agent: ") {
+			t.Errorf("%q: %v: %q", name, err, out)
+		}
+	}
+	if n := sc.counter(); n != 0 {
+		t.Errorf("%d wrong tries", n)
 	}
 }

@@ -72,8 +72,8 @@ func TestWhyPrints(t *testing.T) {
   key      /home/me/.ssh/work.tpm
            SHA256:4lxxT6rzKZ1+rzaCGhsgTvq3uc9cRJNVYTCLZT0bIr8
   by       ssh (process 4711)
-  hint     try again; tpm-agent unlock /home/me/.ssh/work.tpm says how many
-           tries are left
+  hint     tpm-agent unlock /home/me/.ssh/work.tpm asks again, and says how
+           many tries are left
 
 2026-11-21 15:03:07  lock: an empty password locks nothing
 

@@ -42,7 +42,7 @@ func promptHint(cause agent.Cause) string {
 	case agent.CausePrompt:
 		return "the program that asks has failed; the PIN can be given in another way: tpm-agent unlock KEY"
 	case agent.CauseWrongAuth:
-		return "try again; tpm-agent unlock KEY says how many tries are left"
+		return "tpm-agent unlock KEY asks again, and says how many tries are left"
 	case agent.CauseLockout:
 		return "wait; keys without a PIN go on working, and the TPM gives one try back after the other. The owner of the TPM can end it at once: tpm2_dictionarylockout --clear-lockout"
 	case agent.CauseLocked:
