@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // These are programs that users run: ssh, into an sshd of the test; ssh-keygen
@@ -98,24 +101,129 @@ func (d *agentRun) as(command string) *exec.Cmd {
 	return cmd
 }
 
-// TestPromptByAskpass: login, signature and commit, with a PIN from a program.
+// TestPromptByAskpass: login, signature and commit, with a PIN from a program,
+// and with none because somebody said no.
 func TestPromptByAskpass(t *testing.T) {
 	s := newScene(t, patient, "")
 	s.programs()
 	a := newAskpass(t)
 	d := s.serve(a.env())
+	defer s.watchProcesses()()
 	s.costs(0, func() {
 		for _, use := range uses {
-			cmd := d.as(use.command)
-			var out strings.Builder
-			cmd.Stdout, cmd.Stderr = &out, &out
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
+			if out, err := d.answered(a, use.command, "say "+s.pin); err != nil || !strings.Contains(out, use.done) {
+				t.Errorf("%s: %v\n%s\n%s", use.command, err, out, d.logged())
 			}
-			a.next().does("say", s.pin)
-			if err := cmd.Wait(); err != nil || !strings.Contains(out.String(), use.done) {
-				t.Errorf("%s: %v\n%s\n%s", use.command, err, &out, d.logged())
+			if out, err := d.answered(a, use.command, "cancel"); err == nil {
+				t.Errorf("%s: done, though cancelled\n%s", use.command, out)
 			}
+			d.whySays("refused at the prompt")
 		}
 	})
+}
+
+// answered runs one of the programs, and answers the question that comes of it.
+func (d *agentRun) answered(a *askpass, command, answer string) (string, error) {
+	d.t.Helper()
+	cmd := d.as(command)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	a.next().does(answer)
+	err := cmd.Wait()
+	return out.String(), err
+}
+
+// TestPromptNobody: without a terminal and without a display each fails at once,
+// and `why` says what to install or set.
+func TestPromptNobody(t *testing.T) {
+	s := newScene(t, patient, "")
+	s.programs()
+	s.pinentry("pinentry-curses")
+	d := s.serve(nil)
+	s.costs(0, func() {
+		for _, use := range uses {
+			begun := time.Now()
+			if out, err := d.as(use.command).CombinedOutput(); err == nil {
+				t.Errorf("%s: done without a PIN\n%s", use.command, out)
+			}
+			t.Logf("%s failed after %v", use.command, time.Since(begun))
+			if time.Since(begun) > 10*time.Second {
+				t.Error("which is not at once")
+			}
+			d.whySays("no way to ask")
+			d.whySays("pinentry")
+			d.whySays("SSH_ASKPASS")
+			d.whySays("terminal")
+			d.whySays("tpm-agent unlock")
+		}
+		d.signs(s.pinless)
+	})
+}
+
+// watchProcesses looks at the arguments and environments of all processes, again
+// and again, for a PIN of the scene. The function that it returns ends that, and
+// fails the test if it was found.
+func (s *scene) watchProcesses() (stop func()) {
+	over, result := make(chan struct{}), make(chan []string)
+	pins := slices.Clone(s.secrets)
+	go func() {
+		var found []string
+		for {
+			found = append(found, processesWith(pins)...)
+			select {
+			case <-over:
+				result <- found
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	return func() {
+		close(over)
+		if found := <-result; len(found) > 0 {
+			s.t.Errorf("a PIN was seen in %q", slices.Compact(found))
+		}
+	}
+}
+
+// processesWith lists those that have one of the texts among their arguments or
+// in their environment.
+func processesWith(texts []string) (found []string) {
+	for _, kind := range []string{"cmdline", "environ"} {
+		for _, path := range must(filepath.Glob("/proc/[0-9]*/" + kind)) {
+			data, err := os.ReadFile(path)
+			if err == nil && slices.ContainsFunc(texts, func(text string) bool { return bytes.Contains(data, []byte(text)) }) {
+				found = append(found, path)
+			}
+		}
+	}
+	return found
+}
+
+// TestPromptProcessesAreWatched: what must not be in a process's arguments or
+// environment is found there.
+func TestPromptProcessesAreWatched(t *testing.T) {
+	for _, cmd := range []*exec.Cmd{
+		exec.Command("sh", "-c", "read line", "first"),
+		{Path: must(exec.LookPath("sh")), Args: []string{"sh", "-c", "read line"}, Env: []string{"PIN=second"}},
+	} {
+		pin := randomPIN(20)
+		for _, list := range [][]string{cmd.Args, cmd.Env} {
+			for i := range list {
+				list[i] = strings.NewReplacer("first", pin, "second", pin).Replace(list[i])
+			}
+		}
+		stdin := must(cmd.StdinPipe())
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if found := processesWith([]string{"nowhere", pin}); len(found) != 1 {
+			t.Errorf("found in %q", found)
+		}
+		stdin.Close()
+		_ = cmd.Wait()
+	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,24 +36,29 @@ func (s *scene) pinentry(program string) {
 }
 
 // TestPromptOnTerminal: login, signature and commit, each with the PIN typed on
-// the terminal where it was started; one with a mistake, one that is cancelled,
-// one whose client is killed while the question is there. Each leaves the terminal as it was.
+// the terminal where it was started, and each cancelled; one with a mistake, and
+// one whose client is killed while the question is there. The terminal is then
+// as it was, and the PIN is nowhere.
 func TestPromptOnTerminal(t *testing.T) {
 	for _, way := range terminalWays {
 		t.Run(way.name, func(t *testing.T) {
-			s := newScene(t, patient, "")
+			s := newScene(t, patient, randomPIN(memoryPIN))
 			s.programs()
 			s.pinentry(way.pinentry)
 			d := s.serve(nil, way.args...)
 			p := d.tmux()
+			stop := s.watchProcesses()
 			for _, use := range uses {
 				s.costs(0, func() { p.answers(use.command, s.pin, use.done) })
+				s.costs(0, func() { p.cancelled(d, use.command, way.cancel) })
 			}
 			s.costs(1, func() { p.answers(uses[0].command, s.wrong(6), "Wrong PIN", s.pin, uses[0].done) })
-			p.usable()
-			s.costs(0, func() { p.cancelled(d, way.cancel) })
 			s.costs(0, func() { p.killed(d) })
 			p.answers(uses[0].command, s.pin, uses[0].done)
+			stop()
+			if found := inMemory(t, d.cmd.Process.Pid, s.pin); len(found) > 0 {
+				t.Errorf("the PIN is in memory:\n%s", strings.Join(found, "\n"))
+			}
 		})
 	}
 }
@@ -72,14 +78,16 @@ func (p *pane) answers(command string, pinsAndScreens ...string) {
 	p.usable()
 }
 
+var failedStatus = regexp.MustCompile(`status [1-9]`)
+
 // cancelled: nobody signs, and `why` says that somebody said no.
-func (p *pane) cancelled(d *agentRun, keys []string) {
+func (p *pane) cancelled(d *agentRun, command string, keys []string) {
 	p.t.Helper()
-	p.runs("clear; ./login id echo logged in; echo status $?")
+	p.runs("clear; " + command + "; echo status $?")
 	p.waitFor("id.tpm")
 	p.hidden()
 	p.key(keys...)
-	p.waitFor("status 255")
+	p.until("shows a failure", failedStatus.MatchString)
 	p.usable()
 	childless(p.t, d.cmd.Process.Pid)
 	d.whySays("refused at the prompt")
@@ -111,7 +119,7 @@ func (p *pane) killed(d *agentRun) {
 // whySays fails the test if `tpm-agent why` does not name a cause.
 func (d *agentRun) whySays(cause string) {
 	d.t.Helper()
-	cmd := d.command("tpm-agent", "why")
+	cmd := d.command("tpm-agent", "why", "-n", "1")
 	cmd.Env = append(cmd.Env, "SSH_AUTH_SOCK="+d.socket)
 	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), cause) {
 		d.t.Errorf("why: %v; want %q in\n%s", err, cause, out)
