@@ -164,6 +164,28 @@ func TestSender(t *testing.T) {
 	}
 }
 
+// TestOthers: what others send is not even read.
+func TestOthers(t *testing.T) {
+	b, other := pair(t)
+	b.trusted = ":1.5"
+	for _, from := range []string{":1.4", ":1.55", "", ":1.5", loginName, busName} {
+		m := fromBus("a.b.c", from)
+		m.Headers[dbus.FieldSender] = dbus.MakeVariant(from)
+		var frame bytes.Buffer
+		if err := m.EncodeTo(&frame, binary.LittleEndian); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := other.Write(frame.Bytes()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []string{":1.5", busName} {
+		if m, err := b.receive(); err != nil || m.Body[0] != want {
+			t.Fatalf("receive: %v, %v; want what %s sends", m, err, want)
+		}
+	}
+}
+
 // TestDescriptors: those in messages that are long, or cannot be read, or are
 // not taken, are closed.
 func TestDescriptors(t *testing.T) {

@@ -217,7 +217,7 @@ func (l *link) signal(m *message) {
 		}
 	case sender == "" || sender != l.owner:
 		// The bus has let it pass for another's.
-	case name == manager+".PrepareForSleep" && m.path() == loginPath:
+	case name == manager+".PrepareForSleep":
 		if begins, ok := first[bool](m.Body); ok {
 			l.prepare(begins)
 		}
