@@ -130,6 +130,11 @@ type Config struct {
 	// had been added so.
 	ConfirmAll bool
 
+	// Remembering, if not nil, is called when a PIN or consent begins to be
+	// remembered, so that there is something to be forgotten. It must not wait,
+	// nor call the agent.
+	Remembering func()
+
 	// HostName is the name that the owner knows a host key by, or "". The peer
 	// may be an ssh that was told a name, which is no more than a hint. It is
 	// only asked for a prompt, and may take its time. It may be nil.
@@ -164,6 +169,7 @@ type Agent struct {
 	pinLife        func(name, fingerprint string) time.Duration
 	givenPIN       func(name, fingerprint string) (pin []byte, version string, err error)
 	confirmAll     bool
+	remembering    func()
 	hostName       func(ssh.PublicKey, Peer) string
 	maxConns       int
 	upstreams      *upstreams
@@ -212,6 +218,7 @@ func New(c Config) *Agent {
 		pinLife:        c.PINLife,
 		givenPIN:       c.GivenPIN,
 		confirmAll:     c.ConfirmAll,
+		remembering:    c.Remembering,
 		hostName:       c.HostName,
 		maxConns:       c.MaxConns,
 		lockMemory:     lockMemory,
@@ -232,6 +239,9 @@ func New(c Config) *Agent {
 	}
 	if a.before == nil {
 		a.before = func() {}
+	}
+	if a.remembering == nil {
+		a.remembering = func() {}
 	}
 	if a.maxConns == 0 {
 		a.maxConns = 4096

@@ -56,6 +56,7 @@ func (a *Agent) grant(id *identity, peer Peer, use Use, how Grant) {
 	defer a.mu.Unlock()
 	if !a.lock.locked {
 		a.grants = append(a.grants, g)
+		a.remembering()
 	}
 }
 

@@ -68,6 +68,7 @@ func (a *Agent) rememberPIN(id *identity, value *memory, life time.Duration, sin
 	}
 	a.pins[id.line] = p
 	a.setPINAlarm()
+	a.remembering()
 	a.log.Info("PIN remembered", "key", id.name(), "fingerprint", id.fingerprint(), "duration", lifeText(life))
 	return true
 }

@@ -21,6 +21,7 @@ type remembering struct {
 	user  *scripted
 	clock *handClock
 	src   *changing
+	told  int // how often Config.Remembering was called
 }
 
 func remember(t *testing.T, life time.Duration) *remembering {
@@ -29,6 +30,7 @@ func remember(t *testing.T, life time.Duration) *remembering {
 	r.user.answers = slices.Repeat([]string{"1234"}, 20)
 	r.testServer = serve(t, Config{
 		Source: r.src, Prompter: r.user, Clock: r.clock,
+		Remembering: func() { r.told++ },
 		PINLife: func(name, print string) time.Duration {
 			if name != id.Name || print != ssh.FingerprintSHA256(id.Public) {
 				t.Errorf("asked for the life of %q, %s", name, print)
@@ -67,16 +69,16 @@ func TestPINIsRemembered(t *testing.T) {
 		t.Errorf("asked %d times when the time was over", n)
 	}
 	r.user.checkWiped(t)
-	if n := r.log.count("PIN remembered"); n != 2 {
-		t.Errorf("%d log lines", n)
+	if n := r.log.count("PIN remembered"); n != 2 || r.told != 2 {
+		t.Errorf("%d log lines, told %d times", n, r.told)
 	}
 }
 
 // TestPINIsNotRemembered is what happens if nobody asks for it.
 func TestPINIsNotRemembered(t *testing.T) {
 	r := remember(t, 0)
-	if a, b := r.sign(t), r.sign(t); a != 1 || b != 1 || r.held() != 0 {
-		t.Errorf("asked %d and %d times, %d held", a, b, r.held())
+	if a, b := r.sign(t), r.sign(t); a != 1 || b != 1 || r.held() != 0 || r.told != 0 {
+		t.Errorf("asked %d and %d times, %d held, told %d times", a, b, r.held(), r.told)
 	}
 }
 
@@ -269,11 +271,15 @@ func TestGrants(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			user := &consenting{how: append(tt.how, GrantOnce)}
 			clock := newHandClock()
-			s := serveOn(t, Config{Source: fixed(id), Prompter: user, Clock: clock, ConfirmAll: true}, func(l net.Listener) net.Listener {
+			told := 0
+			s := serveOn(t, Config{Source: fixed(id), Prompter: user, Clock: clock, ConfirmAll: true, Remembering: func() { told++ }}, func(l net.Listener) net.Listener {
 				return &peerListener{Listener: l, pids: tt.pids}
 			})
 			nc := s.dial(t)
 			verify(t, id.Public, login("git"), ask(t, nc, signMessage(id.Public.Marshal(), login("git"), 0)))
+			if want := tt.how[0] > GrantOnce && name != "process unknown"; want != (told == 1) {
+				t.Errorf("told %d times that something is remembered", told)
+			}
 			if tt.event != nil {
 				tt.event(s, clock)
 			}

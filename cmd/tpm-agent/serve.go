@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -301,6 +302,7 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 		return err
 	}
 	defer forgetting.close()
+	remembered := make(chan struct{})
 	a := agent.New(agent.Config{
 		Before:         forgetting.check,
 		Source:         ids,
@@ -316,9 +318,11 @@ func runAgent(ctx context.Context, g *global, o serveOptions, ready func(path st
 		PINLife:        set.lives.of,
 		GivenPIN:       set.given.of,
 		ConfirmAll:     o.confirm,
+		Remembering:    sync.OnceFunc(func() { close(remembered) }),
 		MaxConns:       clients,
 	})
 	forgetting.start(a.Forget)
+	defer watchLogin(ctx, g.sys, log, remembered, a.ForgetPINs)()
 	s := &server{
 		sys: g.sys, agent: a, index: index, listener: l, log: log,
 		path: l.Addr().String(), tell: ready, signals: signals,
