@@ -15,8 +15,12 @@ import (
 type terminalWay struct{ *Prompter }
 
 func (w terminalWay) pin(ctx context.Context, q question) (pin []byte, err error) {
+	question := q.text
+	if strings.Contains(question, "\n") { // the last line is no question
+		question += "\nPIN"
+	}
 	err = w.withTTY(ctx, q, func(ctx context.Context, t *tty) error {
-		pin, err = t.ask(ctx, "\r\n"+q.text+": ", false)
+		pin, err = t.ask(ctx, "\r\n"+question+": ", false)
 		return err
 	})
 	return pin, err

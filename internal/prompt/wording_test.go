@@ -405,3 +405,20 @@ func FuzzWording(f *testing.F) {
 		}
 	})
 }
+
+// TestTerminalAsksForPIN: the last line of a text is no question, and on a
+// terminal there is no field to type into.
+func TestTerminalAsksForPIN(t *testing.T) {
+	tty := newPTY(t)
+	p := New(Options{Ways: []Way{Terminal}, Terminal: tty.path})
+	done := make(chan result, 1)
+	go func() {
+		pin, err := p.AuthValue(t.Context(), agent.AuthPrompt{Question: agent.Question{Name: "id.tpm", Use: gitHub}, TriesLeft: 2})
+		done <- result{pin, err}
+	}()
+	tty.waitFor("Enter PIN for id.tpm\r\nto log in as git@github.com\r\n2 tries left before the TPM locks itself.\r\nPIN: ")
+	tty.types("1234\n")
+	if got := <-done; got.err != nil || string(got.pin) != "1234" {
+		t.Errorf("got %q, %v", got.pin, got.err)
+	}
+}
