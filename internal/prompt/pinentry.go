@@ -105,10 +105,18 @@ func (w pinentryWay) show(ctx context.Context, q question, d pinentry.Dialog, as
 	if window {
 		return w.judge(w.within(ctx, func(ctx context.Context) error { return ask(ctx, program, where) }))
 	}
-	return w.withClientTTY(ctx, q, func(ctx context.Context, t *clientTTY) error {
+	err = w.withClientTTY(ctx, q, func(ctx context.Context, t *clientTTY) error {
 		where.Terminal = t.described()
 		return w.judge(ask(ctx, program, where))
 	})
+	var passed *unusableError
+	switch {
+	case errors.As(err, &passed) && textOnly(program):
+		return unusable("%s asks on terminals only, and %w", program, passed.cause)
+	case errors.As(err, &passed):
+		return unusable("%w, and %w", errNoDisplay, passed.cause)
+	}
+	return err
 }
 
 // within bounds a dialog that is not on a terminal.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 )
@@ -64,7 +65,8 @@ func meantGrant(said string) agent.Grant {
 
 // inform writes and asks nothing, so it does not wait for its reader.
 func (w terminalWay) inform(ctx context.Context, q question) error {
-	return w.withTTY(ctx, q, func(_ context.Context, t *tty) error {
+	return w.withTTY(ctx, q, func(ctx context.Context, t *tty) error {
+		defer context.AfterFunc(ctx, func() { _ = t.file.SetDeadline(time.Unix(1, 0)) })()
 		_, err := io.WriteString(t.file, "\r\n"+q.text+"\r\n")
 		return err
 	})

@@ -70,9 +70,16 @@ func (t *tty) state() (state *unix.Termios, err error) {
 	return state, err
 }
 
-// set changes the settings, and drops what was typed ahead.
+// set changes the settings, and drops what was typed ahead. It does not wait
+// until all is written that was to be, as TCSETSF does: on a terminal that was
+// stopped by Ctrl-S that can be never.
 func (t *tty) set(state *unix.Termios) error {
-	return t.control(func(fd int) error { return unix.IoctlSetTermios(fd, unix.TCSETSF, state) })
+	return t.control(func(fd int) error {
+		if err := unix.IoctlSetTermios(fd, unix.TCSETS, state); err != nil {
+			return err
+		}
+		return unix.IoctlSetInt(fd, unix.TCFLSH, unix.TCIFLUSH)
+	})
 }
 
 // free says whether the terminal takes whole lines and shows them. One that
@@ -121,15 +128,11 @@ func (t *tty) ask(ctx context.Context, text string, echo bool) (line []byte, err
 		return nil, err
 	}
 	defer restore()
-	if _, err := io.WriteString(t.file, text); err != nil {
-		return nil, fmt.Errorf("writing to %s: %w", t.path, err)
+	defer context.AfterFunc(ctx, func() { _ = t.file.SetDeadline(time.Unix(1, 0)) })()
+	if _, err = io.WriteString(t.file, text); err == nil {
+		defer t.newLine()
+		line, err = t.readLine(ctx)
 	}
-	defer fmt.Fprint(t.file, "\r\n")
-	read := t.readLine
-	if ours, foreground := t.ours(); ours && !foreground {
-		read = t.readAside
-	}
-	line, err = read(ctx)
 	switch {
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
@@ -168,8 +171,19 @@ func (t *tty) setEcho(echo bool) (restore func(), err error) {
 	}, nil
 }
 
-// readLine reads a line.
-func (t *tty) readLine(ctx context.Context) ([]byte, error) { return readLine(ctx, t.file) }
+// newLine ends the line of a question.
+func (t *tty) newLine() {
+	_ = t.file.SetWriteDeadline(time.Now().Add(time.Second))
+	_, _ = io.WriteString(t.file, "\r\n")
+}
+
+// readLine reads a line, until ctx ends.
+func (t *tty) readLine(ctx context.Context) ([]byte, error) {
+	if ours, foreground := t.ours(); ours && !foreground {
+		return t.readAside(ctx)
+	}
+	return readLine(t.file)
+}
 
 // readAside reads a line by a process that is not of our session. The kernel
 // lets us read from our own terminal in its foreground only; who has started
@@ -200,13 +214,13 @@ func (t *tty) readAside(ctx context.Context) ([]byte, error) {
 		stop()
 		_ = child.Wait(reading, cat)
 	}()
-	return readLine(ctx, out)
+	defer context.AfterFunc(ctx, func() { _ = out.SetReadDeadline(time.Unix(1, 0)) })()
+	return readLine(out)
 }
 
-// readLine reads to the end of a line, or until ctx ends. A terminal gives
-// whole lines; an end of file before one is how a person says no.
-func readLine(ctx context.Context, file *os.File) ([]byte, error) {
-	defer context.AfterFunc(ctx, func() { _ = file.SetReadDeadline(time.Unix(1, 0)) })()
+// readLine reads to the end of a line. A terminal gives whole lines; an end of
+// file before one is how a person says no.
+func readLine(file *os.File) ([]byte, error) {
 	buf := make([]byte, 0, maxAnswer+1)
 	for len(buf) < cap(buf) {
 		n, err := file.Read(buf[len(buf):cap(buf)])

@@ -18,6 +18,7 @@ import (
 type pty struct {
 	t      *testing.T
 	person *os.File
+	hold   *os.File
 	path   string
 	seen   bytes.Buffer
 }
@@ -47,7 +48,7 @@ func newPTY(t *testing.T) *pty {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { hold.Close() })
-	return &pty{t: t, person: master, path: path}
+	return &pty{t: t, person: master, hold: hold, path: path}
 }
 
 // waitFor reads until the screen shows text.

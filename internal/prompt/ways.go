@@ -138,21 +138,17 @@ func (e *noWayError) Error() string {
 // Unwrap returns agent.ErrNoPrompt and the causes.
 func (e *noWayError) Unwrap() []error { return append([]error{agent.ErrNoPrompt}, e.causes...) }
 
-// hint says what to install or set, for the ways that were tried.
+// hint says what to set, for the ways that were tried.
 func (e *noWayError) hint() string {
 	var hints []string
-	for _, way := range e.ways {
-		switch way {
-		case Pinentry:
-			hints = append(hints, "install a pinentry (pinentry-gnome3, pinentry-qt, pinentry-curses)")
-		case Askpass:
-			hints = append(hints, "set SSH_ASKPASS and DISPLAY or WAYLAND_DISPLAY for the agent")
-		case Terminal:
-			hints = append(hints, "ask from a terminal that nothing else reads")
-		}
+	if slices.Contains(e.ways, Pinentry) || slices.Contains(e.ways, Askpass) {
+		hints = append(hints, "DISPLAY or WAYLAND_DISPLAY for the agent, with a pinentry or SSH_ASKPASS")
+	}
+	if slices.Contains(e.ways, Terminal) {
+		hints = append(hints, "a terminal in which the client runs and nothing else reads")
 	}
 	if len(hints) == 0 {
 		return ""
 	}
-	return "what helps: " + strings.Join(hints, "; or ")
+	return "what helps: " + strings.Join(hints, ", or ")
 }

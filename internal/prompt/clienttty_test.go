@@ -1,0 +1,479 @@
+package prompt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/agent"
+)
+
+// run starts a program as the leader of a session on this terminal, and in its
+// foreground.
+func (p *pty) run(cmd *exec.Cmd) *exec.Cmd {
+	p.t.Helper()
+	terminal, err := os.OpenFile(p.path, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer terminal.Close()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd
+}
+
+// client is what a client in the foreground of this terminal asks.
+func (p *pty) client() agent.Question {
+	p.t.Helper()
+	return askedBy(p.run(exec.Command("sleep", "1000")).Process.Pid)
+}
+
+func askedBy(pid int) agent.Question {
+	return agent.Question{Name: "id.tpm", Fingerprint: "SHA256:x", Peer: agent.Peer{PID: pid, UID: os.Getuid()}}
+}
+
+// readsNumber reads a number in a line of its own from the screen.
+func (p *pty) readsNumber() int {
+	p.t.Helper()
+	p.waitFor("\n")
+	n, err := strconv.Atoi(strings.TrimSpace(p.seen.String()))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.seen.Reset()
+	return n
+}
+
+// set changes the terminal's settings from outside.
+func (p *pty) set(change func(*unix.Termios)) {
+	p.t.Helper()
+	err := control(p.person, func(fd int) error {
+		state, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+		if err != nil {
+			return err
+		}
+		change(state)
+		return unix.IoctlSetTermios(fd, unix.TCSETS, state)
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// onTerminals asks on terminals only, and the agent has none.
+func onTerminals() *Prompter { return New(Options{Ways: []Way{Terminal}, Timeout: time.Minute}) }
+
+func askPIN(ctx context.Context, p *Prompter, q agent.Question) <-chan result {
+	done := make(chan result, 1)
+	go func() {
+		pin, err := p.AuthValue(ctx, agent.AuthPrompt{Question: q, TriesLeft: -1})
+		done <- result{pin, err}
+	}()
+	return done
+}
+
+func TestClientTerminal(t *testing.T) {
+	p := newPTY(t)
+	done := askPIN(t.Context(), onTerminals(), p.client())
+	p.waitFor("Enter PIN for ")
+	p.waitFor(": ")
+	if p.echoes() {
+		t.Error("the terminal shows what is typed")
+	}
+	p.types("12x\x7f34\n")
+	if got := <-done; got.err != nil || string(got.pin) != "1234" {
+		t.Errorf("got %q, %v", got.pin, got.err)
+	}
+	if !p.echoes() {
+		t.Error("the terminal was left without echo")
+	}
+}
+
+// The agent stays without a controlling terminal if it has none.
+func TestClientTerminalStaysTheClients(t *testing.T) {
+	before, err := readProcess(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPTY(t)
+	done := askPIN(t.Context(), onTerminals(), p.client())
+	p.waitFor("Enter PIN for ")
+	during, err := readProcess(os.Getpid())
+	if err != nil || during.terminal != before.terminal {
+		t.Errorf("the agent's terminal was %d and is %d, %v", before.terminal, during.terminal, err)
+	}
+	p.types("\x04")
+	if got := <-done; !errors.Is(got.err, agent.ErrRefused) {
+		t.Errorf("got %q, %v", got.pin, got.err)
+	}
+}
+
+// Where nobody who waits for the client would see the question, it is not asked.
+func TestClientTerminalUnusable(t *testing.T) {
+	for name, test := range map[string]struct {
+		question func(p *pty) agent.Question
+		why      string
+	}{
+		"no client": {func(*pty) agent.Question {
+			return agent.Question{Peer: agent.Peer{PID: -1, UID: -1}}
+		}, "the client is not known"},
+		"gone": {func(p *pty) agent.Question {
+			cmd := exec.Command("true")
+			if err := cmd.Run(); err != nil {
+				p.t.Fatal(err)
+			}
+			return askedBy(cmd.Process.Pid)
+		}, "the client has gone"},
+		"of another user": {func(p *pty) agent.Question {
+			q := p.client()
+			q.Peer.UID++
+			return q
+		}, "the client is another user's"},
+		"forwarded": {func(p *pty) agent.Question {
+			q := p.client()
+			q.Use.Forwarded = true
+			return q
+		}, "forwarded from another machine"},
+		"no terminal": {func(p *pty) agent.Question {
+			cmd := exec.Command("sleep", "1000")
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+			if err := cmd.Start(); err != nil {
+				p.t.Fatal(err)
+			}
+			p.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+			return askedBy(cmd.Process.Pid)
+		}, "the client has no terminal"},
+		"background": {func(p *pty) agent.Question {
+			p.run(exec.Command("bash", "--norc", "-c", "set -m; sleep 1000 & echo $!; wait"))
+			return askedBy(p.readsNumber())
+		}, "in the background of its terminal"},
+		"raw": {func(p *pty) agent.Question {
+			q := p.client()
+			p.set(func(state *unix.Termios) { state.Lflag &^= unix.ICANON | unix.ISIG | unix.ECHO })
+			return q
+		}, "is in use by another program"},
+		"asked for a password": {func(p *pty) agent.Question {
+			q := p.client()
+			p.set(func(state *unix.Termios) { state.Lflag &^= unix.ECHO })
+			return q
+		}, "is in use by another program"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPTY(t)
+			got := <-askPIN(t.Context(), onTerminals(), test.question(p))
+			if !errors.Is(got.err, agent.ErrNoPrompt) || !strings.Contains(got.err.Error(), test.why) {
+				t.Errorf("got %q, %v; want %q", got.pin, got.err, test.why)
+			}
+		})
+	}
+}
+
+// Neither a process of somebody else, under whatever number, nor a terminal of
+// somebody else is used.
+func TestClientTerminalOfOthers(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can make processes and terminals of others")
+	}
+	const nobody = 65534
+	p := newPTY(t)
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	q := askedBy(p.run(cmd).Process.Pid)
+	if got := <-askPIN(t.Context(), onTerminals(), q); !errors.Is(got.err, agent.ErrNoPrompt) || !strings.Contains(got.err.Error(), "another user's") {
+		t.Errorf("a process of another user: got %q, %v", got.pin, got.err)
+	}
+	p = newPTY(t)
+	q = p.client()
+	if err := os.Chown(p.path, nobody, -1); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-askPIN(t.Context(), onTerminals(), q); !errors.Is(got.err, agent.ErrNoPrompt) || !strings.Contains(got.err.Error(), "belongs to another user") {
+		t.Errorf("a terminal of another user: got %q, %v", got.pin, got.err)
+	}
+}
+
+// What ends the wait for somebody at the client's terminal, and that it is given
+// back.
+func TestClientTerminalEnds(t *testing.T) {
+	gone := errors.New("client gone")
+	for name, test := range map[string]struct {
+		do   func(p *pty, cancel context.CancelCauseFunc)
+		want error
+	}{
+		"hung up": {func(_ *pty, cancel context.CancelCauseFunc) { cancel(gone) }, gone},
+		"ctrl-c":  {func(p *pty, _ context.CancelCauseFunc) { p.types("half a PIN\x03") }, errTaken},
+		"ctrl-d":  {func(p *pty, _ context.CancelCauseFunc) { p.types("\x04") }, agent.ErrRefused},
+		"stopped": {func(p *pty, cancel context.CancelCauseFunc) { p.types("\x13"); cancel(gone) }, gone},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPTY(t)
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			done := askPIN(ctx, onTerminals(), p.client())
+			p.waitFor("Enter PIN for ")
+			p.waitFor(": ")
+			test.do(p, cancel)
+			if got := <-done; !errors.Is(got.err, test.want) {
+				t.Errorf("got %q, %v; want %v", got.pin, got.err, test.want)
+			}
+			if !p.echoes() {
+				t.Error("the terminal was left without echo")
+			}
+		})
+	}
+}
+
+// A terminal on which output was stopped does not hold up the client's end.
+func TestClientTerminalStopped(t *testing.T) {
+	p := newPTY(t)
+	q := p.client()
+	p.types("\x13")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	gone := errors.New("client gone")
+	done := askPIN(ctx, onTerminals(), q)
+	awaitSilence(p)
+	cancel(gone)
+	if got := <-done; !errors.Is(got.err, gone) {
+		t.Errorf("got %q, %v", got.pin, got.err)
+	}
+	if !p.echoes() {
+		t.Error("the terminal was left without echo")
+	}
+}
+
+// awaitSilence waits until the terminal's echo is off.
+func awaitSilence(p *pty) {
+	p.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); p.echoes(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.t.Fatal("the echo stays on")
+		}
+	}
+}
+
+// A terminal that vanishes takes its question along, also if the client lives
+// on.
+func TestClientTerminalVanishes(t *testing.T) {
+	for name, client := range map[string]string{"client dies": "sleep 1000", "client stays": "trap '' HUP; while :; do sleep 1; done"} {
+		t.Run(name, func(t *testing.T) {
+			p := newPTY(t)
+			cmd := p.run(exec.Command("sh", "-c", client))
+			done := askPIN(t.Context(), onTerminals(), askedBy(cmd.Process.Pid))
+			p.waitFor("Enter PIN for ")
+			p.types("half a P")
+			p.hold.Close()
+			p.person.Close()
+			if got := <-done; !errors.Is(got.err, agent.ErrNoAnswer) {
+				t.Errorf("got %q, %v", got.pin, got.err)
+			}
+		})
+	}
+}
+
+// Ctrl-Z gives the terminal to the shell, and the question leaves it: what is
+// typed then is a command.
+func TestClientTerminalCtrlZ(t *testing.T) {
+	p := newPTY(t)
+	shell := exec.Command("bash", "--norc", "--noediting", "-i")
+	shell.Env = append(os.Environ(), "PS1=ready> ", "HISTFILE=")
+	p.run(shell)
+	p.waitFor("ready> ")
+	p.seen.Reset()
+	p.types("sh -c 'echo pid $$; exec sleep 1000'\n")
+	p.waitFor("\npid ")
+	_, number, _ := strings.Cut(p.seen.String(), "\npid ")
+	for !strings.Contains(number, "\n") {
+		p.waitFor(number + "\n")
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(number))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := askPIN(t.Context(), onTerminals(), askedBy(pid))
+	p.waitFor("Enter PIN for ")
+	p.types("\x1a")
+	if got := <-done; !errors.Is(got.err, errTaken) {
+		t.Errorf("got %q, %v", got.pin, got.err)
+	}
+	p.waitFor("Stopped")
+	p.seen.Reset()
+	p.types("echo shell reads $((6*7))\n")
+	p.waitFor("shell reads 42")
+	if !p.echoes() {
+		t.Error("the terminal was left without echo")
+	}
+}
+
+// Dialogs on one terminal wait for each other, whoever asks; on another they do
+// not.
+func TestClientTerminalTakesTurns(t *testing.T) {
+	one, other := newPTY(t), newPTY(t)
+	prompter := onTerminals()
+	q := one.client()
+	first := askPIN(t.Context(), prompter, q)
+	one.waitFor("Enter PIN for ")
+	one.seen.Reset()
+	second := askPIN(t.Context(), prompter, q)
+	elsewhere := askPIN(t.Context(), prompter, other.client())
+	other.waitFor("Enter PIN for ")
+	other.types("elsewhere\n")
+	if got := <-elsewhere; got.err != nil || string(got.pin) != "elsewhere" {
+		t.Errorf("got %q, %v", got.pin, got.err)
+	}
+	if strings.Contains(one.seen.String(), "Enter PIN") {
+		t.Errorf("two questions at a time: %q", one.seen.String())
+	}
+	one.types("1\n")
+	if got := <-first; got.err != nil || string(got.pin) != "1" {
+		t.Errorf("got %q, %v", got.pin, got.err)
+	}
+	one.waitFor("Enter PIN for ")
+	awaitSilence(one)
+	one.types("2\n")
+	if got := <-second; got.err != nil || string(got.pin) != "2" {
+		t.Errorf("got %q, %v", got.pin, got.err)
+	}
+}
+
+// All kinds of consent that can be typed, and no others.
+func TestGrantsOnTerminal(t *testing.T) {
+	for typed, want := range map[string]agent.Grant{
+		"y": agent.GrantOnce, "YES": agent.GrantOnce, "p": agent.GrantProcess, "m": agent.GrantMinutes, "L": agent.GrantUntilLocked,
+		"": agent.GrantNo, "n": agent.GrantNo, "pm": agent.GrantNo, "yes p": agent.GrantNo, "o": agent.GrantNo,
+	} {
+		p := newPTY(t)
+		prompter := onTerminals()
+		type consented struct {
+			grant agent.Grant
+			err   error
+		}
+		done := make(chan consented, 1)
+		q := p.client()
+		go func() {
+			grant, err := prompter.Confirm(t.Context(), agent.ConfirmPrompt{Question: q})
+			done <- consented{grant, err}
+		}()
+		p.waitFor("[y/p/m/l/N] ")
+		p.types(typed + "\n")
+		if got := <-done; got.grant != want || (got.err == nil) != (want != agent.GrantNo) {
+			t.Errorf("%q: got %d, %v", typed, got.grant, got.err)
+		}
+	}
+}
+
+// Only the whole word is a go.
+func TestLastTryOnTerminal(t *testing.T) {
+	for typed, goes := range map[string]bool{"yes": true, "Yes": true, "y": false, "": false, "no": false, "yes!": false} {
+		p := newPTY(t)
+		prompter := onTerminals()
+		q := p.client()
+		done := make(chan error, 1)
+		go func() { done <- prompter.LastTry(t.Context(), agent.AuthPrompt{Question: q, TriesLeft: 1}) }()
+		p.waitFor("Type yes to go on")
+		p.types(typed + "\n")
+		if err := <-done; goes && err != nil || !goes && !errors.Is(err, agent.ErrRefused) {
+			t.Errorf("%q: got %v", typed, err)
+		}
+	}
+}
+
+func TestInformOnTerminal(t *testing.T) {
+	p := newPTY(t)
+	onTerminals().Inform(t.Context(), agent.Notice{Question: p.client(), Text: "The machine is on fire."})
+	p.waitFor("The machine is on fire.")
+	if !p.echoes() {
+		t.Error("the terminal was left without echo")
+	}
+}
+
+// Nobody at the terminal: the question ends after the limit.
+func TestClientTerminalTimeout(t *testing.T) {
+	p := newPTY(t)
+	prompter := New(Options{Ways: []Way{Terminal, Askpass}, Askpass: "/bin/false", Require: Force, Timeout: 50 * time.Millisecond})
+	if got := <-askPIN(t.Context(), prompter, p.client()); !errors.Is(got.err, agent.ErrNoAnswer) || errors.Is(got.err, agent.ErrNoPrompt) {
+		t.Errorf("got %q, %v", got.pin, got.err)
+	}
+	if !p.echoes() {
+		t.Error("the terminal was left without echo")
+	}
+}
+
+func TestParseStat(t *testing.T) {
+	const after = " S 1 %d 300 34817 %d 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2 3\n"
+	for _, name := range []string{"ssh", "a b", "a) R 9 9", ") (", "\n", ""} {
+		p, err := parseStat([]byte(fmt.Sprintf("42 (%s)"+after, name, 7, 7)))
+		if err != nil || p != (process{42, 7, unix.Mkdev(136, 1), 7, "987654"}) || !p.inForeground() {
+			t.Errorf("%q: got %+v, %v", name, p, err)
+		}
+	}
+	if p, err := parseStat([]byte(fmt.Sprintf("42 (x)"+after, 7, 8))); err != nil || p.inForeground() {
+		t.Errorf("background: got %+v, %v", p, err)
+	}
+	if p, err := parseStat([]byte("42 (x) S 1 7 7 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 987654")); err != nil || p.inForeground() {
+		t.Errorf("no terminal: got %+v, %v", p, err)
+	}
+	self, err := readProcess(os.Getpid())
+	if err != nil || self.group != unix.Getpgrp() {
+		t.Errorf("got %+v, %v", self, err)
+	}
+}
+
+func FuzzParseStat(f *testing.F) {
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(stat)
+	f.Add([]byte("1 (a) b) S"))
+	f.Add([]byte("1 ()))))) ((("))
+	f.Fuzz(func(t *testing.T, stat []byte) {
+		if p, err := parseStat(stat); err != nil && p != (process{}) && p.inForeground() {
+			t.Errorf("%+v with %v", p, err)
+		}
+	})
+}
+
+func TestOwnedBy(t *testing.T) {
+	for status, own := range map[string]bool{
+		"Name:\tx\nUid:\t7\t7\t7\t7\nGid:\t1\t1\t1\t1\n": true,
+		"Name:\tx\nUid:\t7\t0\t7\t7\n":                   false,
+		"Uid:\t8\t8\t8\t8\n":                             false,
+		"Uid:\t7\t7\t7\n":                                false,
+		"Name:\tUid:\t7\t7\t7\t7\n":                      false,
+		"":                                               false,
+	} {
+		if ownedBy([]byte(status), 7) != own {
+			t.Errorf("%q: not %t", status, own)
+		}
+	}
+}
+
+func TestDevicePath(t *testing.T) {
+	for device, want := range map[uint64]string{unix.Mkdev(136, 0): "/dev/pts/0", unix.Mkdev(136, 300): "/dev/pts/300", unix.Mkdev(1, 3): "/dev/null"} {
+		if got, err := devicePath(device); err != nil || got != want {
+			t.Errorf("got %q, %v; want %s", got, err, want)
+		}
+	}
+	if got, err := devicePath(unix.Mkdev(4000, 1)); err == nil {
+		t.Errorf("got %q", got)
+	}
+}
