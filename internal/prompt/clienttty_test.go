@@ -298,13 +298,11 @@ func TestClientTerminalCtrlZ(t *testing.T) {
 	p.run(shell)
 	p.waitFor("ready> ")
 	p.seen.Reset()
-	p.types("sh -c 'echo pid $$; exec sleep 1000'\n")
-	p.waitFor("\npid ")
+	p.types("sh -c 'echo pid $$ e\"\"nd; exec sleep 1000'\n")
+	p.waitFor(" end")
 	_, number, _ := strings.Cut(p.seen.String(), "\npid ")
-	for !strings.Contains(number, "\n") {
-		p.waitFor(number + "\n")
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(number))
+	number, _, _ = strings.Cut(number, " end")
+	pid, err := strconv.Atoi(number)
 	if err != nil {
 		t.Fatal(err)
 	}

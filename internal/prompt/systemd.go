@@ -144,13 +144,20 @@ func watched(dir string) bool {
 	return false
 }
 
-// oneLine joins the lines of a text into one.
+// oneLine joins the lines of a text into one. One that is indented goes on with
+// the sentence of the line before.
 func oneLine(text string) string {
-	lines := strings.Split(text, "\n")
-	for i, line := range lines[:len(lines)-1] {
-		if line != "" && !strings.ContainsAny(line[len(line)-1:], ".?!:,;") {
-			lines[i] += ","
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		words := strings.TrimSpace(line)
+		switch said := b.String(); {
+		case words == "" || said == "":
+		case strings.HasPrefix(line, " ") || strings.ContainsAny(said[len(said)-1:], ".?!:,;"):
+			b.WriteByte(' ')
+		default:
+			b.WriteString(", ")
 		}
+		b.WriteString(words)
 	}
-	return strings.Join(lines, " ")
+	return b.String()
 }

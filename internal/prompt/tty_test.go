@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -54,6 +55,9 @@ func newPTY(t *testing.T) *pty {
 // waitFor reads until the screen shows text.
 func (p *pty) waitFor(text string) {
 	p.t.Helper()
+	if err := p.person.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		p.t.Fatal(err)
+	}
 	buf := make([]byte, 1024)
 	for !strings.Contains(p.seen.String(), text) {
 		n, err := p.person.Read(buf)
