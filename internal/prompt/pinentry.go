@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 	"github.com/tpm-agent/tpm-agent/internal/pinentry"
@@ -27,10 +28,18 @@ func (w pinentryWay) pin(ctx context.Context, q question) (pin []byte, err error
 	return pin, err
 }
 
-// lastTry has the go on a button that return does not press.
+// lastTry wants a yes to be typed. Return presses the first button of a pinentry,
+// and not all of them have one for a go that return does not press.
 func (w pinentryWay) lastTry(ctx context.Context, q question) error {
-	button, err := w.press(ctx, q, pinentry.Dialog{Description: q.text, OK: "_Stop", NotOK: "_Risk the lockout", Cancel: "_Cancel"})
-	if err == nil && button != pinentry.ButtonNotOK {
+	d := pinentry.Dialog{Description: q.text + "\n\nType yes to go on.", Prompt: "yes:", OK: "_Go on", Cancel: "_Stop"}
+	var said []byte
+	err := w.show(ctx, q, d, func(ctx context.Context, program string, d pinentry.Dialog) (err error) {
+		d.KeyInfo = "" // it is not the PIN that is asked for
+		said, err = pinentry.GetPIN(ctx, program, d)
+		return err
+	})
+	defer clear(said) // but somebody may have typed it
+	if err == nil && !strings.EqualFold(string(said), "yes") {
 		err = agent.ErrRefused
 	}
 	return err

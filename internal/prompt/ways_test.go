@@ -140,9 +140,12 @@ func TestPinentryGrants(t *testing.T) {
 	}
 }
 
+// Only a typed yes is a go, whatever buttons a pinentry has.
 func TestPinentryLastTry(t *testing.T) {
-	for answer, goes := range map[string]bool{"OK": true, "ERR 83886194 not confirmed": false, "ERR 83886179 canceled": false} {
-		p, _ := scripts(t, speaker("echo ERR 1", "echo "+answer), "exit 0", Options{Ways: []Way{Pinentry, Askpass}, Environ: []string{x11}})
+	for answer, goes := range map[string]bool{
+		`D yes\nOK\n`: true, `D YES\nOK\n`: true, `OK\n`: false, `D 1234\nOK\n`: false, `D yes1\nOK\n`: false, `ERR 83886179 canceled\n`: false,
+	} {
+		p, _ := scripts(t, speaker("printf '"+answer+"'", "echo OK"), "exit 0", Options{Ways: []Way{Pinentry, Askpass}, Environ: []string{x11}})
 		err := p.LastTry(t.Context(), agent.AuthPrompt{Question: agent.Question{Name: "id.tpm"}, TriesLeft: 1})
 		if goes && err != nil || !goes && !errors.Is(err, agent.ErrRefused) {
 			t.Errorf("%s: got %v", answer, err)
