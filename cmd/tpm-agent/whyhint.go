@@ -38,7 +38,7 @@ func promptHint(cause agent.Cause) string {
 	case agent.CauseNoAnswer:
 		return "try again, and answer sooner; or give the PIN ahead of use: tpm-agent unlock KEY"
 	case agent.CauseNoPrompt:
-		return "give the PIN ahead of use: tpm-agent unlock KEY. Or install a pinentry, or set SSH_ASKPASS, and start the agent anew"
+		return "tpm-agent unlock KEY gives the PIN ahead of use; or install a pinentry, or start the agent with SSH_ASKPASS set, so that it can ask"
 	case agent.CausePrompt:
 		return "the program that asks has failed; the PIN can be given in another way: tpm-agent unlock KEY"
 	case agent.CauseWrongAuth:
