@@ -400,10 +400,13 @@ func free(names ...string) error {
 }
 
 func (o *keygenOptions) newPIN(ctx context.Context, ask *asker) ([]byte, error) {
-	if o.pin != nil {
-		return []byte(*o.pin), nil
+	if o.pin == nil {
+		return ask.newPIN(ctx)
 	}
-	return ask.newPIN(ctx)
+	if err := checkNewPIN([]byte(*o.pin)); err != nil {
+		return nil, usage("-N: %w", err)
+	}
+	return []byte(*o.pin), nil
 }
 
 // authorizedKey is the line of the .pub file.

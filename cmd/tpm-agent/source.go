@@ -155,7 +155,7 @@ func (o *importOptions) newPIN(ctx context.Context, ask *asker, s *sourceKey) ([
 	case o.noPIN:
 		return nil, nil
 	case o.pin != nil:
-		return []byte(*o.pin), checkPIN([]byte(*o.pin))
+		return []byte(*o.pin), checkNewPIN([]byte(*o.pin))
 	case o.keepPassphrase:
 		return bytes.Clone(s.passphrase), checkPIN(s.passphrase)
 	case s.passphrase == nil:
