@@ -31,6 +31,7 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 	cmd.Env = []string{
 		"HOME=" + home, "XDG_RUNTIME_DIR=" + home, "XDG_STATE_HOME=" + home,
 		"PATH=" + os.Getenv("PATH"), "TPM_AGENT_TPM=software", "SHELL=/bin/sh", "GOCOVERDIR=" + os.Getenv("GOCOVERDIR"),
+		"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent/bus",
 	}
 	return cmd
 }

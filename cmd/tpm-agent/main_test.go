@@ -41,6 +41,7 @@ func TestScripts(t *testing.T) {
 				"REPOSITORY="+repository,
 				"TPM_AGENT_TPM=software", "SHELL=/bin/sh", "LC_ALL=C.UTF-8", "USER=tester",
 				"GIT_CONFIG_GLOBAL="+filepath.Join(home, "gitconfig"), "GIT_CONFIG_NOSYSTEM=1",
+				"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent/bus",
 			)
 			env.Values[daemonsKey{}] = make(map[string]*daemonProcess)
 			env.Defer(func() { endForked(home) })
@@ -110,7 +111,7 @@ func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
 	d.cmd.Dir = ts.MkAbs(".")
 	for _, name := range []string{
 		"HOME", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "TPM_AGENT_TPM", "SHELL", "PATH", "TMPDIR", "LC_ALL", "WORK",
-		"SSH_ASKPASS", "SSH_ASKPASS_REQUIRE", "CREDENTIALS_DIRECTORY", "JOURNAL_STREAM", "NOTIFY_SOCKET", "GOCOVERDIR",
+		"SSH_ASKPASS", "SSH_ASKPASS_REQUIRE", "CREDENTIALS_DIRECTORY", "JOURNAL_STREAM", "NOTIFY_SOCKET", "GOCOVERDIR", "DBUS_SYSTEM_BUS_ADDRESS",
 	} {
 		if value := ts.Getenv(name); value != "" {
 			d.cmd.Env = append(d.cmd.Env, name+"="+value)

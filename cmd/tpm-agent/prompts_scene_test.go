@@ -73,6 +73,7 @@ func newScene(t *testing.T, p lockoutParameters, pin string) *scene {
 		"HOME=" + s.home, "XDG_RUNTIME_DIR=" + run, "XDG_STATE_HOME=" + s.home, "TMPDIR=" + s.home,
 		"PATH=" + os.Getenv("PATH"), "SHELL=/bin/sh", "LC_ALL=C.UTF-8", "TPM_AGENT_TPM=" + s.tap.Address(),
 		"GOCOVERDIR=" + os.Getenv("GOCOVERDIR"), "GIT_CONFIG_NOSYSTEM=1",
+		"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent/bus",
 		"GORACE=atexit_sleep_ms=0", // or each program takes a second to end
 	}
 	s.public, s.pinless = s.keygen("id", pin), s.keygen("plain", "")

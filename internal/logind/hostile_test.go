@@ -14,6 +14,8 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/bustest"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -26,12 +28,12 @@ type rogue struct {
 }
 
 // startRogue finds out who the watcher is, as anybody can.
-func (b *testBus) startRogue(m *mock) *rogue {
-	b.t.Helper()
-	r := &rogue{b.client(), b.t, ""}
+func startRogue(t *testing.T, b *bustest.Bus) *rogue {
+	t.Helper()
+	r := &rogue{b.Client(), t, ""}
 	var names []string
 	if err := r.BusObject().Call(busName+".ListNames", 0).Store(&names); err != nil {
-		b.t.Fatal(err)
+		t.Fatal(err)
 	}
 	for _, name := range names {
 		var pid int
@@ -41,7 +43,7 @@ func (b *testBus) startRogue(m *mock) *rogue {
 		}
 	}
 	if r.victim == "" {
-		b.t.Fatal("the watcher is not on the bus")
+		t.Fatal("the watcher is not on the bus")
 	}
 	return r
 }
@@ -67,12 +69,12 @@ func (r *rogue) settled() {
 // TestForeignSignals: only what comes from logind counts, and only the bus says
 // who that is.
 func TestForeignSignals(t *testing.T) {
-	b := startBus(t)
-	m := b.startMock()
-	ours := m.session("1", ownUID)
-	w := watch(t, b.address)
-	m.inhibitors(1)
-	r := b.startRogue(m)
+	b := bustest.Start(t)
+	m := b.Logind()
+	ours := m.Session("1", ownUID)
+	w := watch(t, b.Address)
+	m.Inhibitors(1)
+	r := startRogue(t, b)
 	if reply, err := r.RequestName(loginName, dbus.NameFlagDoNotQueue); err != nil || reply != dbus.RequestNameReplyExists {
 		t.Fatalf("RequestName: %v, %v", reply, err)
 	}
@@ -95,18 +97,18 @@ func TestForeignSignals(t *testing.T) {
 	}
 	r.Send(call(r.victim, "/", "org.freedesktop.DBus.Peer.Ping"), make(chan *dbus.Call, 1))
 	r.settled()
-	m.lock(ours)
+	m.Lock(ours)
 	w.forgets(lockReason)
 }
 
 // TestPassedDescriptors: what somebody passes is not kept.
 func TestPassedDescriptors(t *testing.T) {
-	b := startBus(t)
-	m := b.startMock()
-	ours := m.session("1", ownUID)
-	w := watch(t, b.address)
-	m.inhibitors(1)
-	r := b.startRogue(m)
+	b := bustest.Start(t)
+	m := b.Logind()
+	ours := m.Session("1", ownUID)
+	w := watch(t, b.Address)
+	m.Inhibitors(1)
+	r := startRogue(t, b)
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
@@ -121,7 +123,7 @@ func TestPassedDescriptors(t *testing.T) {
 		r.signal(loginPath, manager+".PrepareForSleep", many)
 		r.settled()
 	}
-	m.lock(ours)
+	m.Lock(ours)
 	w.forgets(lockReason)
 	if after := open(t); after != before {
 		t.Errorf("%d descriptors are open, %d before", after, before)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+
+	"github.com/tpm-agent/tpm-agent/internal/bustest"
 )
 
 // script is a logind that does what a test wants it to, where the mock is too
@@ -39,11 +41,11 @@ type sessionEntry struct {
 }
 
 // startScript takes logind's name, with one session of the user's.
-func (b *testBus) startScript(prepare func(*script)) *script {
-	b.t.Helper()
+func startScript(t *testing.T, b *bustest.Bus, prepare func(*script)) *script {
+	t.Helper()
 	path := loginPath + "/session/_31"
 	s := &script{
-		t: b.t, conn: b.client(), called: make(chan string, 256),
+		t: t, conn: b.Client(), called: make(chan string, 256),
 		values: map[dbus.ObjectPath]map[string]any{
 			loginPath: {"PreparingForSleep": false},
 			path:      {"LockedHint": false, "User": userEntry{ownUID, "/"}},
@@ -66,7 +68,7 @@ func (b *testBus) startScript(prepare func(*script)) *script {
 		}})
 	}
 	if _, err := s.conn.RequestName(loginName, dbus.NameFlagDoNotQueue); err != nil {
-		b.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return s
 }
@@ -142,9 +144,9 @@ func lockPipe(t *testing.T) (lock dbus.UnixFD, released func()) {
 
 // TestMissed: what happened while logind was away counts when it is back.
 func TestMissed(t *testing.T) {
-	b := startBus(t)
+	b := bustest.Start(t)
 	locked := func(s *script) { s.values[loginPath+"/session/_31"]["LockedHint"] = true }
-	w := watch(t, b.address)
+	w := watch(t, b.Address)
 	for i, step := range []struct {
 		prepare func(*script)
 		want    string
@@ -155,7 +157,7 @@ func TestMissed(t *testing.T) {
 		{locked, ""}, // it still is
 		{func(s *script) { s.values[loginPath]["PreparingForSleep"] = true }, sleepReason},
 	} {
-		s := b.startScript(step.prepare)
+		s := startScript(t, b, step.prepare)
 		s.asked("Get LockedHint")
 		if step.want != "" {
 			w.forgets(step.want)
@@ -170,14 +172,14 @@ func TestMissed(t *testing.T) {
 
 // TestSlept: the machine has slept while nobody watched.
 func TestSlept(t *testing.T) {
-	b := startBus(t)
+	b := bustest.Start(t)
 	reasons := make(chan string, 4)
-	w := &watcher{Options: Options{Log: quiet(), UID: ownUID}, places: []string{b.dir + "/bus"}, forget: func(reason string) { reasons <- reason }}
+	w := &watcher{Options: Options{Log: quiet(), UID: ownUID}, places: []string{b.Socket()}, forget: func(reason string) { reasons <- reason }}
 	w.asleep = sleptSoFar().least - time.Second
 	done := make(chan error, 1)
 	go func() { done <- w.once(t.Context()) }()
 	for _, wants := range [][]string{{"the machine has slept", sleepReason}, {sleepReason}} {
-		s := b.startScript(nil)
+		s := startScript(t, b, nil)
 		s.asked("Get LockedHint")
 		s.emit(loginPath, manager+".PrepareForSleep", true)
 		for _, want := range wants {
@@ -192,7 +194,7 @@ func TestSlept(t *testing.T) {
 		}
 		s.conn.Close()
 	}
-	b.stop()
+	b.Stop()
 	if err := <-done; err == nil {
 		t.Error("once ends without an error")
 	}
@@ -203,9 +205,9 @@ func TestSlept(t *testing.T) {
 
 // TestNotAllowed: who may not make the machine wait goes on without.
 func TestNotAllowed(t *testing.T) {
-	b := startBus(t)
-	s := b.startScript(nil)
-	w := watch(t, b.address)
+	b := bustest.Start(t)
+	s := startScript(t, b, nil)
+	w := watch(t, b.Address)
 	const told = "the machine will not wait before it sleeps"
 	w.logs(told)
 	for range 3 {
@@ -223,13 +225,13 @@ func TestNotAllowed(t *testing.T) {
 // TestLateInhibitor: one that comes when the machine is already about to sleep
 // does not hold it up.
 func TestLateInhibitor(t *testing.T) {
-	b := startBus(t)
+	b := bustest.Start(t)
 	lock, released := lockPipe(t)
 	now := make(chan struct{})
-	s := b.startScript(func(s *script) {
+	s := startScript(t, b, func(s *script) {
 		s.inhibit = func() (any, *dbus.Error) { <-now; return lock, nil }
 	})
-	w := watch(t, b.address)
+	w := watch(t, b.Address)
 	s.asked("Inhibit")
 	s.emit(loginPath, manager+".PrepareForSleep", true)
 	w.forgets(sleepReason)
@@ -241,30 +243,30 @@ func TestLateInhibitor(t *testing.T) {
 // TestBusGone: a machine whose bus has gone does not wait for somebody who
 // would not hear that it sleeps.
 func TestBusGone(t *testing.T) {
-	b := startBus(t)
+	b := bustest.Start(t)
 	lock, released := lockPipe(t)
-	s := b.startScript(func(s *script) {
+	s := startScript(t, b, func(s *script) {
 		s.inhibit = func() (any, *dbus.Error) { return lock, nil }
 	})
-	w := watch(t, b.address)
+	w := watch(t, b.Address)
 	s.asked("Get LockedHint")
 	s.settled(w)
-	b.stop()
+	b.Stop()
 	released()
 }
 
 // TestOneInhibitor: wherever more of them come from, one is kept.
 func TestOneInhibitor(t *testing.T) {
-	b := startBus(t)
+	b := bustest.Start(t)
 	first, firstReleased := lockPipe(t)
 	second, secondReleased := lockPipe(t)
 	locks := make(chan dbus.UnixFD, 2)
 	locks <- first
 	locks <- second
-	s := b.startScript(func(s *script) {
+	s := startScript(t, b, func(s *script) {
 		s.inhibit = func() (any, *dbus.Error) { return <-locks, nil }
 	})
-	w := watch(t, b.address)
+	w := watch(t, b.Address)
 	s.asked("Get LockedHint")
 	s.settled(w)
 	s.emit(loginPath, manager+".PrepareForSleep", false)
@@ -278,7 +280,7 @@ func TestOneInhibitor(t *testing.T) {
 // TestNonsense: a logind that answers and tells what it should not.
 func TestNonsense(t *testing.T) {
 	path := loginPath + "/session/_31"
-	b := startBus(t)
+	b := bustest.Start(t)
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
@@ -286,13 +288,13 @@ func TestNonsense(t *testing.T) {
 	defer null.Close()
 	before := 0
 	for _, value := range []any{"", uint32(7), dbus.UnixFD(null.Fd()), []any{}, []any{"x"}, true, map[string]dbus.Variant{}, []string{}} {
-		s := b.startScript(func(s *script) {
+		s := startScript(t, b, func(s *script) {
 			s.inhibit = func() (any, *dbus.Error) { return value, nil }
 			s.sessions = value
 			s.values[loginPath]["PreparingForSleep"] = []byte{1}
 			s.values[path]["User"] = "me"
 		})
-		w := watch(t, b.address)
+		w := watch(t, b.Address)
 		s.asked("ListSessions")
 		s.emit(path, session+".Lock")
 		s.asked("Get User")
@@ -320,12 +322,12 @@ func TestNonsense(t *testing.T) {
 
 // TestMute: a logind that does not answer is not asked for ever.
 func TestMute(t *testing.T) {
-	b := startBus(t)
+	b := bustest.Start(t)
 	never := make(chan struct{})
 	defer close(never)
-	s := b.startScript(nil)
+	s := startScript(t, b, nil)
 	s.export(loginPath+"/session/_32", properties, map[string]any{"Get": func(_, _ string) (string, *dbus.Error) { <-never; return "", nil }})
-	w := watch(t, b.address)
+	w := watch(t, b.Address)
 	s.asked("Get LockedHint")
 	for range mostPending + mostWaiting + 1 {
 		s.emit(loginPath+"/session/_32", session+".Lock")
@@ -335,9 +337,9 @@ func TestMute(t *testing.T) {
 
 // TestCrowd: all sessions of a large machine are locked at once, and ours last.
 func TestCrowd(t *testing.T) {
-	b := startBus(t)
+	b := bustest.Start(t)
 	var all []dbus.ObjectPath
-	s := b.startScript(func(s *script) {
+	s := startScript(t, b, func(s *script) {
 		var list []sessionEntry
 		for i := range 500 {
 			path, uid := loginPath+dbus.ObjectPath(fmt.Sprint("/session/", i)), uint32(ownUID+1)
@@ -350,7 +352,7 @@ func TestCrowd(t *testing.T) {
 		s.sessions = list // all ours, as far as this goes
 		s.called = make(chan string, 4096)
 	})
-	w := watch(t, b.address)
+	w := watch(t, b.Address)
 	s.asked("Get LockedHint")
 	locked := map[string]dbus.Variant{"LockedHint": dbus.MakeVariant(true)}
 	for wants := 2; wants > 0; wants-- { // the hint counts once

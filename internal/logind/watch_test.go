@@ -2,9 +2,10 @@ package logind
 
 import (
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/tpm-agent/tpm-agent/internal/bustest"
 )
 
 const (
@@ -15,45 +16,44 @@ const (
 // TestSleep: the machine has to wait until all is forgotten, and no longer; and
 // again at its next sleep.
 func TestSleep(t *testing.T) {
-	b := startBus(t)
-	m := b.startMock()
-	w := watch(t, b.address)
+	b := bustest.Start(t)
+	m := b.Logind()
+	w := watch(t, b.Address)
 	for range 3 {
-		m.inhibitors(1)
+		m.Inhibitors(1)
 		held := make(chan struct{})
 		w.hold <- held
-		m.sleeps(true)
+		m.Sleeps(true)
 		w.forgets(sleepReason)
-		m.inhibitors(1)
+		m.Inhibitors(1)
 		close(held)
-		m.inhibitors(0)
-		m.sleeps(false)
+		m.Inhibitors(0)
+		m.Sleeps(false)
 	}
-	m.inhibitors(1)
 	const want = `a(ssssuu) 1 "sleep" "tpm-agent" "PINs are forgotten before the computer sleeps" "delay" `
-	if got := m.call(loginPath, manager, "ListInhibitors"); !strings.HasPrefix(got, want) {
+	if got := m.Inhibitors(1); !strings.HasPrefix(got, want) {
 		t.Errorf("the inhibitor is %s, want %s", got, want)
 	}
 	w.stop()
-	m.inhibitors(0)
+	m.Inhibitors(0)
 }
 
 // TestLock: sessions of the user count, also those that start later; those of
 // others do not.
 func TestLock(t *testing.T) {
-	b := startBus(t)
-	m := b.startMock()
-	early, foreign := m.session("c1", ownUID), m.session("c2", ownUID+1)
-	w := watch(t, b.address)
-	m.inhibitors(1)
-	later := m.session("7", ownUID)
+	b := bustest.Start(t)
+	m := b.Logind()
+	early, foreign := m.Session("c1", ownUID), m.Session("c2", ownUID+1)
+	w := watch(t, b.Address)
+	m.Inhibitors(1)
+	later := m.Session("7", ownUID)
 	for range 2 {
-		m.lock(foreign)
-		m.lock(early)
+		m.Lock(foreign)
+		m.Lock(early)
 		w.forgets(lockReason)
-		m.hint(foreign, true)
-		m.hint(foreign, false)
-		m.lock(later)
+		m.Hint(foreign, true)
+		m.Hint(foreign, false)
+		m.Lock(later)
 		w.forgets(lockReason)
 	}
 }
@@ -61,45 +61,45 @@ func TestLock(t *testing.T) {
 // TestLockedHint: a screen that stays locked counts once, however often it is
 // said; a session that was locked from the beginning does not count.
 func TestLockedHint(t *testing.T) {
-	b := startBus(t)
-	m := b.startMock()
-	desk, tty := m.session("1", ownUID), m.session("2", ownUID)
-	m.hint(tty, true)
-	w := watch(t, b.address)
-	m.inhibitors(1)
+	b := bustest.Start(t)
+	m := b.Logind()
+	desk, tty := m.Session("1", ownUID), m.Session("2", ownUID)
+	m.Hint(tty, true)
+	w := watch(t, b.Address)
+	m.Inhibitors(1)
 	for range 2 {
 		for range 3 {
-			m.hint(desk, true)
+			m.Hint(desk, true)
 		}
-		m.hint(desk, false)
+		m.Hint(desk, false)
 		w.forgets(lockReason)
 	}
-	m.hint(tty, false)
-	m.hint(tty, true)
+	m.Hint(tty, false)
+	m.Hint(tty, true)
 	w.forgets(lockReason)
-	m.hint(tty, true)
-	m.sleeps(true) // comes last, so nothing else may have come
+	m.Hint(tty, true)
+	m.Sleeps(true) // comes last, so nothing else may have come
 	w.forgets(sleepReason)
 }
 
 // TestBusAgain: a bus that dies is waited for, and the logind on it.
 func TestBusAgain(t *testing.T) {
-	b := startBus(t)
-	m := b.startMock()
-	w := watch(t, b.address)
-	m.inhibitors(1)
+	b := bustest.Start(t)
+	m := b.Logind()
+	w := watch(t, b.Address)
+	m.Inhibitors(1)
 	before := open(t)
-	for _, stop := range []func(){func() {}, m.stop} {
+	for _, stop := range []func(){func() {}, m.Stop} {
 		stop()
-		b.stop()
-		if err := os.Remove(filepath.Join(b.dir, "bus")); err != nil { // as with an orderly end
+		b.Stop()
+		if err := os.Remove(b.Socket()); err != nil { // as with an orderly end
 			t.Fatal(err)
 		}
 		w.logs("no such file")
-		b.start()
-		m = b.startMock()
-		m.inhibitors(1)
-		m.lock(m.session("1", ownUID))
+		b.Restart()
+		m = b.Logind()
+		m.Inhibitors(1)
+		m.Lock(m.Session("1", ownUID))
 		w.forgets(lockReason)
 	}
 	if after := open(t); after > before+1 { // the pipe of the second daemon's output
@@ -114,15 +114,15 @@ func TestBusAgain(t *testing.T) {
 
 // TestLogindAgain: the same for logind alone.
 func TestLogindAgain(t *testing.T) {
-	b := startBus(t)
-	w := watch(t, b.address)
+	b := bustest.Start(t)
+	w := watch(t, b.Address)
 	w.logs("GetNameOwner") // refused: there is none
 	for range 3 {
-		m := b.startMock()
-		m.inhibitors(1)
-		m.sleeps(true)
+		m := b.Logind()
+		m.Inhibitors(1)
+		m.Sleeps(true)
 		w.forgets(sleepReason)
-		m.inhibitors(0)
-		m.stop()
+		m.Inhibitors(0)
+		m.Stop()
 	}
 }

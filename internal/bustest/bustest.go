@@ -1,0 +1,207 @@
+// Package bustest runs a message bus for tests, and on it a logind that others
+// wrote. Nothing in it touches the machine's own.
+package bustest
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// longEnough ends tests that would hang.
+const longEnough = 20 * time.Second
+
+const (
+	name    = "org.freedesktop.login1"
+	manager = dbus.ObjectPath("/org/freedesktop/login1")
+)
+
+// The policy of a system bus, but that anybody may have any name and call
+// methods. The limits are dbus-daemon's.
+const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <auth>EXTERNAL</auth>
+  <listen>unix:path=%s</listen>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+  </policy>
+</busconfig>
+`
+
+// Bus is a dbus-daemon on a socket of its own. It ends with the test.
+type Bus struct {
+	// Address is what DBUS_SYSTEM_BUS_ADDRESS can be set to.
+	Address string
+
+	// Stop kills the bus. Its socket stays.
+	Stop func()
+
+	t   testing.TB
+	dir string
+}
+
+// Start starts a bus.
+func Start(t testing.TB) *Bus {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "logind") // t.TempDir's are too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	b := &Bus{t: t, dir: dir, Address: "unix:path=" + filepath.Join(dir, "bus")}
+	config := fmt.Sprintf(busConfig, b.Socket())
+	if err := os.WriteFile(filepath.Join(dir, "config"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.Restart()
+	return b
+}
+
+// Socket is the path of the bus's socket.
+func (b *Bus) Socket() string { return filepath.Join(b.dir, "bus") }
+
+// Restart starts a bus that was stopped, in the same place.
+func (b *Bus) Restart() {
+	b.t.Helper()
+	cmd := exec.Command("dbus-daemon", "--config-file="+filepath.Join(b.dir, "config"), "--nofork", "--print-address")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.t.Fatalf("%v (Debian: the package dbus-daemon)", err)
+	}
+	b.Stop = sync.OnceFunc(func() { cmd.Process.Kill(); cmd.Wait() })
+	b.t.Cleanup(b.Stop)
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil { // it listens now
+		b.t.Fatal(err)
+	}
+}
+
+// Client connects by the client of the D-Bus module, until the test ends.
+func (b *Bus) Client() *dbus.Conn {
+	b.t.Helper()
+	conn, err := dbus.Connect(b.Address)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// Logind is python3-dbusmock's logind. It ends with the test.
+type Logind struct {
+	// Stop kills it.
+	Stop func()
+
+	bus *Bus
+}
+
+// Logind starts a logind, and returns when it has its name on the bus.
+func (b *Bus) Logind() *Logind {
+	b.t.Helper()
+	conn := b.Client()
+	defer conn.Close()
+	owners := make(chan *dbus.Signal, 16)
+	conn.Signal(owners)
+	if err := conn.AddMatchSignal(dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, name)); err != nil {
+		b.t.Fatal(err)
+	}
+	// Not python3 of PATH: that may be one that has no packages of Debian's.
+	cmd := exec.Command("/usr/bin/python3", "-m", "dbusmock", "--system", "--template", "logind")
+	cmd.Env = append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS="+b.Address)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	l := &Logind{sync.OnceFunc(func() { cmd.Process.Kill(); <-ended }), b}
+	b.t.Cleanup(l.Stop)
+	for {
+		select {
+		case s := <-owners:
+			if len(s.Body) == 3 && s.Body[2] != "" {
+				return l
+			}
+		case <-ended:
+			b.t.Fatalf("python3-dbusmock (a package of Debian's) does not run:\n%s", said.String())
+		case <-time.After(longEnough):
+			b.t.Fatal("python3-dbusmock has got no name")
+		}
+	}
+}
+
+// call calls a method by systemd's busctl, and returns what that prints.
+func (l *Logind) call(path dbus.ObjectPath, method string, args ...string) string {
+	b := l.bus
+	b.t.Helper()
+	dot := strings.LastIndexByte(method, '.')
+	args = append([]string{"--address=" + b.Address, "call", name, string(path), method[:dot], method[dot+1:]}, args...)
+	out, err := exec.Command("busctl", args...).CombinedOutput()
+	if err != nil {
+		b.t.Fatalf("busctl %q: %v\n%s", args, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// Sleeps has it say that the machine is about to sleep, or awake again.
+func (l *Logind) Sleeps(begins bool) {
+	l.bus.t.Helper()
+	l.call(manager, "org.freedesktop.DBus.Mock.EmitSignal",
+		"sssav", name+".Manager", "PrepareForSleep", "b", "1", "b", strconv.FormatBool(begins))
+}
+
+// Session starts a session of a user.
+func (l *Logind) Session(id string, uid int) dbus.ObjectPath {
+	l.bus.t.Helper()
+	l.call(manager, "org.freedesktop.DBus.Mock.AddSession", "ssusb", id, "seat0", strconv.Itoa(uid), "user"+strconv.Itoa(uid), "true")
+	return manager + "/session/" + dbus.ObjectPath(id)
+}
+
+// Lock has it tell a session to lock its screen.
+func (l *Logind) Lock(session dbus.ObjectPath) {
+	l.bus.t.Helper()
+	l.call(session, name+".Session.Lock")
+}
+
+// Hint is what a session's screen locker says of itself.
+func (l *Logind) Hint(session dbus.ObjectPath, locked bool) {
+	l.bus.t.Helper()
+	l.call(session, name+".Session.SetLockedHint", "b", strconv.FormatBool(locked))
+}
+
+// Inhibitors waits until it has so many inhibitors, and returns them as busctl
+// shows them.
+func (l *Logind) Inhibitors(n int) (shown string) {
+	l.bus.t.Helper()
+	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(5 * time.Millisecond) {
+		shown = l.call(manager, name+".Manager.ListInhibitors")
+		if fields := strings.Fields(shown); fields[1] == strconv.Itoa(n) {
+			return shown
+		}
+	}
+	l.bus.t.Fatalf("logind's inhibitors: %s, want %d", shown, n)
+	return ""
+}

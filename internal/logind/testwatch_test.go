@@ -1,0 +1,119 @@
+package logind
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// longEnough ends tests that would hang.
+const longEnough = 20 * time.Second
+
+// watched is a Watch that runs.
+type watched struct {
+	t       *testing.T
+	reasons chan string
+	log     *lockedBuffer
+	stop    func()
+	hold    chan chan struct{} // what forget waits for, if there is something
+}
+
+const ownUID = 4711
+
+func watch(t *testing.T, address string) *watched {
+	t.Helper()
+	w := &watched{t: t, reasons: make(chan string, 16), log: new(lockedBuffer), hold: make(chan chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	go func() {
+		done <- Watch(ctx, Options{Address: address, UID: ownUID, Log: log}, func(reason string) {
+			w.reasons <- reason
+			select {
+			case held := <-w.hold:
+				<-held
+			default:
+			}
+		})
+	}()
+	w.stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("Watch: %v", err)
+			}
+		case <-time.After(longEnough):
+			t.Error("Watch does not end")
+		}
+	})
+	t.Cleanup(func() {
+		w.stop()
+		if len(w.reasons) > 0 {
+			t.Errorf("not expected: %q", <-w.reasons)
+		}
+		if t.Failed() {
+			t.Logf("its log:\n%s", w.log)
+		}
+	})
+	return w
+}
+
+// forgets waits for forget to be called.
+func (w *watched) forgets(reason string) {
+	w.t.Helper()
+	select {
+	case got := <-w.reasons:
+		if got != reason {
+			w.t.Fatalf("forget(%q), want %q", got, reason)
+		}
+	case <-time.After(longEnough):
+		w.t.Fatalf("nothing is forgotten; want %q", reason)
+	}
+}
+
+// logs waits for a text in the log.
+func (w *watched) logs(text string) {
+	w.t.Helper()
+	for start := time.Now(); !strings.Contains(w.log.String(), text); time.Sleep(time.Millisecond) {
+		if time.Since(start) > longEnough {
+			w.t.Fatalf("%q does not come in the log", text)
+		}
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// open counts the descriptors of this process.
+func open(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
