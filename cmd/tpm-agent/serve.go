@@ -187,6 +187,13 @@ agent knows none. Somebody who was asked has answered: no other way is tried aft
 a no, nor when nobody answered within --prompt-timeout. A request that came over a
 forwarded connection is never asked about on the terminal of its client.
 
+A question says what the signature is for: a login, and to which host, if ssh has
+proven that to the agent (OpenSSH from 8.9 on); a file, a commit or what namespace
+a signature has; whom a certificate is for. Hosts have the names that they have in
+known_hosts, in ~/.ssh and /etc/ssh; hashed ones are compared with what ssh was
+told, and a host without a name is shown by its key. It says from where a request
+was FORWARDED, and which programs ask, by the names that they give themselves.
+
 ssh-add -x locks the agent, and -X unlocks it.
 
 PINs are not remembered, unless --pin-ttl says for how long: TTL is for all keys,
