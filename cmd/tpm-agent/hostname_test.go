@@ -1,27 +1,31 @@
 package main
 
 import (
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestHostGuesses(t *testing.T) {
 	for line, want := range map[string]string{
 		"ssh host":                                "host",
 		"ssh me@host.example uptime":              "host.example uptime",
-		"ssh -p 2222 me@host":                     "[host]:2222 host",
-		"ssh -p2222 me@host":                      "[host]:2222 host",
-		"ssh -oPort=2222 -o HostName=real alias":  "[alias]:2222 [real]:2222 alias real",
-		"ssh ssh://git@host.example:2222/x/y":     "[host.example]:2222 host.example",
+		"ssh -p 2222 me@host":                     "host [host]:2222",
+		"ssh -p2222 me@host":                      "host [host]:2222",
+		"ssh -oPort=2222 -o HostName=real alias":  "real alias [real]:2222 [alias]:2222",
+		"ssh ssh://git@host.example:2222/x/y":     "host.example [host.example]:2222",
 		"ssh ssh://host/":                         "host",
-		"ssh -J a@gate:22,other host":             "[gate]:22 [host]:22 [other]:22 gate host other",
+		"ssh -J a@gate:22,other host":             "gate other host [gate]:22 [other]:22 [host]:22",
 		"ssh -Jgate host":                         "gate host",
 		"ssh 2001:db8::1":                         "2001:db8::1",
 		"ssh [2001:db8::1]:22":                    "2001:db8::1 [2001:db8::1]:22",
-		"ssh -W host:22 gate":                     "[gate]:22 [host]:22 gate host",
+		"ssh -W host:22 gate":                     "host gate [host]:22 [gate]:22",
 		"ssh git@host git-receive-pack_'x/y.git'": "host",
 		"ssh":                                 "",
 		"ssh - -- @ : , [ [] -p = ssh:// a/b": "",
@@ -32,7 +36,7 @@ func TestHostGuesses(t *testing.T) {
 		for i := range args {
 			args[i] = strings.ReplaceAll(args[i], "_", " ")
 		}
-		if got := hostGuesses(args); !slices.Equal(got, strings.Fields(want)) {
+		if got := hostGuesses(args, nil); !slices.Equal(got, strings.Fields(want)) {
 			t.Errorf("%s: %q, want %q", line, got, want)
 		}
 	}
@@ -40,8 +44,41 @@ func TestHostGuesses(t *testing.T) {
 	for i := range 1000 {
 		many = append(many, strings.Repeat("x", i), strconv.Itoa(i))
 	}
-	if got := len(hostGuesses(many)); got != maxGuesses {
+	if got := len(hostGuesses(many, many)); got != maxGuesses {
 		t.Errorf("%d guesses", got)
+	}
+}
+
+// TestAliases: what ssh has for a name is known, but not for which.
+func TestAliases(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(path, []byte("Host gh # a comment\n  HostName github.com\n\tPort=2222\nhostname \"%h.example.org\"\n"+
+		"HostKeyAlias alias\nHostName\n#HostName no.example\nUser HostName\r\nhostname=last.example\r\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	words := aliases(path)
+	if want := []string{"github.com", "2222", "%h.example.org", "alias", "last.example"}; !slices.Equal(words, want) {
+		t.Errorf("%q, want %q", words, want)
+	}
+	got := hostGuesses([]string{"ssh", "gh"}, words)
+	for _, want := range []string{"gh", "github.com", "[github.com]:2222", "gh.example.org", "alias"} {
+		if !slices.Contains(got, want) {
+			t.Errorf("%q is not among %q", want, got)
+		}
+	}
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	writer, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	for _, path := range []string{fifo, t.TempDir(), "/nowhere/config"} {
+		if got := aliases(path); got != nil {
+			t.Errorf("%s has %q", path, got)
+		}
 	}
 }
 
@@ -79,7 +116,7 @@ func FuzzHostGuesses(f *testing.F) {
 	f.Add("ssh\x00ssh://me@[2001:db8::1]:2222/x")
 	f.Add("ssh\x00-J\x00a@b:1,c\x00-oPort=3\x00d")
 	f.Fuzz(func(t *testing.T, line string) {
-		got := hostGuesses(strings.Split(line, "\x00"))
+		got := hostGuesses(strings.Split(line, "\x00"), nil)
 		if len(got) > maxGuesses {
 			t.Errorf("%d guesses", len(got))
 		}
