@@ -1,6 +1,7 @@
 // Package child runs the programs that ask the user something: askpass
 // programs and pinentries. Each runs in a session of its own, with none of this
-// process's descriptors, and is ended with all that it started.
+// process's descriptors, and is ended with all that it started and that has not
+// left the session.
 package child
 
 import (

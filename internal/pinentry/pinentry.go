@@ -36,7 +36,7 @@ type Dialog struct {
 	Title       string // of the window
 	Description string // what is asked, and why
 	Prompt      string // in front of the field for the PIN
-	Error       string // what was wrong with the last answer; it stands out
+	Error       string // what was wrong with the last PIN; most programs show it with GetPIN only
 
 	// OK, NotOK and Cancel are the texts of the buttons, "" for "OK" and
 	// "Cancel". An underscore makes the letter after it the button's key, two

@@ -104,6 +104,7 @@ func TestUnusable(t *testing.T) {
 		"closes at once":        {Do: "close", At: "START"},
 		"closes in the middle":  {Do: "close", At: "OPTION"},
 		"closes when asked":     {Do: "close", At: "GETPIN"},
+		"shows no text":         {Answers: map[string]string{"SETDESC": errNotKnown}},
 		"closes and stays":      {Do: "close", At: "GETPIN", IgnoreTERM: true},
 		"ends within an answer": {Do: "half", At: "GETPIN"},
 	} {
@@ -361,7 +362,7 @@ func TestWhatItIsNotTold(t *testing.T) {
 func TestOldProgram(t *testing.T) {
 	p := part{Log: t.TempDir() + "/log", Answers: map[string]string{
 		"GETINFO": errNotKnown, "OPTION": errNotKnown, "SETTIMEOUT": errNotKnown, "SETKEYINFO": errNotKnown,
-		"SETTITLE": errNotKnown, "SETDESC": "INQUIRE WHY\n", "CAN": "ERR 83886181 cancelled\n", "GETPIN": "D 1234\nOK\n",
+		"SETTITLE": "INQUIRE WHY\n", "CAN": "ERR 83886181 cancelled\n", "GETPIN": "D 1234\nOK\n",
 	}}
 	d := p.dialog(t)
 	d.Timeout, d.Title = time.Minute, "tpm-agent"

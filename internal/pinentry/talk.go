@@ -29,7 +29,8 @@ type talk struct {
 }
 
 // setUp sends what the dialog shows, and where. Programs need not know all of
-// it: whatever they refuse they do without, as with gpg-agent.
+// it: what they refuse they do without, as with gpg-agent, but nobody is asked
+// without being told what.
 func (t *talk) setUp() error {
 	if err := t.askFlavour(); err != nil {
 		return err
@@ -39,7 +40,11 @@ func (t *talk) setUp() error {
 	}
 	for _, line := range slices.Concat(t.options(), t.texts()) {
 		err := t.command(line)
-		if _, refused := errors.AsType[*failure](err); err != nil && !refused {
+		f, refused := errors.AsType[*failure](err)
+		switch {
+		case refused && strings.HasPrefix(line, "SETDESC"):
+			return fmt.Errorf("%w: %w", ErrUnusable, f)
+		case err != nil && !refused:
 			return err
 		}
 	}
