@@ -86,7 +86,10 @@ func devicePath(device uint64) (string, error) {
 // client: a container has a /dev/pts of its own, which numbers terminals anew.
 func sameDevice(client process, path string) error {
 	theirs, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", client.pid, path))
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return errors.New("the client may not be looked at")
+	case err != nil:
 		return errors.New("the client's terminal is not on this machine's /dev")
 	}
 	if ours, err := os.Stat(path); err != nil || !os.SameFile(ours, theirs) {
