@@ -36,7 +36,7 @@ func wording(p agent.AuthPrompt) string {
 	}
 	lines = append(lines, fold(append([]string{"Enter PIN for"}, keyWords(p.Name, p.Comment)...)...))
 	lines = append(lines, about(p.Question)...)
-	if !p.Retry && p.TriesLeft >= 0 {
+	if !p.Retry && p.TriesLeft > 0 {
 		lines = append(lines, fold(tries(p.TriesLeft)...))
 	}
 	if p.Waiting > 0 {
@@ -63,8 +63,12 @@ func consent(p agent.ConfirmPrompt) string {
 
 // lastTry asks whether to risk a lockout.
 func lastTry(p agent.AuthPrompt) string {
+	begin := "One more wrong PIN locks the TPM."
+	if p.Retry {
+		begin = "Wrong PIN. One more locks the TPM."
+	}
 	return strings.Join(append([]string{
-		"One more wrong PIN locks the TPM.",
+		begin,
 		"It then takes no PIN for minutes or hours, of any key, nor",
 		"from other programs: unlocking a disk by PIN, for instance.",
 		fold(append([]string{"Try the PIN of"}, append(keyWords(p.Name, p.Comment), "all the same?")...)...),

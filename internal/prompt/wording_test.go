@@ -73,6 +73,9 @@ SHA256:kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk
 to sign data that is neither a login nor an SSH signature
 This is the last try before the TPM locks itself.
 The answer also serves another request for this key.`},
+		{agent.AuthPrompt{Question: agent.Question{Name: "k.tpm", Use: agent.Use{Kind: agent.UseUnlock}}}, `
+Enter PIN for k.tpm
+to have it ready for later use`},
 		{agent.AuthPrompt{Question: agent.Question{Name: "k.tpm", Use: agent.Use{Kind: agent.UseUnlock}}, Retry: true}, `
 Wrong PIN. The TPM has locked itself.
 Enter PIN for k.tpm
@@ -128,9 +131,11 @@ To log in as rootor@example.org`},
 
 func TestLastTry(t *testing.T) {
 	t.Setenv("HOME", "/home/me")
-	same(t, lastTry(agent.AuthPrompt{Question: questionOf(gitHub), TriesLeft: 1}), `
-One more wrong PIN locks the TPM.
-It then takes no PIN for minutes or hours, of any key, nor
+	const first = "One more wrong PIN locks the TPM.\n"
+	text := lastTry(agent.AuthPrompt{Question: questionOf(gitHub), TriesLeft: 1})
+	same(t, lastTry(agent.AuthPrompt{Question: questionOf(gitHub), TriesLeft: 1, Retry: true}),
+		"Wrong PIN. One more locks the TPM.\n"+strings.TrimPrefix(text, first))
+	same(t, text, "\n"+first+`It then takes no PIN for minutes or hours, of any key, nor
 from other programs: unlocking a disk by PIN, for instance.
 Try the PIN of ~/.ssh/id_ecdsa.tpm (me@laptop) all the same?
 SHA256:kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk
