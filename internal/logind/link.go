@@ -119,9 +119,11 @@ func (l *link) begin() {
 		l.call(busName, busPath, busName+".AddMatch", nil, rule)
 	}
 	l.call(busName, busPath, busName+".GetNameOwner", func(m *message) {
-		if owner, ok := first[string](m.Body); ok {
-			l.setOwner(owner)
+		owner, ok := first[string](m.Body)
+		if !ok {
+			l.Log.Info("there is no logind: nothing is forgotten when the machine sleeps or the screen is locked, until there is")
 		}
+		l.setOwner(owner)
 	}, loginName)
 }
 
