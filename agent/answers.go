@@ -49,7 +49,7 @@ func (a *Agent) keyStatus(ctx context.Context, _ *conn, w *wire) ([]byte, error)
 	}
 	id, refused := a.lookup(string(blob))
 	if refused != nil {
-		return (&KeyStatus{TriesLeft: triesUnknown}).marshal(nil), nil
+		return nil, nil // is ErrNoKey
 	}
 	l, _ := a.lockout(ctx, id)
 	known, ok := a.learned(id)
@@ -93,51 +93,70 @@ func (a *Agent) unlockKey(ctx context.Context, c *conn, w *wire) ([]byte, error)
 	id, refused := a.lookup(string(blob))
 	if refused != nil {
 		a.refuse(c.asker(), "unlock key", nil, refused, slog.String("fingerprint", fingerprintOf(blob)))
-		return marshalUnlock(nil, ErrNoKey), nil
+		return marshalUnlock(0, ErrNoKey), nil
 	}
-	err := a.unlock(ctx, id, value, ttl, a.forgotten.Load())
+	life, err := a.unlock(ctx, id, value, ttl, a.forgotten.Load())
 	if err != nil && !errors.Is(err, ErrNoPIN) {
 		a.refuse(c.asker(), "unlock key", id, unlockRefusal(ctx, err))
 	}
-	return marshalUnlock(nil, err), nil
+	return marshalUnlock(life, err), nil
 }
 
-// unlock remembers a PIN, if the key takes it. It does not wait for a dialog of
-// the key that is open, but answers it.
-func (a *Agent) unlock(ctx context.Context, id *identity, value []byte, ttl time.Duration, since uint64) error {
-	if known, ok := a.learned(id); ok && !known.needed {
-		return ErrNoPIN
-	} else if !ok && !id.Key.AuthRequired() {
-		// Where the key says so, an empty value costs nothing, or next to it.
-		if err := a.check(ctx, id, nil); err == nil {
-			a.learnNeeded(id, false)
-			return ErrNoPIN
-		} else if !isWrongAuth(err) {
-			return ownerError(err)
-		}
-		a.learnNeeded(id, true)
+// unlock remembers a PIN, if the key takes it, and returns for how long. It does
+// not wait for a dialog of the key that is open, but answers it.
+func (a *Agent) unlock(ctx context.Context, id *identity, value []byte, ttl time.Duration, since uint64) (life time.Duration, err error) {
+	if err := a.needsPIN(ctx, id); err != nil {
+		return 0, err
 	}
 	if len(value) == 0 {
-		return errors.New("the PIN is empty")
+		return 0, errors.New("the PIN is empty")
 	}
 	if err := a.check(ctx, id, value); err != nil {
-		return ownerError(err)
-	}
-	if ttl == 0 && a.pinLife != nil {
-		ttl = a.pinLife(id.Name, id.fingerprint())
-	}
-	if ttl == 0 {
-		ttl = Forever
+		return 0, ownerError(err)
 	}
 	kept, err := newMemory(len(value), func(b []byte) { copy(b, value) })
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if !a.rememberPIN(id, kept, ttl, since) {
+	life = a.unlockLife(id, ttl)
+	if !a.rememberPIN(id, kept, life, since) {
 		kept.wipe()
-		return errors.New("meanwhile the key was removed, or all PINs were forgotten")
+		return 0, errors.New("meanwhile the key was removed, or all PINs were forgotten")
 	}
 	a.rounds.answered(id.line)
+	return life, nil
+}
+
+// unlockLife is for how long a PIN is remembered that was given ahead of use.
+func (a *Agent) unlockLife(id *identity, asked time.Duration) time.Duration {
+	if asked == 0 && a.pinLife != nil {
+		asked = a.pinLife(id.Name, id.fingerprint())
+	}
+	if asked == 0 {
+		return Forever
+	}
+	return asked
+}
+
+// needsPIN returns ErrNoPIN for a key without one. Where the key itself says so,
+// an empty value costs nothing, or next to it.
+func (a *Agent) needsPIN(ctx context.Context, id *identity) error {
+	known, ok := a.learned(id)
+	if ok && !known.needed {
+		return ErrNoPIN
+	}
+	if ok || id.Key.AuthRequired() {
+		return nil
+	}
+	err := a.check(ctx, id, nil)
+	switch {
+	case err == nil:
+		a.learnNeeded(id, false)
+		return ErrNoPIN
+	case !isWrongAuth(err):
+		return ownerError(err)
+	}
+	a.learnNeeded(id, true)
 	return nil
 }
 

@@ -23,6 +23,11 @@ func unlockWith(pin string, id Identity, ttl time.Duration) []byte {
 	return (&UnlockRequest{Blob: id.Public.Marshal(), PIN: []byte(pin), TTL: ttl}).Marshal()
 }
 
+func unlockedBy(answer []byte) error {
+	_, err := ParseUnlockAnswer(answer)
+	return err
+}
+
 func TestUnlockKey(t *testing.T) {
 	clock := newHandClock()
 	s, id, free, key := owned(t, nil, clock)
@@ -39,15 +44,15 @@ func TestUnlockKey(t *testing.T) {
 		t.Errorf("at first: %+v", st)
 	}
 	var wrong *WrongPINError
-	if err := ParseUnlockAnswer(ask(t, nc, unlockWith("4321", id, 0))); !errors.As(err, &wrong) || wrong.TriesLeft != 31 {
+	if err := unlockedBy(ask(t, nc, unlockWith("4321", id, 0))); !errors.As(err, &wrong) || wrong.TriesLeft != 31 {
 		t.Errorf("a wrong PIN: %v", err)
 	}
 	request := signMessage(id.Public.Marshal(), nil, 0)
 	wantAnswer(t, nc, request, failed)
-	if err := ParseUnlockAnswer(ask(t, nc, unlockWith("", id, 0))); err == nil || errors.Is(err, ErrNoPIN) {
+	if err := unlockedBy(ask(t, nc, unlockWith("", id, 0))); err == nil || errors.Is(err, ErrNoPIN) {
 		t.Errorf("an empty PIN: %v", err)
 	}
-	if err := ParseUnlockAnswer(ask(t, nc, unlockWith("1234", id, time.Minute))); err != nil {
+	if err := unlockedBy(ask(t, nc, unlockWith("1234", id, time.Minute))); err != nil {
 		t.Fatal(err)
 	}
 	if st := status(id); !st.Remembered {
@@ -56,7 +61,7 @@ func TestUnlockKey(t *testing.T) {
 	verify(t, id.Public, nil, ask(t, nc, request))
 	clock.forward(time.Minute)
 	wantAnswer(t, nc, request, failed)
-	if err := ParseUnlockAnswer(ask(t, nc, unlockWith("1234", id, 0))); err != nil {
+	if err := unlockedBy(ask(t, nc, unlockWith("1234", id, 0))); err != nil {
 		t.Fatal(err)
 	}
 	clock.forward(10000 * time.Hour)
@@ -69,14 +74,20 @@ func TestUnlockKey(t *testing.T) {
 		t.Errorf("tried %q", got)
 	}
 
-	if err := ParseUnlockAnswer(ask(t, nc, unlockWith("1234", free, 0))); !errors.Is(err, ErrNoPIN) {
+	if err := unlockedBy(ask(t, nc, unlockWith("1234", free, 0))); !errors.Is(err, ErrNoPIN) {
 		t.Errorf("a key without a PIN: %v", err)
 	}
 	if st := status(free); st.NeedsPIN {
 		t.Errorf("a key without a PIN: %+v", st)
 	}
-	if err := ParseUnlockAnswer(ask(t, nc, unlockWith("1234", plain("x", p521()), 0))); !errors.Is(err, ErrNoKey) {
+	if err := unlockedBy(ask(t, nc, unlockWith("1234", plain("x", p521()), 0))); !errors.Is(err, ErrNoKey) {
 		t.Errorf("no such key: %v", err)
+	}
+	if _, err := ParseStatusAnswer(ask(t, nc, (&StatusRequest{Blob: []byte("x")}).Marshal())); !errors.Is(err, ErrNoKey) {
+		t.Errorf("no such key: %v", err)
+	}
+	if life, err := ParseUnlockAnswer(ask(t, nc, unlockWith("1234", id, 0))); life != Forever || err != nil {
+		t.Errorf("remembered for %v, %v", life, err)
 	}
 	if s.log.count("1234") > 0 || s.log.count("4321") > 0 {
 		t.Error("a PIN is in the log")
@@ -92,7 +103,7 @@ func TestUnlockAnswersDialog(t *testing.T) {
 	send(t, signing, signMessage(id.Public.Marshal(), nil, 0))
 	<-user.open
 	done := make(chan error)
-	go func() { done <- ParseUnlockAnswer(ask(t, s.dial(t), unlockWith("1234", id, 0))) }()
+	go func() { done <- unlockedBy(ask(t, s.dial(t), unlockWith("1234", id, 0))) }()
 	<-user.closed
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -196,7 +207,7 @@ func FuzzOwnerRequests(f *testing.F) {
 
 func FuzzOwnerAnswers(f *testing.F) {
 	f.Add(response(extKeyStatus, (&KeyStatus{Name: "k", TriesLeft: 3}).marshal(nil)))
-	f.Add(response(extUnlockKey, marshalUnlock(nil, &WrongPINError{2})))
+	f.Add(response(extUnlockKey, marshalUnlock(0, &WrongPINError{2})))
 	f.Add(response(extForgetPINs, []byte{0, 0, 0, 1}))
 	f.Add(response(extRefusals, (&Refusal{Request: "sign"}).marshal(nil)))
 	f.Fuzz(func(_ *testing.T, answer []byte) {

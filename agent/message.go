@@ -35,6 +35,14 @@ const (
 // requestName names a request in the log.
 func requestName(number byte) string {
 	switch number {
+	case msgRequestIdentities:
+		return "list"
+	case msgSignRequest:
+		return "sign"
+	case msgRemoveIdentity:
+		return "remove"
+	case msgRemoveAllIdentities, msgRemoveAllRSA1:
+		return "remove all"
 	case msgAddIdentity, msgAddIDConstrained:
 		return "add identity"
 	case msgAddSmartcardKey, msgAddSmartcardConstr:

@@ -40,8 +40,11 @@ type WrongPINError struct {
 }
 
 func (e *WrongPINError) Error() string {
-	if e.TriesLeft < 0 {
+	switch {
+	case e.TriesLeft < 0:
 		return "wrong PIN"
+	case e.TriesLeft == 1:
+		return "wrong PIN; 1 try left"
 	}
 	return fmt.Sprintf("wrong PIN; %d tries left", e.TriesLeft)
 }
@@ -78,10 +81,14 @@ func (r *StatusRequest) Marshal() []byte {
 }
 
 // ParseStatusAnswer reads the answer to a StatusRequest, without its length.
+// The error may be ErrNoKey or ErrNotOwner.
 func ParseStatusAnswer(answer []byte) (s KeyStatus, err error) {
 	w, err := ownerAnswer(answer, extKeyStatus)
 	if err != nil {
 		return s, err
+	}
+	if w.done() {
+		return s, ErrNoKey
 	}
 	s.Name = w.text()
 	s.NeedsPIN, s.Remembered = w.byte() != 0, w.byte() != 0
@@ -124,36 +131,36 @@ const (
 	unlockFailed
 )
 
-// ParseUnlockAnswer reads the answer to an UnlockRequest, without its length.
-// The error is a WrongPINError or a LockedOutError, ErrNoPIN, ErrNoKey,
+// ParseUnlockAnswer reads the answer to an UnlockRequest, without its length:
+// for how long the PIN is remembered. The error is a WrongPINError or a LockedOutError, ErrNoPIN, ErrNoKey,
 // ErrNotOwner, or says what else went wrong.
-func ParseUnlockAnswer(answer []byte) error {
+func ParseUnlockAnswer(answer []byte) (life time.Duration, err error) {
 	w, err := ownerAnswer(answer, extUnlockKey)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	outcome, tries, wait, text := w.byte(), int(int32(w.uint32())), seconds(w.uint32()), w.text()
+	outcome, tries, span, text := w.byte(), int(int32(w.uint32())), seconds(w.uint32()), w.text()
 	if err := w.end(); err != nil {
-		return err
+		return 0, err
 	}
 	switch outcome {
 	case unlockDone:
-		return nil
+		return span, nil
 	case unlockWrong:
-		return &WrongPINError{tries}
+		return 0, &WrongPINError{tries}
 	case unlockLockedOut:
-		return &LockedOutError{wait}
+		return 0, &LockedOutError{span}
 	case unlockNoPIN:
-		return ErrNoPIN
+		return 0, ErrNoPIN
 	case unlockNoKey:
-		return ErrNoKey
+		return 0, ErrNoKey
 	}
-	return errors.New(text)
+	return 0, errors.New(text)
 }
 
 // marshalUnlock is the inverse of ParseUnlockAnswer.
-func marshalUnlock(b []byte, err error) []byte {
-	outcome, tries, wait, text := byte(unlockDone), -1, time.Duration(0), ""
+func marshalUnlock(life time.Duration, err error) []byte {
+	outcome, tries, span, text := byte(unlockDone), -1, life, ""
 	var wrong *WrongPINError
 	var locked *LockedOutError
 	switch {
@@ -161,7 +168,7 @@ func marshalUnlock(b []byte, err error) []byte {
 	case errors.As(err, &wrong):
 		outcome, tries = unlockWrong, wrong.TriesLeft
 	case errors.As(err, &locked):
-		outcome, wait = unlockLockedOut, locked.Wait
+		outcome, span = unlockLockedOut, locked.Wait
 	case errors.Is(err, ErrNoPIN):
 		outcome = unlockNoPIN
 	case errors.Is(err, ErrNoKey):
@@ -169,8 +176,8 @@ func marshalUnlock(b []byte, err error) []byte {
 	default:
 		outcome, text = unlockFailed, err.Error()
 	}
-	b = binary.BigEndian.AppendUint32(append(b, outcome), uint32(int32(tries)))
-	return appendString(binary.BigEndian.AppendUint32(b, inSeconds(wait)), text)
+	b := binary.BigEndian.AppendUint32([]byte{outcome}, uint32(int32(tries)))
+	return appendString(binary.BigEndian.AppendUint32(b, inSeconds(span)), text)
 }
 
 // ForgetRequest asks to forget all PINs and all consent that was given for a
@@ -197,7 +204,7 @@ type Refusal struct {
 	Cause       string    // see the constants of package agent
 	Detail      string    // more about it; may be ""
 	PID         int       // of who asked; -1: not known
-	Program     string
+	Chain       []string  // the names of the processes that led to it, as [Peer.Chain] has them
 }
 
 // RefusalsRequest asks why the last requests were refused. It is the request's
@@ -215,7 +222,7 @@ func ParseRefusals(answer []byte) (all []Refusal, err error) {
 		all = append(all, Refusal{
 			Time:    time.Unix(int64(w.uint64()), 0),
 			Request: w.text(), Key: w.text(), Fingerprint: w.text(), Cause: w.text(), Detail: w.text(),
-			PID: int(int32(w.uint32())), Program: w.text(),
+			PID: int(int32(w.uint32())), Chain: w.texts(),
 		})
 	}
 	return all, w.end()
@@ -226,7 +233,11 @@ func (r *Refusal) marshal(b []byte) []byte {
 	for _, text := range []string{r.Request, r.Key, r.Fingerprint, r.Cause, r.Detail} {
 		b = appendString(b, text)
 	}
-	return appendString(binary.BigEndian.AppendUint32(b, uint32(int32(r.PID))), r.Program)
+	var chain []byte
+	for _, name := range r.Chain {
+		chain = appendString(chain, name)
+	}
+	return appendString(binary.BigEndian.AppendUint32(b, uint32(int32(r.PID))), string(chain))
 }
 
 // ownerAnswer reads the beginning of an answer.

@@ -26,13 +26,13 @@ func TestOwnerAnswers(t *testing.T) {
 		}
 	}
 	for _, want := range []error{nil, &WrongPINError{3}, &WrongPINError{-1}, &LockedOutError{time.Minute}, &LockedOutError{}, ErrNoPIN, ErrNoKey, errors.New("the TPM is on fire")} {
-		got := ParseUnlockAnswer(response(extUnlockKey, marshalUnlock(nil, want)))
-		if !reflect.DeepEqual(got, want) {
-			t.Errorf("got %#v, not %#v", got, want)
+		life, got := ParseUnlockAnswer(response(extUnlockKey, marshalUnlock(time.Hour, want)))
+		if !reflect.DeepEqual(got, want) || (got == nil) != (life == time.Hour) {
+			t.Errorf("got %#v, %v, not %#v", got, life, want)
 		}
 	}
 	refusals := []Refusal{
-		{Time: time.Unix(1, 0), Request: "sign", Key: "k", Fingerprint: "SHA256:x", Cause: string(CauseCancelled), Detail: "d", PID: 7, Program: "ssh"},
+		{Time: time.Unix(1, 0), Request: "sign", Key: "k", Fingerprint: "SHA256:x", Cause: string(CauseCancelled), Detail: "d", PID: 7, Chain: []string{"git", "ssh"}},
 		{Time: time.Unix(2, 0), Request: "list", Cause: string(CauseMalformed), PID: -1},
 	}
 	var b []byte
@@ -52,12 +52,12 @@ func TestOwnerAnswers(t *testing.T) {
 func TestOwnerAnswersDamaged(t *testing.T) {
 	parse := map[string]func([]byte) error{
 		extKeyStatus:  func(b []byte) error { _, err := ParseStatusAnswer(b); return err },
-		extUnlockKey:  ParseUnlockAnswer,
+		extUnlockKey:  func(b []byte) error { _, err := ParseUnlockAnswer(b); return err },
 		extForgetPINs: func(b []byte) error { _, err := ParseForgetAnswer(b); return err },
 	}
 	whole := map[string][]byte{
 		extKeyStatus:  response(extKeyStatus, (&KeyStatus{Name: "k"}).marshal(nil)),
-		extUnlockKey:  response(extUnlockKey, marshalUnlock(nil, nil)),
+		extUnlockKey:  response(extUnlockKey, marshalUnlock(0, nil)),
 		extForgetPINs: response(extForgetPINs, make([]byte, 4)),
 	}
 	for name, parse := range parse {

@@ -23,8 +23,11 @@ type recent struct {
 }
 
 func (rs *recent) add(r Refusal) {
-	for _, text := range []*string{&r.Request, &r.Key, &r.Fingerprint, &r.Cause, &r.Detail, &r.Program} {
+	for _, text := range []*string{&r.Request, &r.Key, &r.Fingerprint, &r.Cause, &r.Detail} {
 		*text = shortened(*text)
+	}
+	for i, name := range r.Chain {
+		r.Chain[i] = shortened(name)
 	}
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -55,7 +58,10 @@ func (a *Agent) refuse(by asker, what string, id *identity, r *refusal, more ...
 	if r.cause == CauseHungUp {
 		level = slog.LevelInfo
 	}
-	kept := Refusal{Time: time.Now(), Request: what, Cause: string(r.cause), PID: by.PID, Program: by.program}
+	kept := Refusal{Time: time.Now(), Request: what, Cause: string(r.cause), PID: by.PID, Chain: by.Chain()}
+	if len(kept.Chain) == 0 && by.program != "" { // it has gone since
+		kept.Chain = []string{by.program}
+	}
 	if r.err != nil {
 		kept.Detail = r.err.Error()
 	}

@@ -75,3 +75,15 @@ func (w *wire) uint64() uint64 {
 	}
 	return 0
 }
+
+// texts is a string that has texts in it, one after the other.
+func (w *wire) texts() (all []string) {
+	list := &wire{rest: w.string()}
+	for !list.done() {
+		all = append(all, list.text())
+	}
+	if w.err == nil {
+		w.err = list.err
+	}
+	return all
+}

@@ -71,6 +71,7 @@ type unlocking struct {
 	socket string
 	client *client
 	ttl    time.Duration // 0: as the agent says
+	life   time.Duration // for how long the last PIN is remembered
 	given  []byte        // the PIN, with --pin-from
 	keys   []*sshagent.Key
 }
@@ -229,7 +230,8 @@ func (u *unlocking) give(ctx context.Context, blob, pin []byte) error {
 	if err != nil {
 		return err
 	}
-	return agent.ParseUnlockAnswer(answer)
+	u.life, err = agent.ParseUnlockAnswer(answer)
+	return err
 }
 
 // failed explains why a key was not unlocked.
@@ -267,11 +269,7 @@ func lockoutHint(wait time.Duration) string {
 
 // report says for how long the agent remembers.
 func (u *unlocking) report(name string) {
-	life := "for its --pin-ttl, if it has one, or until it is told to forget"
-	if u.ttl != 0 {
-		life = pinLifeWords(u.ttl)
-	}
 	fmt.Fprintf(u.sys.stderr, "The PIN of %s is right.\n", plain(name))
-	fmt.Fprintf(u.sys.stderr, "The agent remembers it %s.\n", life)
+	fmt.Fprintf(u.sys.stderr, "The agent remembers it %s.\n", pinLifeWords(u.life))
 	fmt.Fprintln(u.sys.stderr, "tpm-agent lock, ssh-add -x, SIGUSR1, suspend and screen lock make it forget.")
 }

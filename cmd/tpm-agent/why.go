@@ -96,7 +96,7 @@ type refusalJSON struct {
 	Cause       string    `json:"cause"`
 	Detail      string    `json:"detail,omitempty"`
 	PID         int       `json:"pid,omitempty"`
-	Program     string    `json:"program,omitempty"`
+	Programs    []string  `json:"programs,omitempty"` // the last one asked, each started the next
 	Hint        string    `json:"hint,omitempty"`
 }
 
@@ -105,7 +105,7 @@ func writeRefusals(w io.Writer, refusals []agent.Refusal) error {
 	for _, r := range refusals {
 		all = append(all, refusalJSON{
 			r.Time.UTC(), plain(r.Request), plain(r.Key), plain(r.Fingerprint), plain(r.Cause), oneLine(r.Detail),
-			max(r.PID, 0), plain(r.Program), refusalHint(r),
+			max(r.PID, 0), programNames(r), refusalHint(r),
 		})
 	}
 	return writeJSON(w, all)
@@ -136,8 +136,15 @@ func printRefusals(w io.Writer, refusals []agent.Refusal) error {
 	return err
 }
 
+func programNames(r agent.Refusal) (names []string) {
+	for _, name := range r.Chain {
+		names = append(names, plain(name))
+	}
+	return names
+}
+
 func programWords(r agent.Refusal) string {
-	name := plain(r.Program)
+	name := strings.Join(programNames(r), " < ")
 	switch {
 	case r.PID <= 0:
 		return ""

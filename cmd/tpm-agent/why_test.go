@@ -64,14 +64,14 @@ func printed(t *testing.T, refusals ...agent.Refusal) string {
 func TestWhyPrints(t *testing.T) {
 	when := time.Date(2026, 11, 21, 14, 3, 7, 0, time.Local)
 	got := printed(t,
-		agent.Refusal{Time: when, Request: "sign", Key: "/home/me/.ssh/work.tpm", Fingerprint: "SHA256:4lxxT6rzKZ1+rzaCGhsgTvq3uc9cRJNVYTCLZT0bIr8", Cause: "wrong PIN", PID: 4711, Program: "ssh"},
+		agent.Refusal{Time: when, Request: "sign", Key: "/home/me/.ssh/work.tpm", Fingerprint: "SHA256:4lxxT6rzKZ1+rzaCGhsgTvq3uc9cRJNVYTCLZT0bIr8", Cause: "wrong PIN", PID: 4711, Chain: []string{"git", "ssh"}},
 		agent.Refusal{Time: when.Add(time.Hour), Request: "lock", Cause: "an empty password locks nothing", PID: -1},
-		agent.Refusal{Time: when.Add(2 * time.Hour), Request: "sign", Fingerprint: "SHA256:x", Cause: "key could not sign", Detail: "TPM2_Load:\nthe TPM is on fire", PID: 1, Program: ""},
+		agent.Refusal{Time: when.Add(2 * time.Hour), Request: "sign", Fingerprint: "SHA256:x", Cause: "key could not sign", Detail: "TPM2_Load:\nthe TPM is on fire", PID: 1},
 	)
 	want := `2026-11-21 14:03:07  sign: wrong PIN
   key      /home/me/.ssh/work.tpm
            SHA256:4lxxT6rzKZ1+rzaCGhsgTvq3uc9cRJNVYTCLZT0bIr8
-  by       ssh (process 4711)
+  by       git < ssh (process 4711)
   hint     tpm-agent unlock /home/me/.ssh/work.tpm asks again, and says how
            many tries are left
 
@@ -91,7 +91,7 @@ func TestWhyPrints(t *testing.T) {
 // TestWhyFits: no line is longer than a terminal is wide, unless a word is.
 func TestWhyFits(t *testing.T) {
 	for _, cause := range causes(t) {
-		got := printed(t, agent.Refusal{Request: "sign", Key: "/home/me/.ssh/work.tpm", Cause: string(cause), Detail: strings.Repeat("why not ", 50), PID: 4711, Program: "ssh-keygen"})
+		got := printed(t, agent.Refusal{Request: "sign", Key: "/home/me/.ssh/work.tpm", Cause: string(cause), Detail: strings.Repeat("why not ", 50), PID: 4711, Chain: []string{"ssh-keygen"}})
 		for line := range strings.Lines(got) {
 			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
 				t.Errorf("%d columns: %s", n, line)
@@ -104,7 +104,7 @@ func TestWhyFits(t *testing.T) {
 // look like lines of ours.
 func TestWhyIsHarmless(t *testing.T) {
 	const evil = "x\x1b[2J\u202egnp.\r\n  hint     rm -rf ~\u0085\u2028\x07"
-	r := agent.Refusal{Time: time.Unix(0, 0), Request: evil, Key: evil, Fingerprint: evil, Cause: evil, Detail: evil, PID: 1, Program: evil}
+	r := agent.Refusal{Time: time.Unix(0, 0), Request: evil, Key: evil, Fingerprint: evil, Cause: evil, Detail: evil, PID: 1, Chain: []string{evil, evil}}
 	got := printed(t, r)
 	if strings.ContainsAny(got, "\x1b\r\x07\u202e\u0085\u2028") || strings.Count(got, "\n  hint") != 0 {
 		t.Errorf("%q", got)
