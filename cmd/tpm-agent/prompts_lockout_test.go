@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 )
 
 // TestPromptLockout goes through a lockout, from the first wrong PIN to the end
@@ -52,6 +54,13 @@ func TestPromptLockout(t *testing.T) {
 				t.Error("it signs in a lockout")
 			}
 			d.signs(s.pinless)
+			for _, list := range [][]string{{"ssh-add", "-l"}, {"tpm-agent", "list", "--key-dir", s.keys}} {
+				cmd := d.command(list[0], list[1:]...)
+				cmd.Env = append(cmd.Env, "SSH_AUTH_SOCK="+d.socket)
+				if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), ssh.FingerprintSHA256(s.public)) {
+					t.Errorf("%q in a lockout: %v\n%s", list, err, out)
+				}
+			}
 		}
 	})
 	d.whySays("1h") // what is left of it, rounded up

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -43,9 +44,7 @@ var waysToForget = []struct {
 	forget func(t *testing.T, d *agentRun)
 }{
 	{"tpm-agent lock", "1h", func(t *testing.T, d *agentRun) {
-		cmd := d.command("tpm-agent", "lock")
-		cmd.Env = append(cmd.Env, "SSH_AUTH_SOCK="+d.socket)
-		if out, err := cmd.CombinedOutput(); err != nil {
+		if out, err := d.lock().CombinedOutput(); err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
 	}},
@@ -85,10 +84,11 @@ var waysToForget = []struct {
 // TestPromptMemoryForgotten: a PIN that is remembered is in memory once, and
 // when it is forgotten nowhere; the next signature asks again.
 func TestPromptMemoryForgotten(t *testing.T) {
-	for _, given := range []string{"typed", "unlock"} {
+	// A longer one is hashed before use: its digest is as good as the PIN.
+	for given, n := range map[string]int{"typed": memoryPIN, "unlock": 100} {
 		for _, way := range waysToForget {
 			t.Run(given+", "+way.name, func(t *testing.T) {
-				s := newScene(t, patient, randomPIN(memoryPIN))
+				s := newScene(t, patient, randomPIN(n))
 				a := newAskpass(t)
 				d := s.serve(a.env(), "--pin-ttl", way.ttl)
 				s.costs(0, func() {
@@ -106,8 +106,11 @@ func TestPromptMemoryForgotten(t *testing.T) {
 						}
 					}
 					way.forget(t, d)
-					if found := inMemory(t, d.cmd.Process.Pid, s.pin); len(found) > 0 {
-						t.Errorf("forgotten, and in memory:\n%s", strings.Join(found, "\n"))
+					digest := sha256.Sum256([]byte(s.pin))
+					for _, secret := range []string{s.pin, string(digest[:])} {
+						if found := inMemory(t, d.cmd.Process.Pid, secret); len(found) > 0 {
+							t.Errorf("forgotten, and in memory:\n%s", strings.Join(found, "\n"))
+						}
 					}
 					if _, err := d.asked(a, s.public, "cancel"); err == nil {
 						t.Error("it signs")

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"os/exec"
+	"testing"
+)
+
+// step is a text on the screen, and the keys that are pressed then.
+type step struct {
+	text string
+	keys []string
+}
+
+// consents are how somebody says yes once, no, and yes until the agent is locked.
+var consents = map[string]struct{ once, no, untilLocked []step }{
+	"pinentry-curses": {
+		[]step{{"Allow once", []string{"Enter"}}},
+		[]step{{"Allow once", []string{"Tab", "Tab", "Enter"}}},
+		[]step{{"Allow once", []string{"Tab", "Enter"}}, {"This process", []string{"Tab", "Enter"}}, {"15 minutes", []string{"Tab", "Enter"}}},
+	},
+	"pinentry-tty": {
+		[]step{{"[adl]?", []string{"a"}}},
+		[]step{{"[adl]?", []string{"d"}}},
+		[]step{{"[adl]?", []string{"l"}}, {"[pdl]?", []string{"l"}}, {"[mdl]?", []string{"l"}}},
+	},
+	"terminal": {
+		[]step{{"[y/p/m/l/N]", []string{"y", "Enter"}}},
+		[]step{{"[y/p/m/l/N]", []string{"Enter"}}},
+		[]step{{"[y/p/m/l/N]", []string{"l", "Enter"}}},
+	},
+}
+
+// TestPromptConsent: with --confirm each use is asked about, until somebody says
+// for how long it is allowed; and again when that was forgotten.
+func TestPromptConsent(t *testing.T) {
+	const command, done = "./login plain echo logged in", "logged in"
+	for _, way := range terminalWays {
+		t.Run(way.name, func(t *testing.T) {
+			s := newScene(t, patient, "")
+			s.programs()
+			s.pinentry(way.pinentry)
+			d := s.serve(nil, append(way.args, "--confirm")...)
+			p := d.tmux()
+			consent := consents[way.name]
+			for range 2 {
+				p.steps(command, consent.once, done)
+			}
+			p.steps(command+"; echo status $?", consent.no, "status 255")
+			d.whySays("refused at the prompt")
+			p.steps(command, consent.untilLocked, done)
+			for range 2 {
+				p.steps(command, nil, done)
+			}
+			if out, err := d.lock().CombinedOutput(); err != nil {
+				t.Errorf("lock: %v\n%s", err, out)
+			}
+			p.steps(command+"; echo status $?", consent.no, "status 255")
+			childless(t, d.cmd.Process.Pid)
+		})
+	}
+}
+
+// steps runs a command and takes the steps one after the other. Without any it
+// is not asked for.
+func (p *pane) steps(command string, steps []step, done string) {
+	p.t.Helper()
+	p.runs("clear; " + command)
+	for _, step := range steps {
+		p.waitFor(step.text)
+		p.key(step.keys...)
+	}
+	p.waitFor(done)
+	p.usable()
+}
+
+// lock is the command that has the agent forget.
+func (d *agentRun) lock() *exec.Cmd {
+	cmd := d.command("tpm-agent", "lock")
+	cmd.Env = append(cmd.Env, "SSH_AUTH_SOCK="+d.socket)
+	return cmd
+}
