@@ -105,7 +105,7 @@ func connections(t *testing.T, bus *bustest.Bus) (n int) {
 // as ever, and the log says that nothing tells when to forget them.
 func TestNoLogind(t *testing.T) {
 	for name, tt := range map[string]struct{ address, logs string }{
-		"no bus":      {"unix:path=/nonexistent/bus", `level=INFO msg="there is no system bus`},
+		"no bus":      {"unix:path=/nonexistent/bus", `level=INFO msg="no system bus can be used`},
 		"no address":  {"tcp:host=127.0.0.1,port=1", `level=WARN msg="PINs are not forgotten when the machine sleeps`},
 		"not for us":  {"unix:path=/proc/1/mem", "system bus"},
 		"a directory": {"unix:path=/", "system bus"},

@@ -59,7 +59,7 @@ func Watch(ctx context.Context, o Options, forget func(reason string)) error {
 		case ctx.Err() != nil:
 			return nil
 		case !w.reached && out(err):
-			o.Log.Info("there is no system bus: PINs are not forgotten when the machine sleeps or the screen is locked", "cause", err)
+			o.Log.Info("no system bus can be used: PINs are not forgotten when the machine sleeps or the screen is locked", "cause", err)
 			return nil
 		case time.Since(begun) > longestWait:
 			wait = firstWait

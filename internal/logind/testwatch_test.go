@@ -117,3 +117,14 @@ func open(t *testing.T) int {
 	}
 	return len(files)
 }
+
+// closed waits until no more than n descriptors are open. Programs that have
+// ended may still have some.
+func closed(t *testing.T, n int) {
+	t.Helper()
+	for start := time.Now(); open(t) > n; time.Sleep(time.Millisecond) {
+		if time.Since(start) > longEnough {
+			t.Fatalf("%d descriptors are open, want %d", open(t), n)
+		}
+	}
+}

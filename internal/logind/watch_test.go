@@ -102,9 +102,7 @@ func TestBusAgain(t *testing.T) {
 		m.Lock(m.Session("1", ownUID))
 		w.forgets(lockReason)
 	}
-	if after := open(t); after > before+1 { // the pipe of the second daemon's output
-		t.Errorf("%d descriptors are open, %d before", after, before)
-	}
+	closed(t, before+1) // the pipe of the second daemon's output
 	for _, text := range []string{`level=INFO msg="the system bus is back"`, `level=INFO msg="the system bus cannot be used`} {
 		if n := strings.Count(w.log.String(), text); n != 2 {
 			t.Errorf("%d times in the log, want 2: %s", n, text)
