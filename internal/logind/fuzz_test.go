@@ -56,7 +56,9 @@ func FuzzMessages(f *testing.F) {
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		forgotten := 0
 		b, other := pair(t)
+		written := make(chan struct{}) // the fuzzer changes sent afterwards
 		go func() {
+			defer close(written)
 			io.Copy(other, bytes.NewReader(sent))
 			other.CloseWrite()
 			io.Copy(io.Discard, other)
@@ -78,6 +80,7 @@ func FuzzMessages(f *testing.F) {
 		}
 		l.release()
 		b.conn.Close()
+		<-written
 		if forgotten > 0 && !ours {
 			t.Errorf("forgotten %d times, by messages that are neither the bus's nor logind's", forgotten)
 		}
