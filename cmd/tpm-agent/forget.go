@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -22,6 +24,12 @@ import (
 // startedBlocked is in the environment of the program that blockForget starts.
 const startedBlocked = "_TPM_AGENT_SIGUSR1"
 
+// noPreemption keeps Go's runtime from interrupting goroutines with signals. The
+// registers of who is interrupted are written to memory that nobody overwrites,
+// and 16 octets of a PIN fit into one. Go knows no other way to set it but the
+// environment, and at the start.
+const noPreemption = "asyncpreemptoff=1"
+
 // blockForget returns true if SIGUSR1 is blocked in all threads. If it is not,
 // the program is started again in its own place, with its process id and its
 // descriptors, and this does not return; where that is not possible, it
@@ -38,10 +46,30 @@ func blockForget(sys system) bool {
 	}
 	program, err := os.Executable()
 	if err == nil && sys.getenv(startedBlocked) == "" {
-		_ = unix.Exec(program, os.Args, append(sys.environ, startedBlocked+"=1"))
+		_ = unix.Exec(program, os.Args, sys.restarted())
 	}
 	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
 	return false
+}
+
+// restarted is the environment of that program.
+func (s system) restarted() []string {
+	environ := slices.DeleteFunc(slices.Clone(s.environ), func(entry string) bool { return strings.HasPrefix(entry, "GODEBUG=") })
+	setting := noPreemption
+	if own := s.getenv("GODEBUG"); own != "" {
+		setting = own + "," + setting
+	}
+	return append(environ, startedBlocked+"=1", "GODEBUG="+setting)
+}
+
+// unrestarted makes GODEBUG in environ, for a child, what it was before.
+func unrestarted(environ []string) []string {
+	for i, entry := range environ {
+		if own, ok := strings.CutSuffix(entry, noPreemption); ok && strings.HasPrefix(entry, "GODEBUG=") {
+			environ[i] = strings.TrimSuffix(own, ",")
+		}
+	}
+	return slices.DeleteFunc(environ, func(entry string) bool { return entry == "GODEBUG=" })
 }
 
 // forgetSignal is the set of SIGUSR1 alone. Its words are of 32 or of 64 bits.

@@ -4,6 +4,8 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -46,6 +48,23 @@ func TestForgetInOrder(t *testing.T) {
 		}
 		if len(keys) > 0 {
 			t.Fatalf("signal %d: %d keys are listed after it was sent", i, len(keys))
+		}
+	}
+}
+
+// What the agent is started again with does not reach the programs that it runs.
+func TestRestarted(t *testing.T) {
+	for _, before := range [][]string{{"A=b"}, {"A=b", "GODEBUG=x=1,y=2"}} {
+		s := system{environ: slices.Clone(before)}
+		if got := s.without(); !slices.Equal(got, before) {
+			t.Errorf("before: %q", got)
+		}
+		again := system{environ: s.restarted()}
+		if !strings.HasSuffix(again.getenv("GODEBUG"), noPreemption) || again.getenv(startedBlocked) == "" {
+			t.Errorf("started again with %q", again.environ)
+		}
+		if got := again.without(); !slices.Equal(got, before) {
+			t.Errorf("children get %q, not %q", got, before)
 		}
 	}
 }

@@ -15,10 +15,10 @@ import (
 // -Y sign; and git, which signs a commit.
 const (
 	loginScript = `#!/bin/sh
-# login KEY COMMAND: through sshd, over a pipe
+# login KEY COMMAND: through sshd, over a pipe; what is typed ahead is the shell's
 cd "${0%/*}" || exit
 key=$1; shift
-exec ssh -F none -o HostKeyAlias=server.example -o UserKnownHostsFile="$PWD/known_hosts" -o StrictHostKeyChecking=yes \
+exec ssh -n -F none -o HostKeyAlias=server.example -o UserKnownHostsFile="$PWD/known_hosts" -o StrictHostKeyChecking=yes \
 	-o IdentitiesOnly=yes -o IdentityFile="$PWD/keys/$key.pub" -o BatchMode=yes -o PreferredAuthentications=publickey \
 	-o ProxyCommand="$(command -v sshd || echo /usr/sbin/sshd) -i -f $PWD/sshd_config -E $PWD/sshd.log" \
 	"$(id -un)@server.example" "$@"

@@ -34,10 +34,14 @@ func (s system) getenv(name string) (value string) {
 // process alone (sd_notify, sd_listen_fds) and without the names given.
 func (s system) without(names ...string) []string {
 	names = append(names, "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC", startedBlocked)
-	return slices.DeleteFunc(slices.Clone(s.environ), func(entry string) bool {
+	environ := slices.DeleteFunc(slices.Clone(s.environ), func(entry string) bool {
 		name, _, _ := strings.Cut(entry, "=")
 		return slices.Contains(names, name)
 	})
+	if s.getenv(startedBlocked) == "" {
+		return environ
+	}
+	return unrestarted(environ)
 }
 
 // home is the user's home directory.

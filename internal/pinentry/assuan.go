@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -41,9 +42,13 @@ func (c *conn) wipe() {
 
 // line returns the next line without its end. It is part of the buffer, and
 // holds only until the next call.
+//
+// The lines are gone through octet by octet, as a PIN may be among them: what
+// takes 16 at a time leaves them in registers, and whenever a thread is
+// interrupted these are written to memory that nobody overwrites.
 func (c *conn) line() ([]byte, error) {
 	for {
-		if n := bytes.IndexByte(c.buf[c.start:c.end], '\n'); n >= 0 {
+		if n := slices.Index(c.buf[c.start:c.end], '\n'); n >= 0 {
 			line := bytes.TrimSuffix(c.buf[c.start:c.start+n], []byte("\r"))
 			c.start += n + 1
 			if len(line) > maxLine {
@@ -59,7 +64,10 @@ func (c *conn) line() ([]byte, error) {
 
 // fill reads more, over the lines that were used.
 func (c *conn) fill() error {
-	kept := copy(c.buf, c.buf[c.start:c.end])
+	kept := c.end - c.start
+	for i := range kept {
+		c.buf[i] = c.buf[c.start+i]
+	}
 	clear(c.buf[kept:c.end])
 	c.start, c.end = 0, kept
 	if kept == len(c.buf) {
@@ -111,7 +119,7 @@ func (c *conn) answer(data []byte) ([]byte, error) {
 		if err != nil {
 			return data, err
 		}
-		word, rest, _ := bytes.Cut(line, []byte(" "))
+		word, rest := cut(line)
 		switch string(word) {
 		case "OK":
 			return data, nil
@@ -138,6 +146,14 @@ func (c *conn) answer(data []byte) ([]byte, error) {
 		ignored += len(line) + 1
 	}
 	return data, fmt.Errorf("%w: no end of its answer in %d octets", ErrProtocol, maxTalk)
+}
+
+// cut cuts a line at its first blank, octet by octet.
+func cut(line []byte) (word, rest []byte) {
+	if n := slices.Index(line, ' '); n >= 0 {
+		return line[:n], line[n+1:]
+	}
+	return line, nil
 }
 
 // failure reads what follows ERR.
