@@ -22,7 +22,7 @@ type Prompter interface {
 	// error it is GrantNo.
 	Confirm(ctx context.Context, p ConfirmPrompt) (Grant, error)
 
-	// Inform tells the user something, where that can be done, and returns
+	// Inform tells the user of a lockout, where that can be done, and returns
 	// when he has read it or ctx ends. It asks nothing.
 	Inform(ctx context.Context, n Notice)
 }
@@ -60,12 +60,11 @@ type ConfirmPrompt struct {
 	Question
 }
 
-// Notice is something that the user is told.
+// Notice tells the user that the keeper of a key takes no PIN, because too many
+// were wrong.
 type Notice struct {
 	Question
-	Lockout bool          // the keeper of the key takes no PIN, for Wait
-	Wait    time.Duration // 0: not known
-	Text    string        // what it is, if not that
+	Wait time.Duration // until it takes one again, at most; 0: not known
 }
 
 // UseKind is what sort of data is to be signed.
@@ -77,7 +76,6 @@ const (
 	UseLogin                      // RFC 4252, section 7
 	UseSignature                  // OpenSSH's PROTOCOL.sshsig
 	UseCertificate                // a certificate that the key is to sign, OpenSSH's PROTOCOL.certkeys
-	UseUnlock                     // nothing is signed: a PIN is given ahead of use
 )
 
 // Use is what a signature is for, as far as that is proven by what is signed

@@ -93,7 +93,7 @@ func (r *round) attempt(value []byte) (wrong bool, err error) {
 func (a *Agent) explained(t *try, err error) error {
 	var l lockedOut
 	if errors.As(err, &l) {
-		a.inform(Notice{Question: t.question(), Lockout: true, Wait: l.LockedOut()})
+		a.inform(Notice{Question: t.question(), Wait: l.LockedOut()})
 		return &refusal{CauseLockout, err}
 	}
 	return err
@@ -203,7 +203,7 @@ func (a *Agent) askWithin(ctx context.Context, t *try, p AuthPrompt) ([]byte, er
 	l, known := a.lockout(ctx, t.id)
 	p.TriesLeft = l.Tries
 	if l.Tries == 0 && (known || p.Retry) {
-		a.inform(Notice{Question: p.Question, Lockout: true, Wait: l.Wait})
+		a.inform(Notice{Question: p.Question, Wait: l.Wait})
 		return nil, &refusal{CauseLockout, lockoutEnds(l.Wait)}
 	}
 	if l.Tries == 1 {

@@ -396,8 +396,8 @@ func TestLastTryOnTerminal(t *testing.T) {
 
 func TestInformOnTerminal(t *testing.T) {
 	p := newPTY(t)
-	onTerminals().Inform(t.Context(), agent.Notice{Question: p.client(), Text: "The machine is on fire."})
-	p.waitFor("The machine is on fire.")
+	onTerminals().Inform(t.Context(), agent.Notice{Question: p.client()})
+	p.waitFor("The TPM is locked")
 	if !p.echoes() {
 		t.Error("the terminal was left without echo")
 	}

@@ -261,7 +261,7 @@ func TestPinentryEndsWithContext(t *testing.T) {
 // A notice is shown by the first way that can show one, until it is read or has
 // no meaning any more.
 func TestInform(t *testing.T) {
-	notice := agent.Notice{Question: agent.Question{Name: "id.tpm"}, Text: "The machine is on fire."}
+	notice := agent.Notice{Question: agent.Question{Name: "id.tpm"}}
 	for _, way := range []Way{Pinentry, Askpass} {
 		p, dir := scripts(t, speaker("echo ERR 1", `echo "$line" >$DIR/shown; echo OK`), `echo "$SSH_ASKPASS_PROMPT: $1" >$DIR/shown; exit 1`, Options{Ways: []Way{Systemd, way}, Environ: []string{x11}})
 		p.Inform(t.Context(), notice)

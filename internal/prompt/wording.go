@@ -75,25 +75,12 @@ func lastTry(p agent.AuthPrompt) string {
 	}, about(p.Question)...), "\n")
 }
 
-// notice tells what no answer is wanted to.
+// notice tells of a lockout. No answer is wanted.
 func notice(n agent.Notice) string { return noticeAt(n, time.Now()) }
 
 func noticeAt(n agent.Notice, now time.Time) string {
-	lines := []string{sentence(n.Text)}
-	if n.Lockout {
-		lines = locked(n.Wait, now)
-	}
-	lines = append(lines, fold(append([]string{"Key:"}, keyWords(n.Name, n.Comment)...)...))
+	lines := append(locked(n.Wait, now), fold(append([]string{"Key:"}, keyWords(n.Name, n.Comment)...)...))
 	return strings.Join(append(lines, about(n.Question)...), "\n")
-}
-
-// sentence folds a text of ours, in which there may be something of others.
-func sentence(text string) string {
-	words := strings.Fields(plain(strings.ReplaceAll(text, "\n", " ")))
-	for i, w := range words {
-		words[i] = cutEnd(w, maxColumns-len("  "))
-	}
-	return fold(words...)
 }
 
 // locked tells of a lockout, for how long it is, and the ways out of it.
@@ -257,8 +244,6 @@ func purpose(u agent.Use) string {
 		return fold(signatureWords(u.Namespace)...)
 	case agent.UseCertificate:
 		return fold(certificateWords(u)...)
-	case agent.UseUnlock:
-		return "to have it ready for later use"
 	}
 	return "to sign data that is neither a login nor an SSH signature"
 }

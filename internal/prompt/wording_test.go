@@ -73,13 +73,13 @@ SHA256:kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk
 to sign data that is neither a login nor an SSH signature
 This is the last try before the TPM locks itself.
 The answer also serves another request for this key.`},
-		{agent.AuthPrompt{Question: agent.Question{Name: "k.tpm", Use: agent.Use{Kind: agent.UseUnlock}}}, `
+		{agent.AuthPrompt{Question: agent.Question{Name: "k.tpm"}}, `
 Enter PIN for k.tpm
-to have it ready for later use`},
-		{agent.AuthPrompt{Question: agent.Question{Name: "k.tpm", Use: agent.Use{Kind: agent.UseUnlock}}, Retry: true}, `
+to sign data that is neither a login nor an SSH signature`},
+		{agent.AuthPrompt{Question: agent.Question{Name: "k.tpm"}, Retry: true}, `
 Wrong PIN. The TPM has locked itself.
 Enter PIN for k.tpm
-to have it ready for later use`},
+to sign data that is neither a login nor an SSH signature`},
 		{agent.AuthPrompt{Question: agent.Question{
 			Name: "/srv/keys/of/the/department/for/long/names/id_ecdsa_production.tpm", Comment: "deployment-key@build-17.eu-west.example.org",
 			Peer: agent.Peer{PID: 1<<31 - 1},
@@ -113,10 +113,10 @@ Allow use of key me@here?
 Key fingerprint SHA256:x.
 Perhaps FORWARDED: the host did not prove who it is
 To log in (ssh did not say to which host)`},
-		{agent.Question{Fingerprint: "SHA256:x", Use: agent.Use{Kind: agent.UseUnlock}}, `
+		{agent.Question{Fingerprint: "SHA256:x"}, `
 Allow use of key without a name?
 Key fingerprint SHA256:x.
-To have it ready for later use`},
+To sign data that is neither a login nor an SSH signature`},
 		{agent.Question{
 			Name: "k\x1b[2J\n", Comment: "c?\n Key fingerprint\u202e", Fingerprint: "SHA256:x\a",
 			Use: agent.Use{Kind: agent.UseLogin, User: "root\nor", Host: "\x00example.org\r"},
@@ -149,7 +149,7 @@ func TestNotice(t *testing.T) {
 		notice agent.Notice
 		want   string
 	}{
-		{agent.Notice{Question: questionOf(gitHub), Lockout: true, Wait: 9*time.Minute + time.Second}, `
+		{agent.Notice{Question: questionOf(gitHub), Wait: 9*time.Minute + time.Second}, `
 The TPM is locked: there were too many wrong PINs.
 It takes the next one in 10 minutes, at 23:59.
 Keys without a PIN go on working. Restarting the machine
@@ -158,11 +158,6 @@ it at once: tpm2_dictionarylockout --clear-lockout
 Key: ~/.ssh/id_ecdsa.tpm (me@laptop)
 SHA256:kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk
 to log in as git@github.com`},
-		{agent.Notice{Question: agent.Question{Name: "k.tpm", Use: agent.Use{Kind: agent.UseUnlock}}, Text: "The remembered PIN of the key is not right any more, and was\nforgotten.\u202e"}, `
-The remembered PIN of the key is not right any more, and was
-  forgotten.
-Key: k.tpm
-to have it ready for later use`},
 	} {
 		same(t, noticeAt(test.notice, now), test.want)
 	}
@@ -177,11 +172,11 @@ to have it ready for later use`},
 		99*time.Minute + 1:      "in 2 hours, on November 22 at 01:29.",
 		2*time.Hour + time.Hour: "in 3 hours, on November 22 at 02:50.",
 	} {
-		if got := noticeAt(agent.Notice{Lockout: true, Wait: wait}, now); !strings.Contains(got, want) {
+		if got := noticeAt(agent.Notice{Wait: wait}, now); !strings.Contains(got, want) {
 			t.Errorf("%v: %s", wait, got)
 		}
 	}
-	if got := notice(agent.Notice{Lockout: true}); strings.Contains(got, "next one") {
+	if got := notice(agent.Notice{}); strings.Contains(got, "next one") {
 		t.Errorf("a time that is not known: %s", got)
 	}
 }
@@ -385,7 +380,7 @@ func FuzzWording(f *testing.F) {
 		}
 		texts := []string{
 			wording(ask), lastTry(ask), consent(agent.ConfirmPrompt{Question: q}),
-			notice(agent.Notice{Question: q, Lockout: true, Wait: time.Duration(tries)}), notice(agent.Notice{Question: q, Text: "The " + other}),
+			notice(agent.Notice{Question: q, Wait: time.Duration(tries)}),
 		}
 		// A process has a name of at most 15 octets, and here one that fuzzing
 		// does not choose.
