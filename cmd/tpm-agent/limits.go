@@ -27,3 +27,20 @@ func maxConns(upstreams int) (int, error) {
 	files := int(min(limit.Cur, 1<<20))
 	return max(1, min(mostConns, (files-min(keptFiles, files/2))/(1+upstreams))), nil
 }
+
+// harden keeps PINs out of core files, and other processes of the user out of
+// this one's memory. Only the soft limit is set: a COMMAND may raise it again.
+func harden() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("keeping others out of the agent's memory: %w", err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil {
+		return fmt.Errorf("reading the limit for core files: %w", err)
+	}
+	limit.Cur = 0
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &limit); err != nil {
+		return fmt.Errorf("turning off core files: %w", err)
+	}
+	return nil
+}
