@@ -36,6 +36,9 @@ var (
 	ErrNoPrompt = errors.New("no way to ask the user")
 	// ErrNoAnswer: somebody was asked, and did not answer in time.
 	ErrNoAnswer = errors.New("nobody answered at the prompt")
+	// ErrLeft: somebody was asked on the client's terminal, and the client left
+	// it, by Ctrl-C or Ctrl-Z. It says nothing about who else wants the key.
+	ErrLeft = errors.New("the client left its terminal")
 )
 
 // Question is what the user should be told about what he is asked for.

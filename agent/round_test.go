@@ -29,6 +29,9 @@ func newDialogs() *dialogs {
 			if a == "cancel" {
 				return nil, fmt.Errorf("scripted: %w", ErrRefused)
 			}
+			if a == "left" {
+				return nil, fmt.Errorf("%w: %w", ErrNoAnswer, ErrLeft)
+			}
 			return []byte(a), nil
 		case <-ctx.Done():
 			d.closed <- struct{}{}
@@ -148,6 +151,38 @@ func TestCancelRefusesAll(t *testing.T) {
 	}
 	if n := len(s.recent.list()); n != 3 {
 		t.Errorf("%d refusals are kept", n)
+	}
+}
+
+// TestLeftTerminal: the one on whose terminal the dialog was has left it, and is
+// refused; the others are asked on.
+func TestLeftTerminal(t *testing.T) {
+	id, key := locked("1234", 3, true)
+	user := newDialogs()
+	s := serve(t, Config{Source: fixed(id), Prompter: user})
+	request := signMessage(id.Public.Marshal(), []byte("data"), 0)
+	first, second := s.dial(t), s.dial(t)
+	send(t, first, request)
+	<-user.open
+	send(t, second, request)
+	s.waiting(t, 2)
+	user.answer <- "left"
+	if m := recv(t, first); !bytes.Equal(m, failed) {
+		t.Errorf("answer %x", m)
+	}
+	if p := <-user.open; p.Retry || p.Waiting != 0 {
+		t.Errorf("asked on with %+v", p)
+	}
+	user.answer <- "1234"
+	verify(t, id.Public, []byte("data"), recv(t, second))
+	if tried := key.tried(); len(tried) != 1 {
+		t.Errorf("tried %q", tried)
+	}
+	send(t, first, request) // he may ask again
+	<-user.open
+	user.answer <- "left"
+	if m := recv(t, first); !bytes.Equal(m, failed) {
+		t.Errorf("answer %x", m)
 	}
 }
 

@@ -173,12 +173,23 @@ func (r *round) prompt(id *identity) (pin *memory, own bool, err error) {
 	return nil, false, &refusal{cause: CauseWrongAuth}
 }
 
-// ask opens the dialog, for the one who has waited for longest.
+// ask opens the dialog, for the one who has waited for longest. If that one
+// leaves the terminal on which it is, it is for the next.
 func (r *round) ask(retry bool) ([]byte, error) {
-	m, others := r.first()
-	if m == nil {
-		return nil, errNobody
+	for {
+		m, others := r.first()
+		if m == nil {
+			return nil, errNobody
+		}
+		value, err := r.askFor(m, AuthPrompt{Question: m.t.question(), Retry: retry, Waiting: others})
+		if !errors.Is(err, ErrLeft) {
+			return value, err
+		}
+		r.settle(m, outcome{err: err})
 	}
+}
+
+func (r *round) askFor(m *member, p AuthPrompt) ([]byte, error) {
 	a := r.a
 	if a.prompter == nil {
 		return nil, &refusal{cause: CauseNoPrompt}
@@ -189,7 +200,6 @@ func (r *round) ask(retry bool) ([]byte, error) {
 	defer answered()
 	r.dialog(answered)
 	defer r.dialog(nil)
-	p := AuthPrompt{Question: m.t.question(), Retry: retry, Waiting: others}
 	value, err := a.askWithin(asking, m.t, p)
 	if err != nil && a.isLocked() {
 		return nil, &refusal{CauseLocked, err}

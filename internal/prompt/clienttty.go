@@ -21,7 +21,7 @@ import (
 const watchEvery = 100 * time.Millisecond
 
 // errTaken is why a question ends on a terminal that its client has left.
-var errTaken = fmt.Errorf("%w: the client left the foreground of its terminal", agent.ErrNoAnswer)
+var errTaken = fmt.Errorf("%w: %w", agent.ErrNoAnswer, agent.ErrLeft)
 
 // clientTTY is the terminal of a client, on which somebody sits and waits for
 // it.

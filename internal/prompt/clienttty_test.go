@@ -282,7 +282,7 @@ func TestClientTerminalVanishes(t *testing.T) {
 			p.types("half a P")
 			p.hold.Close()
 			p.person.Close()
-			if got := <-done; !errors.Is(got.err, agent.ErrNoAnswer) {
+			if got := <-done; !errors.Is(got.err, agent.ErrLeft) || !errors.Is(got.err, agent.ErrNoAnswer) {
 				t.Errorf("got %q, %v", got.pin, got.err)
 			}
 		})

@@ -116,7 +116,10 @@ func (p *Prompter) withClientTTY(ctx context.Context, q question, ask func(conte
 	defer done()
 	ctx, stop := t.watch(ctx)
 	defer stop()
-	return ask(ctx, t)
+	if err = ask(ctx, t); errors.Is(err, errVanished) {
+		return errTaken
+	}
+	return err
 }
 
 // withOwnTTY calls ask with the agent's own terminal, in its turn.
