@@ -33,7 +33,7 @@ var consents = map[string]struct{ once, no, untilLocked []step }{
 // TestPromptConsent: with --confirm each use is asked about, until somebody says
 // for how long it is allowed; and again when that was forgotten.
 func TestPromptConsent(t *testing.T) {
-	const command, done = "./login plain echo logged in", "logged in"
+	const command, done = "./login plain 'echo $((6*7))in'", "42in"
 	for _, way := range terminalWays {
 		t.Run(way.name, func(t *testing.T) {
 			s := newScene(t, patient, "")

@@ -85,7 +85,7 @@ func (s *scene) mustRun(name string, args ...string) string {
 
 // uses are what users do, and what shows that it was done.
 var uses = []struct{ command, done string }{
-	{"./login id echo logged in", "logged in"},
+	{"./login id 'echo $((6*7))in'", "42in"}, // the line itself does not have it
 	{"./sign id", "Good \"file\" signature"},
 	{"./gitcommit", "commit G by somebody@example.org"},
 }
@@ -94,9 +94,7 @@ var uses = []struct{ command, done string }{
 // terminal.
 func (d *agentRun) as(command string) *exec.Cmd {
 	d.t.Helper()
-	words := strings.Fields(command)
-	cmd := d.command("sh", "-c", `cd "$HOME" && exec setsid "$@"`, "sh")
-	cmd.Args = append(cmd.Args, words...)
+	cmd := d.command("setsid", "-w", "sh", "-c", "exec "+command)
 	cmd.Env = append(cmd.Env, "SSH_AUTH_SOCK="+d.socket)
 	return cmd
 }

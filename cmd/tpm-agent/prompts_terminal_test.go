@@ -97,7 +97,7 @@ func (p *pane) cancelled(d *agentRun, command string, keys []string) {
 // asked is gone.
 func (p *pane) killed(d *agentRun) {
 	p.t.Helper()
-	p.runs("clear; ./login id echo logged in; echo status $?")
+	p.runs("clear; " + uses[0].command + "; echo status $?")
 	p.waitFor("id.tpm")
 	p.hidden()
 	clients := children(p.shell)

@@ -207,7 +207,7 @@ func (p *Prompter) limit(ctx context.Context) (context.Context, context.CancelFu
 func answer(read []byte) ([]byte, error) {
 	read = bytes.TrimSuffix(read, []byte("\n"))
 	read = bytes.TrimSuffix(read, []byte("\r"))
-	if bytes.IndexByte(read, 0) >= 0 {
+	if slices.Contains(read, 0) { // bytes.IndexByte would leave 16 octets in a register
 		clear(read)
 		return nil, errors.New("the answer has a NUL octet in it, which a PIN cannot have")
 	}
