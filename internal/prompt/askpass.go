@@ -1,6 +1,7 @@
 package prompt
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -70,9 +71,10 @@ func (w askpassWay) inform(ctx context.Context, q question) error {
 // yes: OpenSSH's agent takes it so, and askpass programs with two buttons print
 // nothing.
 func meansYes(said []byte) bool {
-	line, _, _ := strings.Cut(string(said), "\n")
-	line, _, _ = strings.Cut(line, "\r")
-	return line == "" || strings.EqualFold(line, "yes")
+	if end := bytes.IndexAny(said, "\r\n"); end >= 0 {
+		said = said[:end]
+	}
+	return len(said) == 0 || bytes.EqualFold(said, []byte("yes"))
 }
 
 // ask runs the program. What it prints is the answer, and any exit status but 0

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 	"github.com/tpm-agent/tpm-agent/internal/pinentry"
@@ -39,7 +38,7 @@ func (w pinentryWay) lastTry(ctx context.Context, q question) error {
 		return err
 	})
 	defer clear(said) // but somebody may have typed it
-	if err == nil && !strings.EqualFold(string(said), "yes") {
+	if err == nil && !saysYes(said) {
 		err = agent.ErrRefused
 	}
 	return err

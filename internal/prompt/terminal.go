@@ -29,38 +29,52 @@ func (w terminalWay) pin(ctx context.Context, q question) (pin []byte, err error
 
 // lastTry wants the whole word: y is typed too easily.
 func (w terminalWay) lastTry(ctx context.Context, q question) error {
-	said, err := w.shown(ctx, q, "Type yes to go on, anything else to stop: ")
-	if err == nil && said != "yes" {
-		err = agent.ErrRefused
-	}
-	return err
+	return w.shown(ctx, q, "Type yes to go on, anything else to stop: ", func(said []byte) error {
+		if !saysYes(said) {
+			return agent.ErrRefused
+		}
+		return nil
+	})
 }
 
-func (w terminalWay) confirm(ctx context.Context, q question) (agent.Grant, error) {
-	said, err := w.shown(ctx, q, "y once, p this process, m 15 minutes, l until locked [y/p/m/l/N] ")
+func (w terminalWay) confirm(ctx context.Context, q question) (grant agent.Grant, err error) {
+	err = w.shown(ctx, q, "y once, p this process, m 15 minutes, l until locked [y/p/m/l/N] ", func(said []byte) error {
+		if grant = meantGrant(said); grant == agent.GrantNo {
+			return agent.ErrRefused
+		}
+		return nil
+	})
 	if err != nil {
 		return agent.GrantNo, err
 	}
-	if grant := meantGrant(said); grant != agent.GrantNo {
-		return grant, nil
-	}
-	return agent.GrantNo, agent.ErrRefused
+	return grant, nil
 }
 
 // meantGrant is what somebody has typed. Return alone, with which one gets past
 // a question, is a no.
-func meantGrant(said string) agent.Grant {
-	switch said {
-	case "y", "yes":
-		return agent.GrantOnce
-	case "p":
-		return agent.GrantProcess
-	case "m":
-		return agent.GrantMinutes
-	case "l":
-		return agent.GrantUntilLocked
+func meantGrant(said []byte) agent.Grant {
+	said = bytes.TrimSpace(said)
+	for _, grant := range []struct {
+		word string
+		agent.Grant
+	}{
+		{"y", agent.GrantOnce},
+		{"yes", agent.GrantOnce},
+		{"p", agent.GrantProcess},
+		{"m", agent.GrantMinutes},
+		{"l", agent.GrantUntilLocked},
+	} {
+		if bytes.EqualFold(said, []byte(grant.word)) {
+			return grant.Grant
+		}
 	}
 	return agent.GrantNo
+}
+
+// saysYes says whether the answer is the word yes. Answers stay octets that are
+// wiped, and are not made strings: where a yes is wanted somebody may type a PIN.
+func saysYes(said []byte) bool {
+	return bytes.EqualFold(bytes.TrimSpace(said), []byte("yes"))
 }
 
 // inform writes and asks nothing, so it does not wait for its reader.
@@ -72,15 +86,16 @@ func (w terminalWay) inform(ctx context.Context, q question) error {
 	})
 }
 
-// shown asks what may be seen on the screen. The answer is in lower case.
-func (w terminalWay) shown(ctx context.Context, q question, choice string) (said string, err error) {
-	err = w.withTTY(ctx, q, func(ctx context.Context, t *tty) error {
+// shown asks what may be seen on the screen, and has it judged.
+func (w terminalWay) shown(ctx context.Context, q question, choice string, judge func(said []byte) error) error {
+	return w.withTTY(ctx, q, func(ctx context.Context, t *tty) error {
 		line, err := t.ask(ctx, "\r\n"+q.text+"\n"+choice, true)
-		said = strings.ToLower(string(bytes.TrimSpace(line)))
-		clear(line) // somebody may have typed a PIN
+		if err == nil {
+			err = judge(line)
+		}
+		clear(line)
 		return err
 	})
-	return said, err
 }
 
 // withTTY calls ask with a terminal that nobody else uses.
