@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -59,6 +60,10 @@ func scripts(t *testing.T, pinentry, askpass string, o Options) (*Prompter, stri
 	t.Helper()
 	dir := t.TempDir()
 	write := func(name, body string, mode os.FileMode) {
+		// A program that another test starts meanwhile would hold the file open,
+		// and what is open for writing cannot be run.
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), mode); err != nil {
 			t.Fatal(err)
 		}
