@@ -25,6 +25,9 @@ type pane struct {
 // tmux opens a terminal whose shell has the agent in its environment.
 func (d *agentRun) tmux(env ...string) *pane {
 	d.t.Helper()
+	if testing.Short() {
+		d.t.Skip("takes seconds")
+	}
 	dir := must(os.MkdirTemp(d.home, "t"))
 	p := &pane{t: d.t, s: d.scene, socket: filepath.Join(dir, "s")}
 	start := d.command("tmux", "-S", p.socket, "-f", "/dev/null", "new-session", "-d", "-x", "90", "-y", "24", "exec env -u TMUX sh")
@@ -93,7 +96,7 @@ func (p *pane) waitFor(text string) string {
 
 func (p *pane) until(what string, is func(screen string) bool) (screen string) {
 	p.t.Helper()
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(5 * time.Millisecond) {
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(15 * time.Millisecond) {
 		if screen = p.screen(); is(screen) {
 			return screen
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha256"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -79,6 +80,25 @@ var waysToForget = []struct {
 		}
 		d.offersAgain()
 	}},
+}
+
+// TestPromptMemoryFileGone: the PIN goes with the key file.
+func TestPromptMemoryFileGone(t *testing.T) {
+	s := newScene(t, patient, randomPIN(memoryPIN))
+	a := newAskpass(t)
+	d := s.serve(a.env(), "--pin-ttl", "1h")
+	if _, err := d.asked(a, s.public, "say "+s.pin); err != nil {
+		t.Fatal(err, d.logged())
+	}
+	if err := os.Remove(filepath.Join(s.keys, "id.tpm")); err != nil {
+		t.Fatal(err)
+	}
+	d.signs(s.pinless) // the agent has looked at the directory
+	for start := time.Now(); len(inMemory(t, d.cmd.Process.Pid, s.pin)) > 0; time.Sleep(20 * time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			t.Fatal("the PIN of a key whose file is gone stays in memory")
+		}
+	}
 }
 
 // TestPromptMemoryForgotten: a PIN that is remembered is in memory once, and
