@@ -1,6 +1,9 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -53,20 +56,75 @@ func TestPromptCosts(t *testing.T) {
 	}
 }
 
-// TestPromptHangUp: a client that hangs up in the dialog takes it with it, and
-// costs nothing, also if the PIN that is typed then would be wrong.
+// TestPromptHangUp: a client that hangs up in the dialog takes it with it, also
+// if its program is deaf to SIGTERM, and costs nothing.
 func TestPromptHangUp(t *testing.T) {
 	s := newScene(t, patient, "")
 	a := newAskpass(t)
 	d := s.serve(a.env())
-	s.costs(0, func() {
-		conn := connect(t, d.socket)
-		requestSignature(t, conn, s.public)
-		q := a.next()
-		conn.Close()
-		q.gone()
-		d.signs(s.pinless)
-	})
+	for _, stubborn := range []bool{false, true} {
+		s.costs(0, func() {
+			conn := connect(t, d.socket)
+			requestSignature(t, conn, s.public)
+			q := a.next()
+			if stubborn {
+				q.does("stubborn")
+				q.await("deaf")
+			}
+			conn.Close()
+			q.gone()
+			childless(t, d.cmd.Process.Pid)
+			d.signs(s.pinless)
+		})
+	}
+}
+
+// badPinentry speaks the protocol until it is asked for the PIN.
+const badPinentry = `#!/bin/sh
+echo OK hello
+while read -r word rest; do
+	case $word in
+	GETINFO) echo "D gnome3"; echo OK ;;
+	GETPIN) echo; MISBEHAVE; ;;
+	BYE) echo OK; exit ;;
+	*) echo OK ;;
+	esac
+done
+`
+
+// TestPromptBadPinentry: a pinentry that says what none says, or nothing, gives no
+// PIN, costs nothing, and is ended.
+func TestPromptBadPinentry(t *testing.T) {
+	s := newScene(t, patient, "")
+	if err := os.Mkdir(filepath.Join(s.home, ".gnupg"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct{ misbehaves, cause string }{
+		"garbage":    {`head -c 5000 /dev/urandom; echo`, "not the protocol of a pinentry"},
+		"a mebibyte": {`printf 'D '; head -c 1048576 /dev/zero | tr '\000' x; echo; echo OK`, "a line longer than 1000 octets"},
+		"NUL":        {`echo 'D 12%0034'; echo OK`, "a NUL octet"},
+		"crash":      {`kill -SEGV $$`, "ended without an answer, signal: segmentation fault"},
+		"silence":    {`sleep 600`, "nobody answered at the prompt within 1s"},
+		"cancel":     {`echo 'ERR 83886179 Operation cancelled'`, "refused at the prompt"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s.t = t
+			s.write("pinentry", strings.ReplaceAll(badPinentry, "MISBEHAVE", test.misbehaves), 0o700)
+			s.write(".gnupg/gpg-agent.conf", "pinentry-program "+filepath.Join(s.home, "pinentry")+"\n", 0o600)
+			d := s.serve([]string{"DISPLAY=:99"}, "--prompt", "pinentry", "--prompt-timeout", "1s")
+			s.costs(0, func() {
+				if err := d.sign(s.public); err == nil {
+					t.Error("it signs")
+				}
+			})
+			childless(t, d.cmd.Process.Pid)
+			d.signs(s.pinless)
+			d.stop()
+			if log := d.logged(); !strings.Contains(log, test.cause) {
+				t.Errorf("the log does not say %q:\n%s", test.cause, log)
+			}
+		})
+	}
 }
 
 // TestPromptLocked: an agent that is locked lists nothing, signs nothing, asks

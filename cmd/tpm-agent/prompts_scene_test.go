@@ -399,6 +399,17 @@ func (d *dialog) gone() {
 	}
 }
 
+// await waits until the program has written a file of this name.
+func (d *dialog) await(name string) {
+	d.a.t.Helper()
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(d.a.dir, name+"."+d.pid)); err == nil {
+			return
+		}
+	}
+	d.a.t.Errorf("%s does not come", name)
+}
+
 // alive says whether a process is there and has not ended.
 func alive(pid string) bool {
 	stat, err := os.ReadFile("/proc/" + pid + "/stat")
