@@ -132,6 +132,29 @@ func TestKeygenOnTerminal(t *testing.T) {
 	}
 }
 
+// In the background, keygen does not take what is typed for the shell: it is
+// stopped, and asks when it is back.
+func TestKeygenInBackground(t *testing.T) {
+	cmd := program(t, "keygen")
+	shell := exec.Command("bash", "--norc", "-i")
+	shell.Dir, shell.Env = cmd.Dir, append(cmd.Env, "KEYGEN="+cmd.Path, "PS1=ready> ")
+	s := sit(t, shell)
+	s.types("set -b; $KEYGEN keygen -q -f id &\n")
+	s.waitFor("Stopped")
+	s.types("echo shell reads $((6*7))\n")
+	s.waitFor("shell reads 42")
+	s.types("fg\n")
+	s.waitFor("Enter PIN (empty for no PIN): ")
+	s.types("s3cret\n")
+	s.waitFor("Enter same PIN again: ")
+	s.types("s3cret\n")
+	s.waitFor("ready> ")
+	s.types("test -e id.tpm && echo made $((6*7))\n")
+	s.waitFor("made 42")
+	s.types("exit\n")
+	_ = s.cmd.Wait()
+}
+
 // Ctrl-C and Ctrl-D at a question end keygen, and give the terminal back.
 func TestKeygenGivenUp(t *testing.T) {
 	for name, test := range map[string]struct {

@@ -21,6 +21,11 @@ type tty struct {
 	file   *os.File
 	path   string
 	device uint64 // its number, also where path is /dev/tty
+
+	// job: this process is a job of the shell that has the terminal, and is
+	// stopped in the background like others. An agent is not: when it stops it
+	// does so for everybody.
+	job bool
 }
 
 // openTTY opens a terminal, without making it the controlling one and without
@@ -120,9 +125,9 @@ var errVanished = fmt.Errorf("%w: the terminal has gone", agent.ErrNoAnswer)
 // ask writes text and reads a line, which is shown if echo says so. When ctx
 // ends, the read ends, and the terminal is as it was.
 func (t *tty) ask(ctx context.Context, text string, echo bool) (line []byte, err error) {
-	// A shell takes its terminal back from the jobs that it has started, us
-	// among them; an agent that stops for this stops for everybody.
-	signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)
+	if !t.job {
+		signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)
+	}
 	restore, err := t.setEcho(echo)
 	if err != nil {
 		return nil, err
@@ -179,7 +184,7 @@ func (t *tty) newLine() {
 
 // readLine reads a line, until ctx ends.
 func (t *tty) readLine(ctx context.Context) ([]byte, error) {
-	if ours, foreground := t.ours(); ours && !foreground {
+	if ours, foreground := t.ours(); ours && !foreground && !t.job {
 		return t.readAside(ctx)
 	}
 	return readLine(t.file)
@@ -239,7 +244,8 @@ func readLine(file *os.File) ([]byte, error) {
 }
 
 // ReadPIN asks for a PIN on the terminal at path, such as /dev/tty, as
-// [Prompter] does: without echo, and until ctx ends. text is the whole question.
+// [Prompter] does: without echo, and until ctx ends. A job in the background is
+// stopped, as by other programs. text is the whole question.
 // It returns agent.ErrRefused at an end of file.
 func ReadPIN(ctx context.Context, path, text string) ([]byte, error) {
 	t, err := openTTY(path)
@@ -247,5 +253,6 @@ func ReadPIN(ctx context.Context, path, text string) ([]byte, error) {
 		return nil, err
 	}
 	defer t.close()
+	t.job = true
 	return t.ask(ctx, text, false)
 }
