@@ -14,13 +14,13 @@ import (
 	"testing"
 )
 
-// traces are what would give a PIN away on the bus: the beginning of it, and
-// digests of it, by what they are.
-func traces(pin string) map[string][]byte {
+// traces are what would give a PIN away on the bus: its first octets, and digests
+// of it, by what they are.
+func traces(pin string, octets int) map[string][]byte {
 	b := []byte(pin)
 	one, two, three, five := sha1.Sum(b), sha256.Sum256(b), sha512.Sum384(b), sha512.Sum512(b)
 	return map[string][]byte{
-		"the PIN": b[:min(len(b), 4)],
+		"the PIN": b[:min(len(b), octets)],
 		"SHA-1":   one[:8], "SHA-256": two[:8], "SHA-384": three[:8], "SHA-512": five[:8],
 	}
 }
@@ -30,7 +30,7 @@ func traces(pin string) map[string][]byte {
 func (s *scene) onTheBus(pin string) (found []string) {
 	for direction, frames := range map[string][][]byte{"sent": s.tap.Commands(), "received": s.tap.Answers()} {
 		all := bytes.Join(frames, nil)
-		for what, trace := range traces(pin) {
+		for what, trace := range traces(pin, s.octets) {
 			if bytes.Contains(all, trace) {
 				found = append(found, what+" "+direction)
 			}
@@ -58,6 +58,7 @@ func (s *scene) keepsSecrets() {
 // there.
 func TestPromptBusIsWatched(t *testing.T) {
 	s := newScene(t, patient, "")
+	s.octets = 4
 	other := randomPIN(20)
 	conn, err := net.Dial("unix", strings.TrimPrefix(s.tap.Address(), "swtpm:path="))
 	if err != nil {
@@ -85,6 +86,7 @@ func TestPromptBus(t *testing.T) {
 	for _, n := range []int{4, 32, 33, 100} {
 		t.Run(fmt.Sprintf("%d octets", n), func(t *testing.T) {
 			s := newScene(t, patient, randomPIN(n))
+			s.octets = 4
 			a := newAskpass(t)
 			d := s.serve(a.env())
 			s.costs(2, func() {
@@ -104,6 +106,7 @@ func TestPromptBus(t *testing.T) {
 // first; from short to long and back.
 func TestPromptBusOfPasswd(t *testing.T) {
 	s := newScene(t, patient, randomPIN(4))
+	s.octets = 4
 	for _, n := range []int{32, 33, 100, 4} {
 		next := s.wrong(n) // until it is set
 		s.costs(1, func() {
