@@ -106,6 +106,35 @@ func TestOneDialogPerKey(t *testing.T) {
 	<-user.closed
 }
 
+// TestTryOutlivesItsClient: who hangs up while his wrong PIN is being tried
+// does not have it tried for the next one again.
+func TestTryOutlivesItsClient(t *testing.T) {
+	id, key := locked("1234", 32, true)
+	key.begun, key.gate, key.ended = make(chan struct{}), make(chan struct{}), make(chan struct{}, 1)
+	user := newDialogs()
+	s := serve(t, Config{Source: fixed(id), Prompter: user})
+	a, b := s.dial(t), s.dial(t)
+	send(t, a, signMessage(id.Public.Marshal(), nil, 0))
+	<-user.open
+	send(t, b, signMessage(id.Public.Marshal(), nil, 0))
+	s.waiting(t, 2)
+	user.answer <- "wrong"
+	<-key.begun
+	a.Close()
+	s.waiting(t, 1)
+	key.gate <- struct{}{}
+	if p := <-user.open; !p.Retry {
+		t.Errorf("asked again with %+v", p)
+	}
+	user.answer <- "1234"
+	<-key.begun
+	key.gate <- struct{}{}
+	verify(t, id.Public, nil, recv(t, b))
+	if got := key.tried(); !slices.Equal(got, []string{"wrong", "1234"}) {
+		t.Errorf("tried %q", got)
+	}
+}
+
 // TestLastTakesDialogAlong: a dialog for nobody leaves the screen.
 func TestLastTakesDialogAlong(t *testing.T) {
 	id, key := locked("1234", 32, true)

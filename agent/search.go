@@ -61,9 +61,9 @@ func (r *round) identity() (*identity, error) {
 	}
 }
 
-// attempt signs for one member. Whether the auth value is wrong is found out
-// at the price of one try, whoever leaves meanwhile; an error besides is for
-// all.
+// attempt signs for one member. It goes on when that one leaves, as long as
+// others wait: what it has cost may not be known yet, and must not be spent
+// again. An error besides a wrong auth value is for all.
 func (r *round) attempt(value []byte) (wrong bool, err error) {
 	for {
 		m, _ := r.first()
@@ -74,18 +74,15 @@ func (r *round) attempt(value []byte) (wrong bool, err error) {
 			r.settle(m, outcome{err: err})
 			continue
 		}
-		sig, err := m.t.with(m.ctx, value)
+		sig, err := m.t.with(r.ctx, value)
 		switch {
 		case isWrongAuth(err):
 			return true, nil
-		case err != nil && m.ctx.Err() != nil:
-			r.settle(m, outcome{err: err}) // which says nothing about the value
 		case err != nil:
 			return false, r.a.explained(m.t, err)
-		default:
-			r.signer, r.signature = m, sig
-			return false, nil
 		}
+		r.signer, r.signature = m, sig
+		return false, nil
 	}
 }
 
@@ -114,9 +111,8 @@ func (r *round) given(id *identity) (*memory, error) {
 		return nil, nil
 	}
 	defer clear(value)
-	known, _ := r.a.learned(id)
-	if l, _ := r.a.lockout(r.ctx, id); known.refused == version || known.taken != version && l.risky() {
-		r.a.log.Warn("the PIN that was given for a key is not tried", "key", id.name(), "wrong", known.refused == version)
+	if why := r.notToTry(id, version); why != "" {
+		r.a.log.Warn("the PIN that was given for a key is not tried", "key", id.name(), "cause", why)
 		return nil, nil
 	}
 	wrong, err := r.attempt(value)
@@ -132,8 +128,22 @@ func (r *round) given(id *identity) (*memory, error) {
 	return newMemory(len(value), func(b []byte) { copy(b, value) })
 }
 
-// risky: one wrong value locks up, or has.
-func (l Lockout) risky() bool { return l.Tries == 0 || l.Tries == 1 }
+// notToTry says why a version of a given PIN is not to be tried, if so.
+func (r *round) notToTry(id *identity, version string) string {
+	switch known, _ := r.a.learned(id); version {
+	case known.taken:
+		return ""
+	case known.refused:
+		return "it was wrong"
+	}
+	switch l, _ := r.a.lockout(r.ctx, id); l.Tries {
+	case 0:
+		return "no PIN is taken after too many wrong ones"
+	case 1:
+		return "if it is wrong, no PIN is taken any more"
+	}
+	return ""
+}
 
 // prompt asks and signs, until the PIN is right or there is a reason to stop.
 func (r *round) prompt(id *identity) (pin *memory, own bool, err error) {
