@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 // This test program is its own pinentry: run with the variable set, it plays
@@ -152,9 +153,17 @@ func (p part) hang() {
 	time.Sleep(time.Hour)
 }
 
+// startStubborn starts processes that hold what is open here.
 func startStubborn() {
+	files := make([]uintptr, 10)
+	for fd := range files {
+		files[fd] = uintptr(fd)
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+			files[fd] = ^uintptr(0) // is not open
+		}
+	}
 	_, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", "trap '' TERM; sleep 1000 & sleep 1000"}, &syscall.ProcAttr{
-		Env: []string{"PATH=/usr/bin:/bin"}, Files: []uintptr{0, 1, 2, 3, 4, 5, 6, 7, 8, 9},
+		Env: []string{"PATH=/usr/bin:/bin"}, Files: files,
 	})
 	if err != nil {
 		panic(err)
