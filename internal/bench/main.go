@@ -48,7 +48,7 @@ func run() error {
 	if err := b.writeAskpass(); err != nil {
 		return err
 	}
-	return errors.Join(b.signatures(), b.throughput(), b.lists(), b.waiting(), b.residentMemory())
+	return errors.Join(b.signatures(), b.pins(), b.throughput(), b.lists(), b.waiting(), b.residentMemory())
 }
 
 // bench holds what every measurement needs.

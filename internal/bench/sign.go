@@ -28,27 +28,39 @@ type signer struct {
 }
 
 func (b *bench) newSigner(name string, a tpmkey.Algorithm) (*signer, error) {
+	return b.newSignerOf(name, tpmkey.Template{Algorithm: a})
+}
+
+// newSignerOf is newSigner for a key of any kind, and with options for the
+// daemon.
+func (b *bench) newSignerOf(name string, tm tpmkey.Template, options ...string) (*signer, error) {
 	tpm, err := b.startTPM(name)
 	if err != nil {
 		return nil, err
 	}
 	s := &signer{tpm: tpm}
-	file, err := createKey(b.ctx, tpm, tpmkey.Template{Algorithm: a})
-	if err != nil {
-		return nil, errors.Join(err, tpm.stop())
-	}
-	keys := filepath.Join(b.dir, name+".keys")
-	if err := writeKey(keys, "id.tpm", file); err != nil {
-		return nil, errors.Join(err, tpm.stop())
-	}
-	if s.key, err = ssh.NewPublicKey(file.Public.Key); err != nil {
-		return nil, errors.Join(err, tpm.stop())
-	}
-	s.request = signRequest(s.key)
-	if s.daemon, err = b.startDaemon(tpm.address(), keys); err != nil {
+	if err := s.serve(b, name, tm, options); err != nil {
 		return nil, errors.Join(err, tpm.stop())
 	}
 	return s, nil
+}
+
+// serve makes the key, and starts the daemon that has it.
+func (s *signer) serve(b *bench, name string, tm tpmkey.Template, options []string) error {
+	file, err := createKey(b.ctx, s.tpm, tm)
+	if err != nil {
+		return err
+	}
+	keys := filepath.Join(b.dir, name+".keys")
+	if err := writeKey(keys, "id.tpm", file); err != nil {
+		return err
+	}
+	if s.key, err = ssh.NewPublicKey(file.Public.Key); err != nil {
+		return err
+	}
+	s.request = signRequest(s.key)
+	s.daemon, err = b.startDaemon(s.tpm.address(), keys, options...)
+	return err
 }
 
 // signRequest is what a client sends to log in: SSH_AGENTC_SIGN_REQUEST over
