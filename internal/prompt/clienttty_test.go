@@ -466,7 +466,11 @@ func TestOwnedBy(t *testing.T) {
 }
 
 func TestDevicePath(t *testing.T) {
-	for device, want := range map[uint64]string{unix.Mkdev(136, 0): "/dev/pts/0", unix.Mkdev(136, 300): "/dev/pts/300", unix.Mkdev(1, 3): "/dev/null"} {
+	wants := map[uint64]string{unix.Mkdev(136, 0): "/dev/pts/0", unix.Mkdev(136, 300): "/dev/pts/300"}
+	if _, err := os.Stat("/sys/dev/char"); err == nil { // not in every container
+		wants[unix.Mkdev(1, 3)] = "/dev/null"
+	}
+	for device, want := range wants {
 		if got, err := devicePath(device); err != nil || got != want {
 			t.Errorf("got %q, %v; want %s", got, err, want)
 		}
