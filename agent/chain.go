@@ -1,11 +1,11 @@
 package agent
 
 import (
-	"bytes"
 	"fmt"
 	"slices"
-	"strconv"
 	"syscall"
+
+	"github.com/tpm-agent/tpm-agent/internal/procstat"
 )
 
 // Limits of Chain.
@@ -30,14 +30,14 @@ func (p Peer) Chain() []string {
 		if !ok {
 			break
 		}
-		if len(names) == 0 || names[len(names)-1] != child.name {
-			names = append(names, child.name)
+		if len(names) == 0 || names[len(names)-1] != child.Name {
+			names = append(names, child.Name)
 		}
 		if len(names) == maxChain {
 			break
 		}
 		var next process
-		next, ok = lookAt(child.parent)
+		next, ok = lookAt(child.Parent)
 		ok = ok && child.isFrom(next)
 		child = next
 	}
@@ -45,22 +45,18 @@ func (p Peer) Chain() []string {
 	return names
 }
 
-// process is what a Chain needs of one.
+// process is one that runs.
 type process struct {
-	pid     int
-	name    string
-	parent  int
-	session int    // pid of its leader
-	start   uint64 // in ticks since the machine was started
-	uid     uint32
+	procstat.Stat
+	uid uint32
 }
 
 // isFrom says whether parent has started p and belongs to the chain. One that
 // is in another session took over an orphan; one that is younger has the pid
 // of a parent that has gone.
 func (p process) isFrom(parent process) bool {
-	return parent.pid > 1 && parent.session == p.session && parent.pid != parent.session &&
-		parent.uid == p.uid && parent.start <= p.start
+	return parent.PID > 1 && parent.Session == p.Session && parent.PID != parent.Session &&
+		parent.uid == p.uid && parent.Start <= p.Start
 }
 
 // lookAt reads from /proc. The directory stays that of one process, whatever
@@ -89,29 +85,7 @@ func lookAt(pid int) (p process, ok bool) {
 	if err != nil {
 		return p, false
 	}
-	p, ok = parseStat(line[:n])
 	p.uid = owner.Uid
-	return p, ok
-}
-
-// parseStat reads a line of /proc/PID/stat, proc_pid_stat(5). The name may
-// have anything in it, blanks, newlines and parentheses too; behind it there
-// are none.
-func parseStat(line []byte) (p process, ok bool) {
-	open, end := bytes.IndexByte(line, '('), bytes.LastIndexByte(line, ')')
-	if open < 1 || end < open {
-		return p, false
-	}
-	p.name = string(line[open+1 : end])
-	const state, parent, session, start = 0, 1, 3, 19 // of the fields behind the name
-	fields := bytes.Fields(line[end+1:])
-	if len(fields) <= start || len(fields[state]) != 1 {
-		return p, false
-	}
-	var errs [4]error
-	p.pid, errs[0] = strconv.Atoi(string(bytes.TrimSpace(line[:open])))
-	p.parent, errs[1] = strconv.Atoi(string(fields[parent]))
-	p.session, errs[2] = strconv.Atoi(string(fields[session]))
-	p.start, errs[3] = strconv.ParseUint(string(fields[start]), 10, 64)
-	return p, errs == [4]error{}
+	p.Stat, err = procstat.Parse(line[:n])
+	return p, err == nil
 }

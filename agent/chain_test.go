@@ -6,9 +6,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/tpm-agent/tpm-agent/internal/procstat"
 )
 
 // chainOf runs a script of the shell in a session of its own. It is to start
@@ -126,48 +127,25 @@ func TestChainEnds(t *testing.T) {
 
 // TestIsFrom: who is no parent although the pid says so.
 func TestIsFrom(t *testing.T) {
-	child := process{pid: 30, parent: 20, session: 10, start: 100, uid: 1000}
+	child := process{procstat.Stat{PID: 30, Parent: 20, Session: 10, Start: 100}, 1000}
 	for name, test := range map[string]struct {
 		change func(*process)
 		want   bool
 	}{
 		"parent":          {func(*process) {}, true},
-		"started at once": {func(p *process) { p.start = 100 }, true},
-		"younger":         {func(p *process) { p.start = 101 }, false},
+		"started at once": {func(p *process) { p.Start = 100 }, true},
+		"younger":         {func(p *process) { p.Start = 101 }, false},
 		"other user":      {func(p *process) { p.uid = 0 }, false},
-		"other session":   {func(p *process) { p.session = 11 }, false},
-		"leader":          {func(p *process) { p.pid = 10 }, false},
-		"first process":   {func(p *process) { p.pid = 1 }, false},
+		"other session":   {func(p *process) { p.Session = 11 }, false},
+		"leader":          {func(p *process) { p.PID = 10 }, false},
+		"first process":   {func(p *process) { p.PID = 1 }, false},
 	} {
-		parent := process{pid: 20, parent: 10, session: 10, start: 50, uid: 1000}
+		parent := process{procstat.Stat{PID: 20, Parent: 10, Session: 10, Start: 50}, 1000}
 		test.change(&parent)
 		if got := child.isFrom(parent); got != test.want {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
-}
-
-func FuzzParseStat(f *testing.F) {
-	for _, pid := range []int{1, os.Getpid()} {
-		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(line)
-		p, ok := parseStat(line)
-		if !ok || p.pid != pid || pid > 1 && p.parent != os.Getppid() {
-			f.Errorf("%s is %+v", line, p)
-		}
-	}
-	f.Add([]byte("1 (a) b) S 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"))
-	f.Add([]byte("1 (a\n) S 2 3"))
-	f.Add([]byte(")("))
-	f.Fuzz(func(t *testing.T, line []byte) {
-		p, ok := parseStat(line)
-		if ok && !strings.Contains(string(line), "("+p.name+")") {
-			t.Errorf("%q is named %q", line, p.name)
-		}
-	})
 }
 
 func BenchmarkChain(b *testing.B) {

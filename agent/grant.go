@@ -91,7 +91,7 @@ type instance struct {
 // instance is the peer's; nil if it is not known.
 func (p Peer) instance() *instance {
 	if running, ok := lookAt(p.PID); ok {
-		return &instance{running.pid, running.start}
+		return &instance{running.PID, running.Start}
 	}
 	return nil
 }

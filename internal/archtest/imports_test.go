@@ -26,7 +26,7 @@ var everything = row{imports: []string{
 //
 //	cmd -> agent, tpmkey, keyfile, internal
 //	internal/prompt -> agent        internal/keydir -> keyfile
-//	tpmkey -> keyfile, go-tpm       agent -> x/crypto/ssh
+//	tpmkey -> keyfile, go-tpm       agent -> x/crypto/ssh, internal/procstat
 //	keyfile -> standard library and cryptobyte
 //
 // A package without a row fails the test: whoever adds a room says here what
@@ -36,7 +36,7 @@ var table = map[string]row{
 
 	"keyfile": {imports: []string{"golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1"}},
 	"tpmkey":  {imports: []string{"keyfile", "github.com/google/go-tpm/...", "golang.org/x/crypto/cryptobyte", "golang.org/x/sync/semaphore"}, tests: []string{"internal/tcti"}},
-	"agent":   {imports: []string{"golang.org/x/crypto/argon2", "golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"}},
+	"agent":   {imports: []string{"internal/procstat", "golang.org/x/crypto/argon2", "golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"}},
 
 	"internal/boottime":   {imports: []string{"agent", "golang.org/x/sys/unix"}},
 	"internal/child":      {imports: []string{"golang.org/x/sys/unix"}},
@@ -46,7 +46,8 @@ var table = map[string]row{
 	"internal/parents":    {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
 	"internal/pinentry":   {imports: []string{"internal/child", "golang.org/x/sys/unix"}},
 	"internal/privkey":    {imports: []string{"keyfile", "golang.org/x/crypto/blowfish", "golang.org/x/crypto/chacha20", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/crypto/poly1305", "golang.org/x/crypto/scrypt", "golang.org/x/crypto/ssh"}},
-	"internal/prompt":     {imports: []string{"agent", "internal/child", "internal/pinentry", "golang.org/x/term", "golang.org/x/sys/unix"}},
+	"internal/prompt":     {imports: []string{"internal/procstat", "agent", "internal/child", "internal/pinentry", "golang.org/x/term", "golang.org/x/sys/unix"}},
+	"internal/procstat":   {},
 	"internal/randomart":  {},
 	"internal/socket":     {imports: []string{"golang.org/x/sys/unix", "github.com/coreos/go-systemd/v22/activation"}},
 	"internal/softtpm":    {imports: []string{"golang.org/x/sys/unix"}},

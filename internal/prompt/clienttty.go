@@ -40,12 +40,12 @@ func openClientTTY(q agent.Question) (*clientTTY, error) {
 	switch {
 	case err != nil:
 		return nil, errors.New("the client has gone")
-	case client.terminal == 0:
+	case client.Terminal == 0:
 		return nil, errors.New("the client has no terminal")
 	case !client.inForeground():
 		return nil, errors.New("the client is in the background of its terminal")
 	}
-	path, err := devicePath(client.terminal)
+	path, err := devicePath(client.terminal())
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func openClientTTY(q agent.Question) (*clientTTY, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := t.owned(client.terminal); err != nil {
+	if err := t.owned(client.terminal()); err != nil {
 		t.close()
 		return nil, err
 	}
@@ -85,7 +85,7 @@ func devicePath(device uint64) (string, error) {
 // sameDevice checks that what a path names here is what it names for the
 // client: a container has a /dev/pts of its own, which numbers terminals anew.
 func sameDevice(client process, path string) error {
-	theirs, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", client.pid, path))
+	theirs, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", client.PID, path))
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return errors.New("the client may not be looked at")
@@ -118,7 +118,7 @@ func (t *tty) owned(device uint64) error {
 // described is the terminal as a pinentry wants to know it: of which type it is,
 // and how it encodes characters, is in the client's environment.
 func (t *clientTTY) described() pinentry.Terminal {
-	environ, _ := clientEnviron(t.client.pid)
+	environ, _ := clientEnviron(t.client.PID)
 	term := lookup(environ, "TERM")
 	if !wordOnly(term) {
 		term = ""
@@ -159,8 +159,8 @@ func (t *clientTTY) ready() error {
 
 // present says whether the client is still there, in the foreground.
 func (t *clientTTY) present() error {
-	now, err := readProcess(t.client.pid)
-	if err != nil || now.started != t.client.started || now.terminal != t.client.terminal || !now.inForeground() {
+	now, err := readProcess(t.client.PID)
+	if err != nil || now.Start != t.client.Start || now.Terminal != t.client.Terminal || !now.inForeground() {
 		return errTaken
 	}
 	return nil

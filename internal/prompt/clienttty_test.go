@@ -3,7 +3,6 @@ package prompt
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/procstat"
 )
 
 // run starts a program as the leader of a session on this terminal, and in its
@@ -118,8 +118,8 @@ func TestClientTerminalStaysTheClients(t *testing.T) {
 	done := askPIN(t.Context(), onTerminals(), p.client())
 	p.waitFor("Enter PIN for ")
 	during, err := readProcess(os.Getpid())
-	if err != nil || during.terminal != before.terminal {
-		t.Errorf("the agent's terminal was %d and is %d, %v", before.terminal, during.terminal, err)
+	if err != nil || during.Terminal != before.Terminal {
+		t.Errorf("the agent's terminal was %d and is %d, %v", before.Terminal, during.Terminal, err)
 	}
 	p.types("\x04")
 	if got := <-done; !errors.Is(got.err, agent.ErrRefused) {
@@ -415,39 +415,20 @@ func TestClientTerminalTimeout(t *testing.T) {
 	}
 }
 
-func TestParseStat(t *testing.T) {
-	const after = " S 1 %d 300 34817 %d 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2 3\n"
-	for _, name := range []string{"ssh", "a b", "a) R 9 9", ") (", "\n", ""} {
-		p, err := parseStat([]byte(fmt.Sprintf("42 (%s)"+after, name, 7, 7)))
-		if err != nil || p != (process{42, 7, unix.Mkdev(136, 1), 7, "987654"}) || !p.inForeground() {
-			t.Errorf("%q: got %+v, %v", name, p, err)
+func TestProcess(t *testing.T) {
+	p := process{procstat.Stat{Terminal: 34817, Group: 7, Foreground: 7}}
+	if p.terminal() != unix.Mkdev(136, 1) || !p.inForeground() {
+		t.Errorf("terminal %#x, in the foreground: %t", p.terminal(), p.inForeground())
+	}
+	for _, p := range []procstat.Stat{{Terminal: 34817, Group: 7, Foreground: 8}, {Group: -1, Foreground: -1}} {
+		if (process{p}).inForeground() {
+			t.Errorf("%+v is in the foreground", p)
 		}
-	}
-	if p, err := parseStat([]byte(fmt.Sprintf("42 (x)"+after, 7, 8))); err != nil || p.inForeground() {
-		t.Errorf("background: got %+v, %v", p, err)
-	}
-	if p, err := parseStat([]byte("42 (x) S 1 7 7 0 -1 0 1 2 3 4 5 6 7 8 20 0 1 0 987654")); err != nil || p.inForeground() {
-		t.Errorf("no terminal: got %+v, %v", p, err)
 	}
 	self, err := readProcess(os.Getpid())
-	if err != nil || self.group != unix.Getpgrp() {
+	if err != nil || self.Group != unix.Getpgrp() {
 		t.Errorf("got %+v, %v", self, err)
 	}
-}
-
-func FuzzParseStat(f *testing.F) {
-	stat, err := os.ReadFile("/proc/self/stat")
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(stat)
-	f.Add([]byte("1 (a) b) S"))
-	f.Add([]byte("1 ()))))) ((("))
-	f.Fuzz(func(t *testing.T, stat []byte) {
-		if p, err := parseStat(stat); err != nil && p != (process{}) && p.inForeground() {
-			t.Errorf("%+v with %v", p, err)
-		}
-	})
 }
 
 func TestOwnedBy(t *testing.T) {

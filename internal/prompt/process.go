@@ -11,58 +11,30 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/procstat"
 )
 
-// process is what proc_pid_stat(5) says of a process and its terminal.
-type process struct {
-	pid        int
-	group      int    // process group
-	terminal   uint64 // device number of the controlling terminal; 0: it has none
-	foreground int    // process group in the foreground of that
-	started    string // when, in ticks since boot: tells it from a later process of that number
-}
+// process is one that may have a terminal.
+type process struct{ procstat.Stat }
 
 // readProcess reads /proc/PID/stat.
 func readProcess(pid int) (process, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return process{}, err
 	}
-	p, err := parseStat(stat)
-	if err == nil && p.pid != pid {
+	stat, err := procstat.Parse(line)
+	if err == nil && stat.PID != pid {
 		err = errors.New("it is of another process")
 	}
 	if err != nil {
 		return process{}, fmt.Errorf("/proc/%d/stat: %w", pid, err)
 	}
-	return p, nil
+	return process{stat}, nil
 }
 
-// parseStat takes a line of proc_pid_stat(5) apart. The second field, the name
-// of the program, may hold anything, so fields are counted from its end.
-func parseStat(stat []byte) (p process, err error) {
-	number, rest, ok := bytes.Cut(stat, []byte(" ("))
-	end := bytes.LastIndexByte(rest, ')')
-	if !ok || end < 0 {
-		return p, errors.New("it has no name in brackets")
-	}
-	fields := strings.Fields(string(rest[end+1:])) // from the third on: the state
-	if len(fields) < 20 {
-		return p, fmt.Errorf("it has %d fields", len(fields)+2)
-	}
-	var terminal int
-	for _, number := range []struct {
-		into *int
-		text string
-	}{{&p.pid, string(number)}, {&p.group, fields[2]}, {&terminal, fields[4]}, {&p.foreground, fields[5]}} {
-		if *number.into, err = strconv.Atoi(number.text); err != nil {
-			return process{}, err
-		}
-	}
-	p.terminal = deviceNumber(uint32(int32(terminal)))
-	p.started = fields[19]
-	return p, nil
-}
+// terminal is the device number of the controlling terminal; 0: it has none.
+func (p process) terminal() uint64 { return deviceNumber(p.Terminal) }
 
 // deviceNumber makes a device number of the kernel's 32 bits: minor in 31..20
 // and 7..0, major in 19..8.
@@ -72,7 +44,7 @@ func deviceNumber(packed uint32) uint64 {
 
 // inForeground says whether what is typed on its terminal is for this process.
 func (p process) inForeground() bool {
-	return p.terminal != 0 && p.group == p.foreground
+	return p.Terminal != 0 && p.Group == p.Foreground
 }
 
 // ownClient checks that a client is a process of this user on this machine, so
