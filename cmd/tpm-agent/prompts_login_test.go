@@ -29,7 +29,7 @@ ssh-keygen -Y sign -n file -f "keys/$1.pub" text && ssh-keygen -Y check-novalida
 `
 	gitScript = `#!/bin/sh
 cd "${0%/*}/repository" &&
-git commit -q -S --allow-empty -m signed && git log -1 --format='commit %G? by %GS'
+git commit -q -S --allow-empty -m signed && git --no-pager log -1 --format='commit %G? by %GS'
 `
 )
 
