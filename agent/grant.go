@@ -37,8 +37,8 @@ func (a *Agent) granted(id *identity, peer Peer, use Use) bool {
 }
 
 // grant notes for how long consent holds. It does not outlast the agent's
-// being locked, or the key.
-func (a *Agent) grant(id *identity, peer Peer, use Use, how Grant) {
+// being locked, or the key. since is Agent.forgotten from before it was asked for.
+func (a *Agent) grant(id *identity, peer Peer, use Use, how Grant, since uint64) {
 	g := &grant{id: id, use: use.scope()}
 	switch how {
 	case GrantProcess:
@@ -54,7 +54,7 @@ func (a *Agent) grant(id *identity, peer Peer, use Use, how Grant) {
 	a.forgetGrants(a.outlived)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.lock.locked {
+	if !a.lock.locked && a.forgotten.Load() == since {
 		a.grants = append(a.grants, g)
 		a.remembering()
 	}

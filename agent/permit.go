@@ -53,6 +53,7 @@ func (a *Agent) confirm(ctx context.Context, id *identity, peer Peer, use Use) *
 	if a.granted(id, peer, use) { // meanwhile
 		return nil
 	}
+	since := a.forgotten.Load()
 	how, r := a.askConsent(ctx, id, peer, use)
 	if r != nil {
 		return r
@@ -60,7 +61,7 @@ func (a *Agent) confirm(ctx context.Context, id *identity, peer Peer, use Use) *
 	if _, r := a.again(id.blob, id.limits); r != nil {
 		return r
 	}
-	a.grant(id, peer, use, how)
+	a.grant(id, peer, use, how, since)
 	return nil
 }
 

@@ -107,7 +107,9 @@ func (a *Agent) forget(match func(*pin) bool) (n int) {
 			n++
 		}
 	}
-	a.setPINAlarm()
+	if n > 0 {
+		a.setPINAlarm()
+	}
 	return n
 }
 
@@ -128,13 +130,13 @@ func (a *Agent) expirePINs() {
 func (a *Agent) sweepPINs() {
 	a.expirePINs()
 	set := a.source.Identities()
-	a.forget(func(p *pin) bool { return !a.holdsKey(set, p.id) })
-	a.forgetGrants(func(g *grant) bool { return !a.holdsKey(set, g.id) })
+	a.forget(func(p *pin) bool { return !a.has(set, p.id.line, p.id.Key, false) })
+	a.forgetGrants(func(g *grant) bool { return !a.has(set, g.id.line, g.id.Key, false) })
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.swept = set
 	for line, known := range a.auth {
-		if !a.knowsKey(set, line, known.key) {
+		if !a.has(set, line, known.key, true) {
 			delete(a.auth, line)
 		}
 	}
@@ -150,19 +152,15 @@ func (a *Agent) sweepIfChanged(set *Set) {
 	}
 }
 
-// knowsKey says whether there is an identity with this key, hidden or not.
-// a.mu is held.
-func (a *Agent) knowsKey(set *Set, line string, key Key) bool {
+// has says whether there is an identity with this key. Those of the source that
+// clients have removed count only if hidden says so. a.mu is held.
+func (a *Agent) has(set *Set, line string, key Key, hidden bool) bool {
 	same := func(id *identity) bool { return id.line == line && id.Key == key }
-	return slices.ContainsFunc(set.ids, same) ||
-		slices.ContainsFunc(a.added.entries, func(e *entry) bool { return same(e.identity) })
-}
-
-// holdsKey says whether there is an identity with the key of id, which nobody
-// has removed. a.mu is held.
-func (a *Agent) holdsKey(set *Set, id *identity) bool {
-	same := func(other *identity) bool { return other.line == id.line && other.Key == id.Key }
-	return slices.ContainsFunc(set.ids, func(other *identity) bool { return same(other) && !a.removed[other.blob] }) ||
+	offered := func(id *identity) bool { return same(id) && (hidden || !a.removed[id.blob]) }
+	if id := set.byBlob[line]; id != nil && offered(id) {
+		return true // most are found so; of the others there may be a certificate
+	}
+	return slices.ContainsFunc(set.ids, offered) ||
 		slices.ContainsFunc(a.added.entries, func(e *entry) bool { return same(e.identity) })
 }
 

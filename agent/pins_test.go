@@ -340,3 +340,43 @@ func loginData(t *testing.T, key ssh.PublicKey, session, user string) []byte {
 	}
 	return data
 }
+
+// forgetful has all PINs and consent forgotten while it asks.
+type forgetful struct {
+	consenting
+	forget func() int
+}
+
+func (f *forgetful) Confirm(ctx context.Context, p ConfirmPrompt) (Grant, error) {
+	f.forget()
+	return f.consenting.Confirm(ctx, p)
+}
+
+// TestConsentForgottenMeanwhile: as with PINs, a consent that was asked for
+// before all were forgotten holds for this once.
+func TestConsentForgottenMeanwhile(t *testing.T) {
+	id := plain("k", p256())
+	user := &forgetful{consenting: consenting{how: []Grant{GrantUntilLocked, GrantUntilLocked}}}
+	s := serve(t, Config{Source: fixed(id), Prompter: user, ConfirmAll: true})
+	user.forget = s.ForgetPINs
+	for range 2 {
+		verify(t, id.Public, nil, ask(t, s.dial(t), signMessage(id.Public.Marshal(), nil, 0)))
+	}
+	if len(user.asked) != 2 {
+		t.Errorf("asked %d times", len(user.asked))
+	}
+}
+
+// TestRememberedSetsNoAlarms: using a PIN that is remembered leaves the clock
+// alone.
+func TestRememberedSetsNoAlarms(t *testing.T) {
+	r := remember(t, time.Hour)
+	r.sign(t)
+	before := len(r.clock.set)
+	for range 5 {
+		r.sign(t)
+	}
+	if n := len(r.clock.set) - before; n != 0 || r.clock.pending() != 1 {
+		t.Errorf("%d alarms were set, %d are pending", n, r.clock.pending())
+	}
+}
