@@ -163,12 +163,6 @@ func (c *conn) readRequests() error {
 	return nil
 }
 
-// answered notes when a client was last served.
-func (c *conn) answered() {
-	c.lastUsed.Store(int64(c.a.clock.Now()))
-	c.pending.Add(-1)
-}
-
 // idle says whether the client waits for nothing, and since when.
 func (c *conn) idle() (since time.Duration, idle bool) {
 	return time.Duration(c.lastUsed.Load()), c.pending.Load() == 0
@@ -199,8 +193,9 @@ func (c *conn) answer() {
 		if isSecret(request) {
 			clear(request)
 		}
+		c.lastUsed.Store(int64(c.a.clock.Now())) // before the client can go on
 		err := c.write(r.answer)
-		c.answered()
+		c.pending.Add(-1)
 		if r.after != nil {
 			r.after()
 		}
