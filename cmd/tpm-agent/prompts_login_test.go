@@ -218,7 +218,7 @@ func TestPromptProcessesAreWatched(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if found := processesWith([]string{"nowhere", pin}); len(found) != 1 {
+		if found := processesWith([]string{randomPIN(20), pin}); len(found) != 1 {
 			t.Errorf("found in %q", found)
 		}
 		stdin.Close()
