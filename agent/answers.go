@@ -19,6 +19,7 @@ var ownerAnswers = map[string]struct {
 	extUnlockKey:  {answer: (*Agent).unlockKey},
 	extForgetPINs: {answer: (*Agent).forgetPINs, whenLocked: true},
 	extRefusals:   {answer: (*Agent).refusals},
+	extHeldKeys:   {answer: (*Agent).heldKeys},
 }
 
 // answerOwner answers one of them. The error is about the request, which could

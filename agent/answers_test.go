@@ -142,6 +142,7 @@ func TestOwnerOnly(t *testing.T) {
 		extUnlockKey:  unlockWith("1234", id, 0),
 		extForgetPINs: ForgetRequest(),
 		extRefusals:   RefusalsRequest(),
+		extHeldKeys:   HeldRequest(0),
 	}
 	query := message(msgExtension, extQuery)
 	for _, local := range []bool{false, true} {
@@ -184,7 +185,7 @@ func TestOwnerOnly(t *testing.T) {
 func FuzzOwnerRequests(f *testing.F) {
 	id, _ := locked("1234", 32, true)
 	for _, m := range [][]byte{
-		(&StatusRequest{Blob: id.Public.Marshal()}).Marshal(), unlockWith("1234", id, 5), ForgetRequest(), RefusalsRequest(),
+		(&StatusRequest{Blob: id.Public.Marshal()}).Marshal(), unlockWith("1234", id, 5), ForgetRequest(), RefusalsRequest(), HeldRequest(1),
 	} {
 		f.Add(m)
 	}
@@ -210,10 +211,12 @@ func FuzzOwnerAnswers(f *testing.F) {
 	f.Add(response(extUnlockKey, marshalUnlock(0, &WrongPINError{2})))
 	f.Add(response(extForgetPINs, []byte{0, 0, 0, 1}))
 	f.Add(response(extRefusals, (&Refusal{Request: "sign"}).marshal(nil)))
+	f.Add(response(extHeldKeys, append(make([]byte, 4), (&Held{Comment: "c", Destinations: []string{"a>b"}}).marshal()...)))
 	f.Fuzz(func(_ *testing.T, answer []byte) {
 		ParseStatusAnswer(answer)
 		ParseUnlockAnswer(answer)
 		ParseForgetAnswer(answer)
 		ParseRefusals(answer)
+		ParseHeld(answer)
 	})
 }

@@ -18,6 +18,7 @@ const (
 	extUnlockKey  = "unlock-key@tpm-agent.github.io"
 	extForgetPINs = "forget-pins@tpm-agent.github.io"
 	extRefusals   = "refusals@tpm-agent.github.io"
+	extHeldKeys   = "held-keys@tpm-agent.github.io"
 )
 
 // Forever is how long a PIN is remembered that nothing but forgetting ends.

@@ -44,6 +44,16 @@ func newUpstreams(list []Upstream, log *slog.Logger) *upstreams {
 
 func (u *upstreams) any() bool { return len(u.list) > 0 }
 
+// holder is the name of the first that has listed the key; "" if none has.
+func (u *upstreams) holder(blob string) string {
+	for _, up := range u.list {
+		if up.holds(blob) {
+			return up.name
+		}
+	}
+	return ""
+}
+
 // relay is what one client needs to talk to them. It costs nothing until it is
 // used.
 func (u *upstreams) relay() *relay { return &relay{ups: u} }
