@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -18,6 +20,7 @@ import (
 
 type listOptions struct {
 	keyDirs []string
+	socket  string
 	json    bool
 }
 
@@ -25,11 +28,18 @@ func newListCmd(g *global) *cobra.Command {
 	var o listOptions
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List the keys in ~/.ssh",
+		Short: "List the keys in ~/.ssh, and what the agent offers",
 		Long: `Lists the TPM keys in ~/.ssh, or in the directories given: name, type and size,
 fingerprint, the storage key that wraps it, whether it has a PIN, and the file.
 Any file that holds a TSS2 PRIVATE KEY block is a key, whatever it is called. The
 TPM is not asked, so a key of another TPM is listed too.
+
+AGENT says what the agent that runs does with a key: whether it offers it, for
+how much longer, only with confirmation, only to some destinations, and whether
+it remembers its PIN. Behind the keys in the directories stand the others that it
+offers: those from elsewhere, in its memory (ssh-add) and of its upstream agents,
+whose conditions only they know. The last line names the agent. An agent that is
+not tpm-agent, or does not run, is said to be so.
 
 Files that should be keys but cannot be used are named on standard error, with
 the reason. They do no harm to the others.
@@ -43,10 +53,11 @@ beside the keys.`,
 		Example: `  tpm-agent list
   tpm-agent list --key-dir /etc/ssh/tpm --json`,
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return runList(g, o) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runList(cmd, g, o) },
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&o.keyDirs, "key-dir", nil, "`DIR`ectory with keys; may be given several times (default ~/.ssh)")
+	f.StringVar(&o.socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK, else $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
 	f.BoolVar(&o.json, "json", false, "as JSON")
 	return cmd
 }
@@ -55,7 +66,9 @@ beside the keys.`,
 type listing struct {
 	TPM       string       `json:"tpm"`
 	Protected bool         `json:"protected"` // false: the TPM asked for is the software TPM
+	Agent     *agentInfo   `json:"agent,omitempty"`
 	Keys      []listedKey  `json:"keys"`
+	Others    []listedElse `json:"others,omitempty"` // what the agent offers besides
 	Problems  []listedFile `json:"problems"`
 }
 
@@ -71,6 +84,7 @@ type listedKey struct {
 	PIN          bool            `json:"pin"`
 	Certificates int             `json:"certificates"`
 	File         string          `json:"file"`
+	Agent        *offer          `json:"agent,omitempty"`
 }
 
 type listedFile struct {
@@ -78,7 +92,9 @@ type listedFile struct {
 	Problem string `json:"problem"`
 }
 
-func runList(g *global, o listOptions) error {
+func runList(cmd *cobra.Command, g *global, o listOptions) error {
+	ctx, done := interrupting(cmd)
+	defer done()
 	addr, err := g.address()
 	if err != nil {
 		return err
@@ -89,6 +105,9 @@ func runList(g *global, o listOptions) error {
 	}
 	l, err := makeListing(addr, dirs)
 	if err != nil {
+		return err
+	}
+	if err := l.askAgent(ctx, g.sys, o.socket); err != nil {
 		return err
 	}
 	if o.json {
@@ -154,17 +173,19 @@ func makeListing(addr tcti.Address, dirs []string) (l listing, err error) {
 }
 
 func (l *listing) print(w io.Writer) error {
+	rows := [][]string{{"NAME", "TYPE", "BITS", "FINGERPRINT", "STORAGE KEY", "PIN", "AGENT", "FILE"}}
+	for i := range l.Keys {
+		rows = append(rows, l.Keys[i].row())
+	}
+	for i := range l.Others {
+		rows = append(rows, l.Others[i].row())
+	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tTYPE\tBITS\tFINGERPRINT\tSTORAGE KEY\tPIN\tFILE")
-	for _, k := range l.Keys {
-		pin, storage := "no", k.Parent
-		if k.Lost != "" {
-			storage += "*"
+	for _, row := range rows {
+		if !l.asked() {
+			row = slices.Delete(row, 6, 7)
 		}
-		if k.PIN {
-			pin = "yes"
-		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", k.Name, k.Type, k.Bits, k.Fingerprint, storage, pin, k.File)
+		fmt.Fprintln(t, strings.Join(row, "\t"))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -172,11 +193,37 @@ func (l *listing) print(w io.Writer) error {
 	if err := l.printLost(w); err != nil {
 		return err
 	}
-	if !l.Protected {
-		_, err := fmt.Fprintf(w, "TPM: %s (%s)\n", l.TPM, notProtected)
-		return err
+	return l.printSources(w)
+}
+
+func (k *listedKey) row() []string {
+	pin, storage := "no", k.Parent
+	if k.Lost != "" {
+		storage += "*"
 	}
-	return nil
+	if k.PIN {
+		pin = "yes"
+	}
+	return []string{k.Name, k.Type, strconv.Itoa(k.Bits), k.Fingerprint, storage, pin, k.Agent.words(), k.File}
+}
+
+// asked says whether an agent has answered.
+func (l *listing) asked() bool { return l.Agent != nil && l.Agent.Problem == "" }
+
+// printSources says which agent was asked, and of the TPM what must be said.
+func (l *listing) printSources(w io.Writer) error {
+	var b strings.Builder
+	switch {
+	case l.asked():
+		fmt.Fprintf(&b, "Agent: %s\n", l.Agent.Socket)
+	case l.Agent != nil:
+		fmt.Fprintf(&b, "Agent: %s\n", l.Agent.Problem)
+	}
+	if !l.Protected {
+		fmt.Fprintf(&b, "TPM: %s (%s)\n", l.TPM, notProtected)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // printLost says once what several keys may have in common.
