@@ -199,14 +199,12 @@ eval "$(tpm-agent serve --fork --prompt terminal)"
 ssh-keygen -Y sign -n file -f .ssh/id_ecdsa.pub .ssh/id_ecdsa.pub
 eval "$(tpm-agent serve -k)"`)
 	s := sit(t, cmd)
-	s.waitFor("agent refused operation")
-	s.waitFor("Enter PIN for ")
-	s.types("2468\n")
-	s.waitFor("Write signature to ")
-	s.waitFor("killed")
-	if err := s.cmd.Wait(); err != nil {
-		t.Error(err)
-	}
+	s.WaitFor("agent refused operation")
+	s.WaitFor("Enter PIN for ")
+	s.Type("2468\n")
+	s.WaitFor("Write signature to ")
+	s.WaitFor("killed")
+	s.ends(0)
 }
 
 // TestForkFails: an agent that cannot start says why where it was started.

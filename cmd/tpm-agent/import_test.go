@@ -63,31 +63,26 @@ func TestImportOnTerminal(t *testing.T) {
 			cmd := program(t, "import", "id")
 			public := sshKey(t, filepath.Join(cmd.Dir, "id"), "s3cret")
 			s := sit(t, cmd)
-			s.waitFor("Enter passphrase for id: ")
-			if s.echoes() {
+			s.WaitFor("Enter passphrase for id: ")
+			if s.Echoes() {
 				t.Error("the passphrase can be seen")
 			}
-			s.types("wrong\n")
-			s.waitFor("Wrong passphrase.  Try again.")
-			s.waitFor("Enter passphrase for id: ")
-			s.types("s3cret\n")
+			s.Type("wrong\n")
+			s.WaitFor("Wrong passphrase.  Try again.")
+			s.WaitFor("Enter passphrase for id: ")
+			s.Type("s3cret\n")
 			for _, answer := range test.answers {
-				s.waitFor("keep the passphrase, change it, or drop it? (keep/change/drop) [keep]: ")
-				s.types(answer)
+				s.WaitFor("keep the passphrase, change it, or drop it? (keep/change/drop) [keep]: ")
+				s.Type(answer)
 			}
 			if test.pin == "another" {
 				for _, question := range []string{"Enter PIN (empty for no PIN): ", "Enter same PIN again: "} {
-					s.waitFor(question)
-					s.types(test.pin + "\n")
+					s.WaitFor(question)
+					s.Type(test.pin + "\n")
 				}
 			}
-			s.waitFor("The old private key is still in id")
-			if err := s.cmd.Wait(); err != nil {
-				t.Error(err)
-			}
-			if !s.echoes() {
-				t.Error("the terminal was left without echo")
-			}
+			s.WaitFor("The old private key is still in id")
+			s.ends(0)
 			if key := checkImported(t, filepath.Join(cmd.Dir, "id.tpm"), public); key.EmptyAuth != (test.pin == "") {
 				t.Errorf("no PIN: %v", key.EmptyAuth)
 			}
@@ -139,17 +134,11 @@ func TestImportGivenUp(t *testing.T) {
 			sshKey(t, filepath.Join(cmd.Dir, "id"), "s3cret")
 			s := sit(t, cmd)
 			for _, typed := range test.typed {
-				s.waitFor("Enter passphrase for id: ")
-				s.types(typed)
+				s.WaitFor("Enter passphrase for id: ")
+				s.Type(typed)
 			}
-			s.waitFor(test.says)
-			_ = s.cmd.Wait()
-			if got := s.cmd.ProcessState.ExitCode(); got != test.status {
-				t.Errorf("exit status %d, want %d", got, test.status)
-			}
-			if !s.echoes() {
-				t.Error("the terminal was left without echo")
-			}
+			s.WaitFor(test.says)
+			s.ends(test.status)
 			if files := list(t, s.cmd.Dir); len(files) != 2 {
 				t.Errorf("there are %q", files)
 			}
@@ -174,20 +163,18 @@ func TestImportWrappedOnTerminal(t *testing.T) {
 	}
 	run("keygen", "-q", "--for", "srk", "-N", "s3cret", "-f", "id")
 	s := sit(t, cmd)
-	s.waitFor("Enter PIN for id.wrapped.tpm: ")
-	if s.echoes() {
+	s.WaitFor("Enter PIN for id.wrapped.tpm: ")
+	if s.Echoes() {
 		t.Error("the PIN can be seen")
 	}
-	s.types("wrong\n")
-	s.waitFor("wrong PIN")
-	s.waitFor("Try again.")
-	s.waitFor("Enter PIN for id.wrapped.tpm: ")
-	s.types("s3cret\n")
-	s.waitFor("Your public key is the same, in id.pub")
-	s.waitFor("Only this TPM can open it")
-	if err := s.cmd.Wait(); err != nil {
-		t.Error(err)
-	}
+	s.Type("wrong\n")
+	s.WaitFor("wrong PIN")
+	s.WaitFor("Try again.")
+	s.WaitFor("Enter PIN for id.wrapped.tpm: ")
+	s.Type("s3cret\n")
+	s.WaitFor("Your public key is the same, in id.pub")
+	s.WaitFor("Only this TPM can open it")
+	s.ends(0)
 	if _, _, err := readKey(filepath.Join(cmd.Dir, "id.tpm")); err != nil {
 		t.Error(err)
 	}

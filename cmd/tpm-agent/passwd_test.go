@@ -19,28 +19,6 @@ func (s *scene) passwd(key string, args ...string) *seat {
 	return sit(s.t, s.command("tpm-agent", append([]string{"passwd", "keys/" + key + ".tpm"}, args...)...))
 }
 
-// secretly answers a question without its being shown.
-func (s *seat) secretly(question, answer string) {
-	s.t.Helper()
-	s.waitFor(question)
-	if s.echoes() {
-		s.t.Errorf("the answer to %q can be seen", question)
-	}
-	s.types(answer + "\n")
-}
-
-// ended waits for the end of the program, and checks its status.
-func (s *seat) ended(want int) {
-	s.t.Helper()
-	_ = s.cmd.Wait()
-	if got := s.cmd.ProcessState.ExitCode(); got != want {
-		s.t.Errorf("exit status %d, want %d; seen %q", got, want, s.seen.String())
-	}
-	if !s.echoes() {
-		s.t.Error("the terminal was left without echo")
-	}
-}
-
 // tried has the TPM sign with a key file of the scene.
 func (s *scene) tried(key, pin string) (string, bool) {
 	s.t.Helper()
@@ -69,21 +47,21 @@ func TestPasswdOnTerminal(t *testing.T) {
 	s.costs(2, func() {
 		p := s.passwd("id")
 		p.secretly("Enter old PIN for keys/id.tpm (3 tries before the TPM locks): ", s.wrong(8))
-		p.waitFor("wrong PIN (2 tries left before the TPM locks).  Try again.")
+		p.WaitFor("wrong PIN (2 tries left before the TPM locks).  Try again.")
 		p.secretly("Enter old PIN for keys/id.tpm (2 tries before the TPM locks): ", s.wrong(8))
-		p.waitFor("wrong PIN (1 try left before the TPM locks).  Try again.")
-		p.waitFor("One try is left. If the PIN is wrong, the TPM takes none for 24 hours, of no key and no program on this machine.")
-		p.waitFor("Type yes to try it: ")
-		p.types("yes\n")
+		p.WaitFor("wrong PIN (1 try left before the TPM locks).  Try again.")
+		p.WaitFor("One try is left. If the PIN is wrong, the TPM takes none for 24 hours, of no key and no program on this machine.")
+		p.WaitFor("Type yes to try it: ")
+		p.Type("yes\n")
 		p.secretly("Enter old PIN for keys/id.tpm (the last try before the TPM locks): ", s.pin)
 		p.secretly("Enter new PIN (empty for no PIN): ", changed)
 		p.secretly("Enter same PIN again: ", s.wrong(5))
-		p.waitFor("PINs do not match.  Try again.")
+		p.WaitFor("PINs do not match.  Try again.")
 		p.secretly("Enter new PIN (empty for no PIN): ", changed)
 		p.secretly("Enter same PIN again: ", changed)
-		p.waitFor("The PIN of keys/id.tpm was changed.")
-		p.waitFor("with the old PIN.")
-		p.ended(0)
+		p.WaitFor("The PIN of keys/id.tpm was changed.")
+		p.WaitFor("with the old PIN.")
+		p.ends(0)
 	})
 	s.mustTry("id", changed)
 	// Without the yes nothing is tried.
@@ -91,27 +69,27 @@ func TestPasswdOnTerminal(t *testing.T) {
 	for _, answer := range []string{"y\n", "no\n", "\n", "YES\n"} {
 		s.costs(0, func() {
 			p := s.passwd("id")
-			p.waitFor("Type yes to try it: ")
-			p.types(answer)
-			p.waitFor("the last try before the TPM locks was not used")
-			p.waitFor("hint: nothing was changed; wait 24 hours, and the TPM gives a try back")
-			p.ended(1)
+			p.WaitFor("Type yes to try it: ")
+			p.Type(answer)
+			p.WaitFor("the last try before the TPM locks was not used")
+			p.WaitFor("hint: nothing was changed; wait 24 hours, and the TPM gives a try back")
+			p.ends(1)
 		})
 	}
 	s.costs(1, func() {
 		p := s.passwd("id")
-		p.waitFor("Type yes to try it: ")
-		p.types("yes\n")
+		p.WaitFor("Type yes to try it: ")
+		p.Type("yes\n")
 		p.secretly("Enter old PIN ", s.wrong(8))
-		p.waitFor("wrong PIN; the TPM is locked after too many wrong PINs, of any program on this machine")
-		p.waitFor("the next try is possible in at most 24h0m0s")
-		p.waitFor("tpm2_dictionarylockout --clear-lockout")
-		p.ended(1)
+		p.WaitFor("wrong PIN; the TPM is locked after too many wrong PINs, of any program on this machine")
+		p.WaitFor("the next try is possible in at most 24h0m0s")
+		p.WaitFor("tpm2_dictionarylockout --clear-lockout")
+		p.ends(1)
 	})
 	p := s.passwd("id")
-	p.waitFor("the TPM is locked")
-	p.waitFor("hint: wait 24 hours; keys without a PIN go on working")
-	p.ended(1)
+	p.WaitFor("the TPM is locked")
+	p.WaitFor("hint: wait 24 hours; keys without a PIN go on working")
+	p.ends(1)
 	if s.content("id") != before {
 		t.Error("the key file has changed")
 	}
@@ -121,12 +99,12 @@ func TestPasswdOnTerminal(t *testing.T) {
 func TestPasswdRecovers(t *testing.T) {
 	s := newScene(t, lockoutParameters{1, time.Second}, "")
 	p := s.passwd("id")
-	p.waitFor("the TPM takes none for 1 seconds")
-	p.waitFor("Type yes to try it: ")
-	p.types("yes\n")
+	p.WaitFor("the TPM takes none for 1 seconds")
+	p.WaitFor("Type yes to try it: ")
+	p.Type("yes\n")
 	p.secretly("Enter old PIN ", s.wrong(8))
-	p.waitFor("the TPM is locked")
-	p.ended(1)
+	p.WaitFor("the TPM is locked")
+	p.ends(1)
 	for start := time.Now(); s.counter() > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Since(start) > 30*time.Second {
 			t.Fatal("the TPM stays locked")
@@ -150,10 +128,10 @@ func TestPasswdGivenUp(t *testing.T) {
 			for _, question := range []string{"Enter old PIN for keys/id.tpm (31 tries", "Enter new PIN (empty for no PIN): "}[:questions] {
 				p.secretly(question, s.pin)
 			}
-			p.waitFor([]string{"Enter old PIN", "Enter new PIN", "Enter same PIN again: "}[questions])
-			p.types(end.typed)
-			p.waitFor(end.says)
-			p.ended(end.status)
+			p.WaitFor([]string{"Enter old PIN", "Enter new PIN", "Enter same PIN again: "}[questions])
+			p.Type(end.typed)
+			p.WaitFor(end.says)
+			p.ends(end.status)
 		}
 	}
 	if s.content("id") != before || s.counter() != 0 {
@@ -163,8 +141,8 @@ func TestPasswdGivenUp(t *testing.T) {
 	for range 3 {
 		p.secretly("Enter old PIN", s.wrong(8))
 	}
-	p.waitFor("tpm-agent: changing the PIN of keys/id.tpm: wrong PIN (28 tries left before the TPM locks)")
-	p.ended(1)
+	p.WaitFor("tpm-agent: changing the PIN of keys/id.tpm: wrong PIN (28 tries left before the TPM locks)")
+	p.ends(1)
 }
 
 // TestPasswdUnprotected: what the lockout cannot protect is said, and a new key
@@ -175,20 +153,20 @@ func TestPasswdUnprotected(t *testing.T) {
 		s := newScene(t, patient, "")
 		before := s.content("plain")
 		p := s.passwd("plain")
-		p.waitFor("keys/plain.tpm was made without a PIN, and is exempt from the TPM's lockout")
-		p.waitFor(question)
-		p.types("new\n")
-		p.waitFor("Enter file in which to save the key (keys/plain-pin): ")
-		p.types("\n")
+		p.WaitFor("keys/plain.tpm was made without a PIN, and is exempt from the TPM's lockout")
+		p.WaitFor(question)
+		p.Type("new\n")
+		p.WaitFor("Enter file in which to save the key (keys/plain-pin): ")
+		p.Type("\n")
 		p.secretly("Enter PIN of the new key: ", "")
 		p.secretly("Enter same PIN again: ", "")
 		p.secretly("Enter PIN of the new key: ", s.pin)
 		p.secretly("Enter same PIN again: ", s.pin)
-		p.waitFor("Your identification has been saved in keys/plain-pin.tpm")
-		p.waitFor("keys/plain.tpm is unchanged.")
-		p.waitFor("ssh-copy-id -f -i keys/plain-pin.pub user@host")
-		p.waitFor("rm keys/plain.tpm keys/plain.pub")
-		p.ended(0)
+		p.WaitFor("Your identification has been saved in keys/plain-pin.tpm")
+		p.WaitFor("keys/plain.tpm is unchanged.")
+		p.WaitFor("ssh-copy-id -f -i keys/plain-pin.pub user@host")
+		p.WaitFor("rm keys/plain.tpm keys/plain.pub")
+		p.ends(0)
 		if s.content("plain") != before {
 			t.Error("the old key has changed")
 		}
@@ -202,43 +180,43 @@ func TestPasswdUnprotected(t *testing.T) {
 		}
 		// Once more: the name is not free any more, nor is one that is typed.
 		p = s.passwd("plain")
-		p.waitFor(question)
-		p.types("\n")
-		p.waitFor("Enter file in which to save the key (keys/plain-pin2): ")
-		p.types("keys/id\n")
-		p.waitFor("keys/id.tpm already exists; no key was made, and nothing was changed")
-		p.ended(1)
+		p.WaitFor(question)
+		p.Type("\n")
+		p.WaitFor("Enter file in which to save the key (keys/plain-pin2): ")
+		p.Type("keys/id\n")
+		p.WaitFor("keys/id.tpm already exists; no key was made, and nothing was changed")
+		p.ends(1)
 	})
 	t.Run("anyway", func(t *testing.T) {
 		s := newScene(t, patient, "")
 		p := s.passwd("plain")
-		p.waitFor(question)
-		p.types("a\n")
+		p.WaitFor(question)
+		p.Type("a\n")
 		p.secretly("Enter new PIN (empty for no PIN): ", s.pin)
 		p.secretly("Enter same PIN again: ", s.pin)
-		p.waitFor("keys/plain.tpm has a PIN now.")
-		p.waitFor("The TPM does not count wrong PINs of this key")
-		p.ended(0)
+		p.WaitFor("keys/plain.tpm has a PIN now.")
+		p.WaitFor("The TPM does not count wrong PINs of this key")
+		p.ends(0)
 		s.mustTry("plain", s.pin)
 		s.costs(0, func() {
 			p := s.passwd("plain")
 			p.secretly("Enter old PIN for keys/plain.tpm: ", s.wrong(8))
-			p.waitFor("wrong PIN.  Try again.")
+			p.WaitFor("wrong PIN.  Try again.")
 			p.secretly("Enter old PIN for keys/plain.tpm: ", s.pin)
 			p.secretly("Enter new PIN (empty for no PIN): ", "")
 			p.secretly("Enter same PIN again: ", "")
-			p.waitFor("keys/plain.tpm has no PIN any more")
-			p.ended(0)
+			p.WaitFor("keys/plain.tpm has no PIN any more")
+			p.ends(0)
 		})
 	})
 	t.Run("stop", func(t *testing.T) {
 		s := newScene(t, patient, "")
 		before := s.content("plain")
 		p := s.passwd("plain", "-N", s.pin)
-		p.waitFor(question)
-		p.types("s\n")
-		p.waitFor("tpm-agent: changing the PIN of keys/plain.tpm: nothing was changed")
-		p.ended(1)
+		p.WaitFor(question)
+		p.Type("s\n")
+		p.WaitFor("tpm-agent: changing the PIN of keys/plain.tpm: nothing was changed")
+		p.ends(1)
 		if s.content("plain") != before {
 			t.Error("the key has changed")
 		}
@@ -278,12 +256,12 @@ func TestPasswdTPMGone(t *testing.T) {
 	before := s.content("id")
 	p := s.passwd("id")
 	p.secretly("Enter old PIN ", s.pin)
-	p.waitFor("Enter new PIN ")
+	p.WaitFor("Enter new PIN ")
 	s.tpm.Kill()
-	p.types(s.pin + "\n")
+	p.Type(s.pin + "\n")
 	p.secretly("Enter same PIN again: ", s.pin)
-	p.waitFor("tpm-agent: changing the PIN of keys/id.tpm: ")
-	p.ended(1)
+	p.WaitFor("tpm-agent: changing the PIN of keys/id.tpm: ")
+	p.ends(1)
 	if s.content("id") != before {
 		t.Error("the key file has changed")
 	}
@@ -296,16 +274,16 @@ func TestPasswdChangedMeanwhile(t *testing.T) {
 	s := newScene(t, patient, "")
 	p := s.passwd("id")
 	p.secretly("Enter old PIN ", s.pin)
-	p.waitFor("Enter new PIN ")
+	p.WaitFor("Enter new PIN ")
 	other := s.content("plain")
 	if err := os.WriteFile(filepath.Join(s.keys, "id.tpm"), []byte(other), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p.types(s.pin + "\n")
+	p.Type(s.pin + "\n")
 	p.secretly("Enter same PIN again: ", s.pin)
-	p.waitFor("keys/id.tpm was changed meanwhile")
-	p.waitFor("hint: nothing was changed here")
-	p.ended(1)
+	p.WaitFor("keys/id.tpm was changed meanwhile")
+	p.WaitFor("hint: nothing was changed here")
+	p.ends(1)
 	if s.content("id") != other {
 		t.Error("somebody else's key file was overwritten")
 	}

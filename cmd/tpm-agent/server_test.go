@@ -118,9 +118,7 @@ func TestManOnTerminal(t *testing.T) {
 	cmd.Env = append(cmd.Env, "PAGER=cat", "MANPAGER=cat", "TERM=dumb")
 	s := sit(t, cmd)
 	for range 3 { // left and right in the first line, and in the last
-		s.waitFor("TPM-AGENT-KEYGEN(1)")
+		s.WaitFor("TPM-AGENT-KEYGEN(1)")
 	}
-	if err := s.cmd.Wait(); err != nil {
-		t.Error(err)
-	}
+	s.ends(0)
 }

@@ -22,19 +22,6 @@ func (d *agentRun) unlock(args ...string) *exec.Cmd {
 	return d.command("tpm-agent", append([]string{"unlock", "--socket", d.socket}, args...)...)
 }
 
-// ends waits for the program in front of somebody, and checks its exit status
-// and that the terminal is as it was.
-func (s *seat) ends(status int) {
-	s.t.Helper()
-	_ = s.cmd.Wait()
-	if got := s.cmd.ProcessState.ExitCode(); got != status {
-		s.t.Errorf("exit status %d, want %d; seen %q", got, status, s.seen.String())
-	}
-	if !s.echoes() {
-		s.t.Error("the terminal was left without echo")
-	}
-}
-
 // TestUnlockOnTerminal: a mistake costs one try, typed twice it costs no more,
 // and after the right PIN the agent signs without a question.
 func TestUnlockOnTerminal(t *testing.T) {
@@ -46,23 +33,23 @@ func TestUnlockOnTerminal(t *testing.T) {
 	mistake := sc.wrong(8)
 	sc.costs(1, func() {
 		s := sit(t, d.unlock("keys/id.tpm", "keys/plain.pub"))
-		s.waitFor("31 tries left before the TPM locks itself.")
-		s.waitFor("Enter PIN for keys/id.tpm: ")
-		if s.echoes() {
+		s.WaitFor("31 tries left before the TPM locks itself.")
+		s.WaitFor("Enter PIN for keys/id.tpm: ")
+		if s.Echoes() {
 			t.Error("the PIN can be seen")
 		}
-		s.types("\n") // is no try
-		s.waitFor("none was typed")
-		s.waitFor("Enter PIN for keys/id.tpm: ")
+		s.Type("\n") // is no try
+		s.WaitFor("none was typed")
+		s.WaitFor("Enter PIN for keys/id.tpm: ")
 		for range 2 {
-			s.types(mistake + "\n")
-			s.waitFor("Wrong PIN. 30 tries left before the TPM locks itself.")
-			s.waitFor("Enter PIN for keys/id.tpm: ")
+			s.Type(mistake + "\n")
+			s.WaitFor("Wrong PIN. 30 tries left before the TPM locks itself.")
+			s.WaitFor("Enter PIN for keys/id.tpm: ")
 		}
-		s.types(sc.pin + "\n")
-		s.waitFor("The PIN of keys/id.tpm is right.")
-		s.waitFor("make it forget")
-		s.waitFor("keys/plain.pub needs no PIN.")
+		s.Type(sc.pin + "\n")
+		s.WaitFor("The PIN of keys/id.tpm is right.")
+		s.WaitFor("make it forget")
+		s.WaitFor("keys/plain.pub needs no PIN.")
 		s.ends(0)
 		for range 3 {
 			d.signs(sc.public)
@@ -70,11 +57,11 @@ func TestUnlockOnTerminal(t *testing.T) {
 	})
 	// Given again, by fingerprint and for a time.
 	s := sit(t, d.unlock("--ttl", "90m", ssh.FingerprintSHA256(sc.public)))
-	s.waitFor("remembers the PIN of SHA256:")
-	s.waitFor("Enter PIN for SHA256:")
-	s.types(sc.pin + "\n")
-	s.waitFor("is right.")
-	s.waitFor("The agent remembers it for 90 minutes.")
+	s.WaitFor("remembers the PIN of SHA256:")
+	s.WaitFor("Enter PIN for SHA256:")
+	s.Type(sc.pin + "\n")
+	s.WaitFor("is right.")
+	s.WaitFor("The agent remembers it for 90 minutes.")
 	s.ends(0)
 	d.signs(sc.public)
 	if out, err := sc.command("tpm-agent", "lock", "--socket", d.socket).CombinedOutput(); err != nil || !strings.Contains(string(out), "1 PIN forgotten") {
@@ -103,14 +90,14 @@ func TestUnlockGivenUp(t *testing.T) {
 			sc.costs(test.cost, func() {
 				s := sit(t, d.unlock("keys/id.tpm", "keys/id.tpm"))
 				for _, typed := range test.typed {
-					s.waitFor("Enter PIN for keys/id.tpm: ")
-					s.types(typed)
+					s.WaitFor("Enter PIN for keys/id.tpm: ")
+					s.Type(typed)
 				}
 				if test.cost > 0 { // the other name is asked for, too
-					s.waitFor("Enter PIN for keys/id.tpm: ")
-					s.types("\x04")
+					s.WaitFor("Enter PIN for keys/id.tpm: ")
+					s.Type("\x04")
 				}
-				s.waitFor(test.says)
+				s.WaitFor(test.says)
 				s.ends(test.status)
 			})
 		})
@@ -124,17 +111,17 @@ func TestUnlockLastTry(t *testing.T) {
 	d := sc.serve(nil, "--prompt", "none")
 	s := sit(t, d.unlock("keys/id.tpm"))
 	for _, left := range []string{"2 tries left", "1 try left"} {
-		s.waitFor("Enter PIN for keys/id.tpm: ")
-		s.types(sc.wrong(8) + "\n")
-		s.waitFor("Wrong PIN. " + left)
+		s.WaitFor("Enter PIN for keys/id.tpm: ")
+		s.Type(sc.wrong(8) + "\n")
+		s.WaitFor("Wrong PIN. " + left)
 	}
-	s.waitFor("This is the last try before the TPM locks itself.")
-	s.waitFor("Type yes to try all the same: ")
-	if !s.echoes() {
+	s.WaitFor("This is the last try before the TPM locks itself.")
+	s.WaitFor("Type yes to try all the same: ")
+	if !s.Echoes() {
 		t.Error("what is typed cannot be seen")
 	}
-	s.types("y\n")
-	s.waitFor("the last try is left: refused at the prompt")
+	s.Type("y\n")
+	s.WaitFor("the last try is left: refused at the prompt")
 	s.ends(1)
 
 	write(t, filepath.Join(sc.home, "pin"), []byte(sc.wrong(8)))
@@ -146,20 +133,20 @@ func TestUnlockLastTry(t *testing.T) {
 	})
 	// With the right PIN it is no loss.
 	s = sit(t, d.unlock("keys/id.tpm"))
-	s.waitFor("Type yes to try all the same: ")
-	s.types("yes\n")
-	s.waitFor("Enter PIN for keys/id.tpm: ")
-	s.types(sc.pin + "\n")
-	s.waitFor("is right")
+	s.WaitFor("Type yes to try all the same: ")
+	s.Type("yes\n")
+	s.WaitFor("Enter PIN for keys/id.tpm: ")
+	s.Type(sc.pin + "\n")
+	s.WaitFor("is right")
 	s.ends(0)
 
 	s = sit(t, d.unlock("keys/id.tpm"))
-	s.waitFor("Type yes to try all the same: ")
-	s.types("yes\n")
-	s.waitFor("Enter PIN for keys/id.tpm: ")
-	s.types(sc.wrong(8) + "\n")
-	s.waitFor("tpm-agent: unlocking keys/id.tpm: wrong PIN, and the TPM has locked itself")
-	s.waitFor("hint: wait 2 hours, which gives one try back; keys without a PIN go on")
+	s.WaitFor("Type yes to try all the same: ")
+	s.Type("yes\n")
+	s.WaitFor("Enter PIN for keys/id.tpm: ")
+	s.Type(sc.wrong(8) + "\n")
+	s.WaitFor("tpm-agent: unlocking keys/id.tpm: wrong PIN, and the TPM has locked itself")
+	s.WaitFor("hint: wait 2 hours, which gives one try back; keys without a PIN go on")
 	s.ends(1)
 
 	// In the lockout nobody is asked; the key without a PIN does not care.

@@ -58,6 +58,7 @@ var table = map[string]row{
 	"internal/bustest":  {imports: []string{"github.com/godbus/dbus/v5"}},
 	"internal/bench":    everything,
 	"internal/clients":  {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent", "golang.org/x/crypto/ssh/knownhosts", "golang.org/x/sync/errgroup"}},
+	"internal/ptytest":  {imports: []string{"golang.org/x/sys/unix"}},
 	"internal/vmtest":   {tests: []string{"agent", "tpmkey", "keyfile", "internal/..."}},
 }
 
@@ -65,7 +66,7 @@ var table = map[string]row{
 // module that go.mod lists: a test that compares with OpenSSH's formats or
 // with go-tpm's structures bends no wall. The house's own packages are held to
 // the table in tests too.
-var testOnly = []string{"internal/tpmtest", "internal/bustest", "github.com/...", "golang.org/x/...", "go.uber.org/goleak"}
+var testOnly = []string{"internal/tpmtest", "internal/bustest", "internal/ptytest", "github.com/...", "golang.org/x/...", "go.uber.org/goleak"}
 
 func TestImportsFollowTheTable(t *testing.T) {
 	seen := map[string]bool{}

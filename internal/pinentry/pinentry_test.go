@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tpm-agent/tpm-agent/internal/ptytest"
 )
 
 const (
@@ -276,7 +278,7 @@ func TestStaysAfterTheAnswer(t *testing.T) {
 
 func TestWhatItIsTold(t *testing.T) {
 	p := part{Log: t.TempDir() + "/log"}
-	tty := newPTY(t)
+	tty := ptytest.New(t)
 	d := p.dialog(t)
 	d.Title = "tpm-agent"
 	d.Description = "Enter PIN for 100%\nof id_ecdsa\x1b[31m\x00\xff\u0085 ä\t."
@@ -284,7 +286,7 @@ func TestWhatItIsTold(t *testing.T) {
 	d.OK, d.NotOK, d.Cancel = "_Use", "_Not", "_No"
 	d.KeyInfo = "s/0123\nOPTION allow-external-password-cache"
 	d.Owner, d.Timeout = 4711, 90*time.Second
-	d.Terminal = tty.terminal()
+	d.Terminal = named(tty)
 	if _, err := GetPIN(t.Context(), self(t), d); err != nil {
 		t.Fatal(err)
 	}
@@ -295,7 +297,7 @@ func TestWhatItIsTold(t *testing.T) {
 	want := []string{
 		"GETINFO flavor",
 		"OPTION no-grab",
-		"OPTION ttyname=" + tty.path,
+		"OPTION ttyname=" + tty.Path(),
 		"OPTION ttytype=xterm",
 		"OPTION lc-ctype=C.UTF-8",
 		"OPTION lc-messages=C",

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tpm-agent/tpm-agent/internal/ptytest"
 )
 
 // terminalFlavours are the pinentries that ask on a terminal.
@@ -23,11 +25,16 @@ func program(t *testing.T, name string) string {
 	return path
 }
 
-// dialog is a dialog on the terminal.
-func (p *pty) dialog() Dialog {
+// named is what a pinentry is told of a terminal.
+func named(p *ptytest.Terminal) Terminal {
+	return Terminal{Name: p.Path(), Type: "xterm", LCCtype: "C.UTF-8", LCMessages: "C"}
+}
+
+// dialogOn is a dialog on a terminal.
+func dialogOn(p *ptytest.Terminal) Dialog {
 	return Dialog{
 		Title: "tpm-agent", Description: "Key id_ecdsa\nfor ssh", Prompt: "PIN:", KeyInfo: "s/0123", Owner: 1,
-		Environ: []string{"PATH=/usr/bin:/bin"}, Terminal: p.terminal(),
+		Environ: []string{"PATH=/usr/bin:/bin"}, Terminal: named(p),
 	}
 }
 
@@ -37,7 +44,7 @@ type result struct {
 	err    error
 }
 
-func (p *pty) getPIN(ctx context.Context, program string, d Dialog) <-chan result {
+func getPIN(ctx context.Context, program string, d Dialog) <-chan result {
 	done := make(chan result, 1)
 	go func() {
 		pin, err := GetPIN(ctx, program, d)
@@ -46,7 +53,7 @@ func (p *pty) getPIN(ctx context.Context, program string, d Dialog) <-chan resul
 	return done
 }
 
-func (p *pty) confirm(ctx context.Context, program string, d Dialog) <-chan result {
+func confirm(ctx context.Context, program string, d Dialog) <-chan result {
 	done := make(chan result, 1)
 	go func() {
 		button, err := Confirm(ctx, program, d)
@@ -57,15 +64,15 @@ func (p *pty) confirm(ctx context.Context, program string, d Dialog) <-chan resu
 
 // eachFlavour runs a test for each flavour on a terminal with somebody's shell;
 // the terminal has to be as before when it is over.
-func eachFlavour(t *testing.T, test func(t *testing.T, p *pty, path string)) {
+func eachFlavour(t *testing.T, test func(t *testing.T, p *ptytest.Terminal, path string)) {
 	for _, name := range terminalFlavours {
 		t.Run(name, func(t *testing.T) {
 			path := program(t, name)
-			p := newPTY(t)
-			p.shell()
-			before := p.termios()
+			p := ptytest.New(t)
+			p.Run(exec.Command("/bin/sleep", "1000"))
+			before := p.Settings()
 			test(t, p, path)
-			if !t.Failed() && p.termios() != before {
+			if !t.Failed() && p.Settings() != before {
 				t.Error("the terminal is not as it was")
 			}
 		})
@@ -79,16 +86,16 @@ func TestRealPIN(t *testing.T) {
 		"percent": "%0A100%25%", "blanks": " 1 2 ", "utf-8": "pässwörd€", "backslash": `\n"'`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			eachFlavour(t, func(t *testing.T, p *pty, path string) {
-				done := p.getPIN(t.Context(), path, p.dialog())
-				p.waitFor("id_ecdsa")
-				p.waitFor("PIN:")
-				p.types(want + "\r")
+			eachFlavour(t, func(t *testing.T, p *ptytest.Terminal, path string) {
+				done := getPIN(t.Context(), path, dialogOn(p))
+				p.WaitFor("id_ecdsa")
+				p.WaitFor("PIN:")
+				p.Type(want + "\r")
 				if got := <-done; got.err != nil || string(got.pin) != want {
 					t.Errorf("got %q, %v; want %q", got.pin, got.err, want)
 				}
-				if want != "" && len(want) > 1 && strings.Contains(p.seen.String(), want) {
-					t.Errorf("the PIN is on the screen: %q", p.seen.String())
+				if seen := p.Seen(); len(want) > 1 && strings.Contains(seen, want) {
+					t.Errorf("the PIN is on the screen: %q", seen)
 				}
 			})
 		})
@@ -96,10 +103,10 @@ func TestRealPIN(t *testing.T) {
 }
 
 func TestRealPINTooLong(t *testing.T) {
-	eachFlavour(t, func(t *testing.T, p *pty, path string) {
-		done := p.getPIN(t.Context(), path, p.dialog())
-		p.waitFor("PIN:")
-		p.types(strings.Repeat("x", maxPIN+1) + "\r")
+	eachFlavour(t, func(t *testing.T, p *ptytest.Terminal, path string) {
+		done := getPIN(t.Context(), path, dialogOn(p))
+		p.WaitFor("PIN:")
+		p.Type(strings.Repeat("x", maxPIN+1) + "\r")
 		if got := <-done; got.pin != nil || !errors.Is(got.err, ErrProtocol) || !strings.Contains(got.err.Error(), "longer than 1024") {
 			t.Errorf("got %q, %v", got.pin, got.err)
 		}
@@ -108,21 +115,22 @@ func TestRealPINTooLong(t *testing.T) {
 
 // What is shown is what was meant, and nothing that a terminal acts upon.
 func TestRealTexts(t *testing.T) {
-	eachFlavour(t, func(t *testing.T, p *pty, path string) {
-		d := p.dialog()
+	eachFlavour(t, func(t *testing.T, p *ptytest.Terminal, path string) {
+		d := dialogOn(p)
 		d.Description = "Key 100% of\n\x1b[31mJürgen %0A" + strings.Repeat(", the end", 200)
 		d.Error = "Wrong PIN, 3 tries left"
-		done := p.getPIN(t.Context(), path, d)
-		p.waitFor("PIN:")
+		done := getPIN(t.Context(), path, d)
+		p.WaitFor("PIN:")
+		seen := p.Seen()
 		for _, text := range []string{"Key 100% of", "[31mJürgen %0A", "Wrong PIN, 3 tries left", "…"} {
-			if !strings.Contains(p.seen.String(), text) {
-				t.Errorf("%q is not shown: %q", text, p.seen.String())
+			if !strings.Contains(seen, text) {
+				t.Errorf("%q is not shown: %q", text, seen)
 			}
 		}
-		if strings.Contains(p.seen.String(), "\x1b[31mJ") {
-			t.Errorf("a control sequence came through: %q", p.seen.String())
+		if strings.Contains(seen, "\x1b[31mJ") {
+			t.Errorf("a control sequence came through: %q", seen)
 		}
-		p.types("1\r")
+		p.Type("1\r")
 		if got := <-done; got.err != nil || string(got.pin) != "1" {
 			t.Errorf("got %q, %v", got.pin, got.err)
 		}
@@ -131,10 +139,10 @@ func TestRealTexts(t *testing.T) {
 
 func TestRealCancel(t *testing.T) {
 	keys := map[string]string{"pinentry-curses": "12\t\t\r", "pinentry-tty": "\x04"}
-	eachFlavour(t, func(t *testing.T, p *pty, path string) {
-		done := p.getPIN(t.Context(), path, p.dialog())
-		p.waitFor("PIN:")
-		p.types(keys[path[strings.LastIndexByte(path, '/')+1:]])
+	eachFlavour(t, func(t *testing.T, p *ptytest.Terminal, path string) {
+		done := getPIN(t.Context(), path, dialogOn(p))
+		p.WaitFor("PIN:")
+		p.Type(keys[path[strings.LastIndexByte(path, '/')+1:]])
 		if got := <-done; got.pin != nil || !errors.Is(got.err, ErrCancelled) {
 			t.Errorf("got %q, %v", got.pin, got.err)
 		}
@@ -142,14 +150,14 @@ func TestRealCancel(t *testing.T) {
 }
 
 func TestRealTimeout(t *testing.T) {
-	eachFlavour(t, func(t *testing.T, p *pty, path string) {
-		d := p.dialog()
+	eachFlavour(t, func(t *testing.T, p *ptytest.Terminal, path string) {
+		d := dialogOn(p)
 		d.Timeout = time.Second
 		d.Grace = time.Minute // the program's own timeout, and not ours
-		if got := <-p.getPIN(t.Context(), path, d); got.pin != nil || !errors.Is(got.err, ErrTimeout) {
+		if got := <-getPIN(t.Context(), path, d); got.pin != nil || !errors.Is(got.err, ErrTimeout) {
 			t.Errorf("got %q, %v", got.pin, got.err)
 		}
-		if got := <-p.confirm(t.Context(), path, d); got.button != 0 || !errors.Is(got.err, ErrTimeout) {
+		if got := <-confirm(t.Context(), path, d); got.button != 0 || !errors.Is(got.err, ErrTimeout) {
 			t.Errorf("got %v, %v", got.button, got.err)
 		}
 	})
@@ -158,18 +166,18 @@ func TestRealTimeout(t *testing.T) {
 // A client that hangs up takes the dialog off its terminal, which gets its echo
 // back.
 func TestRealEndsWithContext(t *testing.T) {
-	for name, ask := range map[string]func(*pty, context.Context, string, Dialog) <-chan result{"PIN": (*pty).getPIN, "confirm": (*pty).confirm} {
+	for name, ask := range map[string]func(context.Context, string, Dialog) <-chan result{"PIN": getPIN, "confirm": confirm} {
 		t.Run(name, func(t *testing.T) {
-			eachFlavour(t, func(t *testing.T, p *pty, path string) {
+			eachFlavour(t, func(t *testing.T, p *ptytest.Terminal, path string) {
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				done := ask(p, ctx, path, p.dialog())
+				done := ask(ctx, path, dialogOn(p))
 				if name == "PIN" {
-					p.waitFor("PIN:")
+					p.WaitFor("PIN:")
 				} else {
-					p.waitFor("ancel")
+					p.WaitFor("ancel")
 				}
-				p.types("12")
+				p.Type("12")
 				cancel()
 				if got := <-done; got.pin != nil || got.button != 0 || !errors.Is(got.err, context.Canceled) {
 					t.Errorf("got %q, %v, %v", got.pin, got.button, got.err)
@@ -190,15 +198,15 @@ func TestRealConfirm(t *testing.T) {
 		"cancel": {"\t\t\r", "r", 0, ErrCancelled},
 	} {
 		t.Run(name, func(t *testing.T) {
-			eachFlavour(t, func(t *testing.T, p *pty, path string) {
-				d := p.dialog()
+			eachFlavour(t, func(t *testing.T, p *ptytest.Terminal, path string) {
+				d := dialogOn(p)
 				d.OK, d.NotOK, d.Cancel = "_Once", "_15 minutes", "_Refuse"
-				done := p.confirm(t.Context(), path, d)
-				p.waitFor("efuse")
+				done := confirm(t.Context(), path, d)
+				p.WaitFor("efuse")
 				if strings.HasSuffix(path, "tty") {
-					p.types(test.tty)
+					p.Type(test.tty)
 				} else {
-					p.types(test.curses)
+					p.Type(test.curses)
 				}
 				if got := <-done; got.button != test.want || !errors.Is(got.err, test.err) {
 					t.Errorf("got %v, %v; want %v, %v", got.button, got.err, test.want, test.err)
@@ -210,13 +218,13 @@ func TestRealConfirm(t *testing.T) {
 
 // Without texts for the buttons there is still one to say no with.
 func TestRealConfirmCancelByDefault(t *testing.T) {
-	eachFlavour(t, func(t *testing.T, p *pty, path string) {
-		done := p.confirm(t.Context(), path, p.dialog())
-		p.waitFor("ancel")
+	eachFlavour(t, func(t *testing.T, p *ptytest.Terminal, path string) {
+		done := confirm(t.Context(), path, dialogOn(p))
+		p.WaitFor("ancel")
 		if strings.HasSuffix(path, "tty") {
-			p.types("c")
+			p.Type("c")
 		} else {
-			p.types("\t\r")
+			p.Type("\t\r")
 		}
 		if got := <-done; got.button != 0 || !errors.Is(got.err, ErrCancelled) {
 			t.Errorf("got %v, %v", got.button, got.err)
@@ -225,18 +233,18 @@ func TestRealConfirmCancelByDefault(t *testing.T) {
 }
 
 func TestRealMessage(t *testing.T) {
-	eachFlavour(t, func(t *testing.T, p *pty, path string) {
-		d := p.dialog()
+	eachFlavour(t, func(t *testing.T, p *ptytest.Terminal, path string) {
+		d := dialogOn(p)
 		d.Description = "The TPM is locked"
 		done := make(chan error, 1)
 		go func() { done <- Message(t.Context(), path, d) }()
-		p.waitFor("The TPM is locked")
+		p.WaitFor("The TPM is locked")
 		if strings.HasSuffix(path, "tty") {
-			p.waitFor("any key")
+			p.WaitFor("any key")
 		} else {
-			p.waitFor("OK")
+			p.WaitFor("OK")
 		}
-		p.types("\r")
+		p.Type("\r")
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
@@ -268,13 +276,13 @@ func TestRealTerminalVanishes(t *testing.T) {
 		for _, shell := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, %v", name, shell), func(t *testing.T) {
 				path := program(t, name)
-				p := newPTY(t)
+				p := ptytest.New(t)
 				if shell {
-					p.shell()
+					p.Run(exec.Command("/bin/sleep", "1000"))
 				}
-				done := p.getPIN(t.Context(), path, p.dialog())
-				p.waitFor("PIN:")
-				p.person.Close()
+				done := getPIN(t.Context(), path, dialogOn(p))
+				p.WaitFor("PIN:")
+				p.HangUp()
 				if got := <-done; got.pin != nil || got.err == nil {
 					t.Errorf("got %q, %v", got.pin, got.err)
 				} else {
@@ -287,14 +295,14 @@ func TestRealTerminalVanishes(t *testing.T) {
 
 // Several keys may ask at once, each on its own terminal.
 func TestRealTwoAtOnce(t *testing.T) {
-	eachFlavour(t, func(t *testing.T, p *pty, path string) {
-		other := newPTY(t)
-		first := p.getPIN(t.Context(), path, p.dialog())
-		second := other.getPIN(t.Context(), path, other.dialog())
-		p.waitFor("PIN:")
-		other.waitFor("PIN:")
-		other.types("2\r")
-		p.types("1\r")
+	eachFlavour(t, func(t *testing.T, p *ptytest.Terminal, path string) {
+		other := ptytest.New(t)
+		first := getPIN(t.Context(), path, dialogOn(p))
+		second := getPIN(t.Context(), path, dialogOn(other))
+		p.WaitFor("PIN:")
+		other.WaitFor("PIN:")
+		other.Type("2\r")
+		p.Type("1\r")
 		if a, b := <-first, <-second; a.err != nil || b.err != nil || string(a.pin) != "1" || string(b.pin) != "2" {
 			t.Errorf("got %v and %v", a, b)
 		}

@@ -6,15 +6,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-)
 
-// set changes the terminal's state as another program would.
-func (p *pty) set(change func(*unix.Termios)) {
-	p.t.Helper()
-	state := p.termios()
-	change(&state)
-	p.ioctl(func(fd int) error { return unix.IoctlSetTermios(fd, unix.TCSETS, &state) })
-}
+	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+)
 
 // A terminal that was left without echo gets it back; one that somebody else
 // has taken over is left alone.
@@ -33,20 +27,20 @@ func TestTerminalIsRestored(t *testing.T) {
 		"another eraser":    {nil, func(s *unix.Termios) { silent(s); s.Cc[unix.VERASE] = 8 }, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newPTY(t)
+			p := ptytest.New(t)
 			if test.before != nil {
-				p.set(test.before)
+				p.Change(test.before)
 			}
-			before := p.termios()
-			tty, err := openTerminal(p.path)
+			before := p.Settings()
+			tty, err := openTerminal(p.Path())
 			if err != nil {
 				t.Fatal(err)
 			}
 			if test.after != nil {
-				p.set(test.after)
+				p.Change(test.after)
 			}
 			tty.close(test.early)
-			if got := p.termios() == before; got != test.restored {
+			if got := p.Settings() == before; got != test.restored {
 				t.Errorf("as before: %v, want %v", got, test.restored)
 			}
 		})

@@ -15,68 +15,16 @@ import (
 
 	"github.com/tpm-agent/tpm-agent/agent"
 	"github.com/tpm-agent/tpm-agent/internal/procstat"
+	"github.com/tpm-agent/tpm-agent/internal/ptytest"
 )
 
-// run starts a program as the leader of a session on this terminal, and in its
-// foreground.
-func (p *pty) run(cmd *exec.Cmd) *exec.Cmd {
-	p.t.Helper()
-	terminal, err := os.OpenFile(p.path, os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	defer terminal.Close()
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = new(syscall.SysProcAttr)
-	}
-	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
-	if err := cmd.Start(); err != nil {
-		p.t.Fatal(err)
-	}
-	p.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	return cmd
-}
-
-// client is what a client in the foreground of this terminal asks.
-func (p *pty) client() agent.Question {
-	p.t.Helper()
-	return askedBy(p.run(exec.Command("sleep", "1000")).Process.Pid)
+// clientOn is what a client in the foreground of a terminal asks.
+func clientOn(p *ptytest.Terminal) agent.Question {
+	return askedBy(p.Run(exec.Command("sleep", "1000")).Process.Pid)
 }
 
 func askedBy(pid int) agent.Question {
 	return agent.Question{Name: "id.tpm", Fingerprint: "SHA256:x", Peer: agent.Peer{PID: pid, UID: os.Getuid()}}
-}
-
-// readsNumber reads a number in a line of its own from the screen.
-func (p *pty) readsNumber() int {
-	p.t.Helper()
-	p.waitFor("\n")
-	n, err := strconv.Atoi(strings.TrimSpace(p.seen.String()))
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	p.seen.Reset()
-	return n
-}
-
-// set changes the terminal's settings from outside.
-func (p *pty) set(change func(*unix.Termios)) {
-	p.t.Helper()
-	err := control(p.person, func(fd int) error {
-		state, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-		if err != nil {
-			return err
-		}
-		change(state)
-		return unix.IoctlSetTermios(fd, unix.TCSETS, state)
-	})
-	if err != nil {
-		p.t.Fatal(err)
-	}
 }
 
 // onTerminals asks on terminals only, and the agent has none.
@@ -92,18 +40,18 @@ func askPIN(ctx context.Context, p *Prompter, q agent.Question) <-chan result {
 }
 
 func TestClientTerminal(t *testing.T) {
-	p := newPTY(t)
-	done := askPIN(t.Context(), onTerminals(), p.client())
-	p.waitFor("Enter PIN for ")
-	p.waitFor(": ")
-	if p.echoes() {
+	p := ptytest.New(t)
+	done := askPIN(t.Context(), onTerminals(), clientOn(p))
+	p.WaitFor("Enter PIN for ")
+	p.WaitFor(": ")
+	if p.Echoes() {
 		t.Error("the terminal shows what is typed")
 	}
-	p.types("12x\x7f34\n")
+	p.Type("12x\x7f34\n")
 	if got := <-done; got.err != nil || string(got.pin) != "1234" {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
-	if !p.echoes() {
+	if !p.Echoes() {
 		t.Error("the terminal was left without echo")
 	}
 }
@@ -114,14 +62,14 @@ func TestClientTerminalStaysTheClients(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPTY(t)
-	done := askPIN(t.Context(), onTerminals(), p.client())
-	p.waitFor("Enter PIN for ")
+	p := ptytest.New(t)
+	done := askPIN(t.Context(), onTerminals(), clientOn(p))
+	p.WaitFor("Enter PIN for ")
 	during, err := readProcess(os.Getpid())
 	if err != nil || during.Terminal != before.Terminal {
 		t.Errorf("the agent's terminal was %d and is %d, %v", before.Terminal, during.Terminal, err)
 	}
-	p.types("\x04")
+	p.Type("\x04")
 	if got := <-done; !errors.Is(got.err, agent.ErrRefused) {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
@@ -130,56 +78,60 @@ func TestClientTerminalStaysTheClients(t *testing.T) {
 // Where nobody who waits for the client would see the question, it is not asked.
 func TestClientTerminalUnusable(t *testing.T) {
 	for name, test := range map[string]struct {
-		question func(p *pty) agent.Question
+		question func(t *testing.T, p *ptytest.Terminal) agent.Question
 		why      string
 	}{
-		"no client": {func(*pty) agent.Question {
+		"no client": {func(*testing.T, *ptytest.Terminal) agent.Question {
 			return agent.Question{Peer: agent.Peer{PID: -1, UID: -1}}
 		}, "the client is not known"},
-		"gone": {func(p *pty) agent.Question {
+		"gone": {func(t *testing.T, p *ptytest.Terminal) agent.Question {
 			cmd := exec.Command("true")
 			if err := cmd.Run(); err != nil {
-				p.t.Fatal(err)
+				t.Fatal(err)
 			}
 			return askedBy(cmd.Process.Pid)
 		}, "the client has gone"},
-		"of another user": {func(p *pty) agent.Question {
-			q := p.client()
+		"of another user": {func(t *testing.T, p *ptytest.Terminal) agent.Question {
+			q := clientOn(p)
 			q.Peer.UID++
 			return q
 		}, "the client is another user's"},
-		"forwarded": {func(p *pty) agent.Question {
-			q := p.client()
+		"forwarded": {func(t *testing.T, p *ptytest.Terminal) agent.Question {
+			q := clientOn(p)
 			q.Use.Forwarded = true
 			return q
 		}, "forwarded from another machine"},
-		"no terminal": {func(p *pty) agent.Question {
+		"no terminal": {func(t *testing.T, p *ptytest.Terminal) agent.Question {
 			cmd := exec.Command("sleep", "1000")
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 			if err := cmd.Start(); err != nil {
-				p.t.Fatal(err)
+				t.Fatal(err)
 			}
-			p.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+			t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 			return askedBy(cmd.Process.Pid)
 		}, "the client has no terminal"},
-		"background": {func(p *pty) agent.Question {
-			p.run(exec.Command("bash", "--norc", "-c", "set -m; sleep 1000 & echo $!; wait"))
-			return askedBy(p.readsNumber())
+		"background": {func(t *testing.T, p *ptytest.Terminal) agent.Question {
+			p.Run(exec.Command("bash", "--norc", "-c", "set -m; sleep 1000 & echo $!; wait"))
+			pid, err := strconv.Atoi(p.WaitFor("\r\n"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return askedBy(pid)
 		}, "in the background of its terminal"},
-		"raw": {func(p *pty) agent.Question {
-			q := p.client()
-			p.set(func(state *unix.Termios) { state.Lflag &^= unix.ICANON | unix.ISIG | unix.ECHO })
+		"raw": {func(t *testing.T, p *ptytest.Terminal) agent.Question {
+			q := clientOn(p)
+			p.Change(func(state *unix.Termios) { state.Lflag &^= unix.ICANON | unix.ISIG | unix.ECHO })
 			return q
 		}, "is in use by another program"},
-		"asked for a password": {func(p *pty) agent.Question {
-			q := p.client()
-			p.set(func(state *unix.Termios) { state.Lflag &^= unix.ECHO })
+		"asked for a password": {func(t *testing.T, p *ptytest.Terminal) agent.Question {
+			q := clientOn(p)
+			p.Change(func(state *unix.Termios) { state.Lflag &^= unix.ECHO })
 			return q
 		}, "is in use by another program"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newPTY(t)
-			got := <-askPIN(t.Context(), onTerminals(), test.question(p))
+			p := ptytest.New(t)
+			got := <-askPIN(t.Context(), onTerminals(), test.question(t, p))
 			if !errors.Is(got.err, agent.ErrNoPrompt) || !strings.Contains(got.err.Error(), test.why) {
 				t.Errorf("got %q, %v; want %q", got.pin, got.err, test.why)
 			}
@@ -194,16 +146,16 @@ func TestClientTerminalOfOthers(t *testing.T) {
 		t.Skip("only root can make processes and terminals of others")
 	}
 	const nobody = 65534
-	p := newPTY(t)
+	p := ptytest.New(t)
 	cmd := exec.Command("sleep", "1000")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
-	q := askedBy(p.run(cmd).Process.Pid)
+	q := askedBy(p.Run(cmd).Process.Pid)
 	if got := <-askPIN(t.Context(), onTerminals(), q); !errors.Is(got.err, agent.ErrNoPrompt) || !strings.Contains(got.err.Error(), "another user's") {
 		t.Errorf("a process of another user: got %q, %v", got.pin, got.err)
 	}
-	p = newPTY(t)
-	q = p.client()
-	if err := os.Chown(p.path, nobody, -1); err != nil {
+	p = ptytest.New(t)
+	q = clientOn(p)
+	if err := os.Chown(p.Path(), nobody, -1); err != nil {
 		t.Fatal(err)
 	}
 	if got := <-askPIN(t.Context(), onTerminals(), q); !errors.Is(got.err, agent.ErrNoPrompt) || !strings.Contains(got.err.Error(), "belongs to another user") {
@@ -216,26 +168,26 @@ func TestClientTerminalOfOthers(t *testing.T) {
 func TestClientTerminalEnds(t *testing.T) {
 	gone := errors.New("client gone")
 	for name, test := range map[string]struct {
-		do   func(p *pty, cancel context.CancelCauseFunc)
+		do   func(p *ptytest.Terminal, cancel context.CancelCauseFunc)
 		want error
 	}{
-		"hung up": {func(_ *pty, cancel context.CancelCauseFunc) { cancel(gone) }, gone},
-		"ctrl-c":  {func(p *pty, _ context.CancelCauseFunc) { p.types("half a PIN\x03") }, errTaken},
-		"ctrl-d":  {func(p *pty, _ context.CancelCauseFunc) { p.types("\x04") }, agent.ErrRefused},
-		"stopped": {func(p *pty, cancel context.CancelCauseFunc) { p.types("\x13"); cancel(gone) }, gone},
+		"hung up": {func(_ *ptytest.Terminal, cancel context.CancelCauseFunc) { cancel(gone) }, gone},
+		"ctrl-c":  {func(p *ptytest.Terminal, _ context.CancelCauseFunc) { p.Type("half a PIN\x03") }, errTaken},
+		"ctrl-d":  {func(p *ptytest.Terminal, _ context.CancelCauseFunc) { p.Type("\x04") }, agent.ErrRefused},
+		"stopped": {func(p *ptytest.Terminal, cancel context.CancelCauseFunc) { p.Type("\x13"); cancel(gone) }, gone},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newPTY(t)
+			p := ptytest.New(t)
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
-			done := askPIN(ctx, onTerminals(), p.client())
-			p.waitFor("Enter PIN for ")
-			p.waitFor(": ")
+			done := askPIN(ctx, onTerminals(), clientOn(p))
+			p.WaitFor("Enter PIN for ")
+			p.WaitFor(": ")
 			test.do(p, cancel)
 			if got := <-done; !errors.Is(got.err, test.want) {
 				t.Errorf("got %q, %v; want %v", got.pin, got.err, test.want)
 			}
-			if !p.echoes() {
+			if !p.Echoes() {
 				t.Error("the terminal was left without echo")
 			}
 		})
@@ -244,28 +196,28 @@ func TestClientTerminalEnds(t *testing.T) {
 
 // A terminal on which output was stopped does not hold up the client's end.
 func TestClientTerminalStopped(t *testing.T) {
-	p := newPTY(t)
-	q := p.client()
-	p.types("\x13")
+	p := ptytest.New(t)
+	q := clientOn(p)
+	p.Type("\x13")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	gone := errors.New("client gone")
 	done := askPIN(ctx, onTerminals(), q)
-	awaitSilence(p)
+	awaitSilence(t, p)
 	cancel(gone)
 	if got := <-done; !errors.Is(got.err, gone) {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
-	if !p.echoes() {
+	if !p.Echoes() {
 		t.Error("the terminal was left without echo")
 	}
 }
 
 // awaitSilence waits until the terminal's echo is off.
-func awaitSilence(p *pty) {
-	p.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); p.echoes(); time.Sleep(time.Millisecond) {
+func awaitSilence(t *testing.T, p *ptytest.Terminal) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); p.Echoes(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			p.t.Fatal("the echo stays on")
+			t.Fatal("the echo stays on")
 		}
 	}
 }
@@ -275,13 +227,12 @@ func awaitSilence(p *pty) {
 func TestClientTerminalVanishes(t *testing.T) {
 	for name, client := range map[string]string{"client dies": "sleep 1000", "client stays": "trap '' HUP; while :; do sleep 1; done"} {
 		t.Run(name, func(t *testing.T) {
-			p := newPTY(t)
-			cmd := p.run(exec.Command("sh", "-c", client))
+			p := ptytest.New(t)
+			cmd := p.Run(exec.Command("sh", "-c", client))
 			done := askPIN(t.Context(), onTerminals(), askedBy(cmd.Process.Pid))
-			p.waitFor("Enter PIN for ")
-			p.types("half a P")
-			p.hold.Close()
-			p.person.Close()
+			p.WaitFor("Enter PIN for ")
+			p.Type("half a P")
+			p.HangUp()
 			if got := <-done; !errors.Is(got.err, agent.ErrLeft) || !errors.Is(got.err, agent.ErrNoAnswer) {
 				t.Errorf("got %q, %v", got.pin, got.err)
 			}
@@ -292,31 +243,27 @@ func TestClientTerminalVanishes(t *testing.T) {
 // Ctrl-Z gives the terminal to the shell, and the question leaves it: what is
 // typed then is a command.
 func TestClientTerminalCtrlZ(t *testing.T) {
-	p := newPTY(t)
+	p := ptytest.New(t)
 	shell := exec.Command("bash", "--norc", "--noediting", "-i")
 	shell.Env = append(os.Environ(), "PS1=ready> ", "HISTFILE=")
-	p.run(shell)
-	p.waitFor("ready> ")
-	p.seen.Reset()
-	p.types("sh -c 'echo pid $$ e\"\"nd; exec sleep 1000'\n")
-	p.waitFor(" end")
-	_, number, _ := strings.Cut(p.seen.String(), "\npid ")
-	number, _, _ = strings.Cut(number, " end")
-	pid, err := strconv.Atoi(number)
+	p.Run(shell)
+	p.WaitFor("ready> ")
+	p.Type("sh -c 'echo pid $$ e\"\"nd; exec sleep 1000'\n")
+	p.WaitFor("\npid ")
+	pid, err := strconv.Atoi(p.WaitFor(" end"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	done := askPIN(t.Context(), onTerminals(), askedBy(pid))
-	p.waitFor("Enter PIN for ")
-	p.types("\x1a")
+	p.WaitFor("Enter PIN for ")
+	p.Type("\x1a")
 	if got := <-done; !errors.Is(got.err, errTaken) {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
-	p.waitFor("Stopped")
-	p.seen.Reset()
-	p.types("echo shell reads $((6*7))\n")
-	p.waitFor("shell reads 42")
-	if !p.echoes() {
+	p.WaitFor("Stopped")
+	p.Type("echo shell reads $((6*7))\n")
+	p.WaitFor("shell reads 42")
+	if !p.Echoes() {
 		t.Error("the terminal was left without echo")
 	}
 }
@@ -324,29 +271,28 @@ func TestClientTerminalCtrlZ(t *testing.T) {
 // Dialogs on one terminal wait for each other, whoever asks; on another they do
 // not.
 func TestClientTerminalTakesTurns(t *testing.T) {
-	one, other := newPTY(t), newPTY(t)
+	one, other := ptytest.New(t), ptytest.New(t)
 	prompter := onTerminals()
-	q := one.client()
+	q := clientOn(one)
 	first := askPIN(t.Context(), prompter, q)
-	one.waitFor("Enter PIN for ")
-	one.seen.Reset()
+	one.WaitFor("Enter PIN for ")
 	second := askPIN(t.Context(), prompter, q)
-	elsewhere := askPIN(t.Context(), prompter, other.client())
-	other.waitFor("Enter PIN for ")
-	other.types("elsewhere\n")
+	elsewhere := askPIN(t.Context(), prompter, clientOn(other))
+	other.WaitFor("Enter PIN for ")
+	other.Type("elsewhere\n")
 	if got := <-elsewhere; got.err != nil || string(got.pin) != "elsewhere" {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
-	if strings.Contains(one.seen.String(), "Enter PIN") {
-		t.Errorf("two questions at a time: %q", one.seen.String())
+	if seen := one.Seen(); strings.Count(seen, "Enter PIN") > 1 {
+		t.Errorf("two questions at a time: %q", seen)
 	}
-	one.types("1\n")
+	one.Type("1\n")
 	if got := <-first; got.err != nil || string(got.pin) != "1" {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
-	one.waitFor("Enter PIN for ")
-	awaitSilence(one)
-	one.types("2\n")
+	one.WaitFor("Enter PIN for ")
+	awaitSilence(t, one)
+	one.Type("2\n")
 	if got := <-second; got.err != nil || string(got.pin) != "2" {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
@@ -358,20 +304,20 @@ func TestGrantsOnTerminal(t *testing.T) {
 		"y": agent.GrantOnce, "YES": agent.GrantOnce, "p": agent.GrantProcess, "m": agent.GrantMinutes, "L": agent.GrantUntilLocked,
 		"": agent.GrantNo, "n": agent.GrantNo, "pm": agent.GrantNo, "yes p": agent.GrantNo, "o": agent.GrantNo,
 	} {
-		p := newPTY(t)
+		p := ptytest.New(t)
 		prompter := onTerminals()
 		type consented struct {
 			grant agent.Grant
 			err   error
 		}
 		done := make(chan consented, 1)
-		q := p.client()
+		q := clientOn(p)
 		go func() {
 			grant, err := prompter.Confirm(t.Context(), agent.ConfirmPrompt{Question: q})
 			done <- consented{grant, err}
 		}()
-		p.waitFor("[y/p/m/l/N] ")
-		p.types(typed + "\n")
+		p.WaitFor("[y/p/m/l/N] ")
+		p.Type(typed + "\n")
 		if got := <-done; got.grant != want || (got.err == nil) != (want != agent.GrantNo) {
 			t.Errorf("%q: got %d, %v", typed, got.grant, got.err)
 		}
@@ -381,13 +327,13 @@ func TestGrantsOnTerminal(t *testing.T) {
 // Only the whole word is a go.
 func TestLastTryOnTerminal(t *testing.T) {
 	for typed, goes := range map[string]bool{"yes": true, "Yes": true, "y": false, "": false, "no": false, "yes!": false} {
-		p := newPTY(t)
+		p := ptytest.New(t)
 		prompter := onTerminals()
-		q := p.client()
+		q := clientOn(p)
 		done := make(chan error, 1)
 		go func() { done <- prompter.LastTry(t.Context(), agent.AuthPrompt{Question: q, TriesLeft: 1}) }()
-		p.waitFor("Type yes to go on")
-		p.types(typed + "\n")
+		p.WaitFor("Type yes to go on")
+		p.Type(typed + "\n")
 		if err := <-done; goes && err != nil || !goes && !errors.Is(err, agent.ErrRefused) {
 			t.Errorf("%q: got %v", typed, err)
 		}
@@ -395,22 +341,22 @@ func TestLastTryOnTerminal(t *testing.T) {
 }
 
 func TestInformOnTerminal(t *testing.T) {
-	p := newPTY(t)
-	onTerminals().Inform(t.Context(), agent.Notice{Question: p.client()})
-	p.waitFor("The TPM is locked")
-	if !p.echoes() {
+	p := ptytest.New(t)
+	onTerminals().Inform(t.Context(), agent.Notice{Question: clientOn(p)})
+	p.WaitFor("The TPM is locked")
+	if !p.Echoes() {
 		t.Error("the terminal was left without echo")
 	}
 }
 
 // Nobody at the terminal: the question ends after the limit.
 func TestClientTerminalTimeout(t *testing.T) {
-	p := newPTY(t)
+	p := ptytest.New(t)
 	prompter := New(Options{Ways: []Way{Terminal, Askpass}, Askpass: "/bin/false", Require: Force, Timeout: 50 * time.Millisecond})
-	if got := <-askPIN(t.Context(), prompter, p.client()); !errors.Is(got.err, agent.ErrNoAnswer) || errors.Is(got.err, agent.ErrNoPrompt) {
+	if got := <-askPIN(t.Context(), prompter, clientOn(p)); !errors.Is(got.err, agent.ErrNoAnswer) || errors.Is(got.err, agent.ErrNoPrompt) {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
-	if !p.echoes() {
+	if !p.Echoes() {
 		t.Error("the terminal was left without echo")
 	}
 }

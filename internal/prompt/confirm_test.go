@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/ptytest"
 )
 
 // What OpenSSH's ask_permission makes of the same programs.
@@ -128,16 +129,16 @@ func TestConfirmTerminal(t *testing.T) {
 		"\n": false, "\x04": false, "n\n": false, "no\n": false, "ye\n": false, "yess\n": false, "1\n": false, "y n\n": false,
 	} {
 		t.Run(fmt.Sprintf("%q", typed), func(t *testing.T) {
-			tty := newPTY(t)
-			p := New(Options{Ways: []Way{Terminal}, Terminal: tty.path})
+			tty := ptytest.New(t)
+			p := New(Options{Ways: []Way{Terminal}, Terminal: tty.Path()})
 			done := make(chan error, 1)
 			go func() { done <- confirm(t.Context(), p, agent.Question{Name: "id.tpm", Fingerprint: "SHA256:x"}) }()
-			tty.waitFor("Allow use of key id.tpm?\r\nKey fingerprint SHA256:x.\r\n")
-			tty.waitFor("\r\ny once, p this process, m 15 minutes, l until locked [y/p/m/l/N] ")
-			if !tty.echoes() {
+			tty.WaitFor("Allow use of key id.tpm?\r\nKey fingerprint SHA256:x.\r\n")
+			tty.WaitFor("\r\ny once, p this process, m 15 minutes, l until locked [y/p/m/l/N] ")
+			if !tty.Echoes() {
 				t.Error("the terminal does not show what is typed")
 			}
-			tty.types(typed)
+			tty.Type(typed)
 			if err := <-done; allow && err != nil || !allow && !errors.Is(err, agent.ErrRefused) {
 				t.Errorf("got %v", err)
 			}
@@ -149,35 +150,34 @@ func TestConfirmTerminal(t *testing.T) {
 // was typed before a question is no answer to it: a PIN's dialog between the
 // two turned the echo off, and consent is asked for with echo again.
 func TestConfirmTerminalTakesTurns(t *testing.T) {
-	tty := newPTY(t)
-	p := New(Options{Ways: []Way{Terminal}, Terminal: tty.path})
+	tty := ptytest.New(t)
+	p := New(Options{Ways: []Way{Terminal}, Terminal: tty.Path()})
 	ctx, cancel := context.WithCancel(t.Context())
 	first := make(chan error, 1)
 	go func() { first <- confirm(ctx, p, agent.Question{Name: "first.tpm"}) }()
-	tty.waitFor("first.tpm")
-	tty.waitFor("[y/p/m/l/N] ")
-	pin := tty.ask(t.Context(), p)
-	tty.types("y")
-	tty.waitFor("[y/p/m/l/N] y")
+	tty.WaitFor("first.tpm")
+	tty.WaitFor("[y/p/m/l/N] ")
+	pin := asking(t.Context(), p)
+	tty.Type("y")
+	tty.WaitFor("y")
 	cancel()
 	if err := <-first; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	tty.waitFor("Enter PIN: ")
-	if tty.echoes() {
+	tty.WaitFor("Enter PIN: ")
+	if tty.Echoes() {
 		t.Error("the terminal shows what is typed")
 	}
-	tty.types("1234\n")
+	tty.Type("1234\n")
 	if got := <-pin; got.err != nil || string(got.pin) != "1234" {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
-	tty.types("yes\n")
-	tty.waitFor("yes\r\n")
+	tty.Type("yes\n")
+	tty.WaitFor("yes\r\n")
 	second := make(chan error, 1)
 	go func() { second <- confirm(t.Context(), p, agent.Question{Name: "second.tpm"}) }()
-	tty.seen.Reset()
-	tty.waitFor("[y/p/m/l/N] ")
-	tty.types("no\n")
+	tty.WaitFor("[y/p/m/l/N] ")
+	tty.Type("no\n")
 	if err := <-second; !errors.Is(err, agent.ErrRefused) {
 		t.Errorf("typed before it was asked: %v", err)
 	}

@@ -9,9 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/ptytest"
 )
 
 // realPinentry is a Prompter that asks by an installed pinentry.
@@ -28,28 +27,14 @@ func realPinentry(t *testing.T, name string) *Prompter {
 	return New(Options{Ways: []Way{Pinentry}, Environ: []string{"PATH=" + os.Getenv("PATH"), "GNUPGHOME=" + dir}, Timeout: time.Minute, Grace: time.Second})
 }
 
-// screen is a terminal of an ordinary size with a client in its foreground that
+// screen is a terminal with a client in its foreground that
 // was started there.
-func screen(t *testing.T) (*pty, agent.Question) {
+func screen(t *testing.T) (*ptytest.Terminal, agent.Question) {
 	t.Helper()
-	p := newPTY(t)
-	err := control(p.person, func(fd int) error {
-		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80})
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := ptytest.New(t)
 	client := exec.Command("sleep", "1000")
 	client.Env = []string{"TERM=xterm", "LANG=C.UTF-8"}
-	return p, askedBy(p.run(client).Process.Pid)
-}
-
-// settings are the terminal's.
-func (p *pty) settings() unix.Termios {
-	p.t.Helper()
-	var now unix.Termios
-	p.set(func(state *unix.Termios) { now = *state })
-	return now
+	return p, askedBy(p.Run(client).Process.Pid)
 }
 
 // The dialog of a pinentry is on the client's terminal, and leaves it as it was:
@@ -67,14 +52,14 @@ func TestRealPinentryOnClientTerminal(t *testing.T) {
 			t.Run(program+" "+name, func(t *testing.T) {
 				prompter := realPinentry(t, program)
 				p, q := screen(t)
-				before := p.settings()
+				before := p.Settings()
 				ctx, hangUp := context.WithCancel(t.Context())
 				defer hangUp()
 				done := askPIN(ctx, prompter, q)
-				p.waitFor("Enter PIN for ")
-				p.waitFor("PIN:")
-				awaitSilence(p)
-				p.types(test.typed)
+				p.WaitFor("Enter PIN for ")
+				p.WaitFor("PIN:")
+				awaitSilence(t, p)
+				p.Type(test.typed)
 				if errors.Is(test.want, context.Canceled) {
 					hangUp()
 				}
@@ -82,8 +67,8 @@ func TestRealPinentryOnClientTerminal(t *testing.T) {
 				if !errors.Is(got.err, test.want) || test.want == nil && string(got.pin) != "12 34" {
 					t.Errorf("got %q, %v; want %v", got.pin, got.err, test.want)
 				}
-				if p.settings() != before {
-					t.Errorf("the terminal was %+v, and is %+v", before, p.settings())
+				if p.Settings() != before {
+					t.Errorf("the terminal was %+v, and is %+v", before, p.Settings())
 				}
 			})
 		}
@@ -96,15 +81,15 @@ func TestRealPinentryTakesItsTurn(t *testing.T) {
 	prompter := realPinentry(t, "pinentry-curses")
 	p, q := screen(t)
 	first := askPIN(t.Context(), prompter, q)
-	p.waitFor("PIN:")
+	p.WaitFor("PIN:")
 	ctx, cancel := context.WithCancel(t.Context())
 	second := askPIN(ctx, prompter, q)
 	cancel()
 	if got := <-second; !errors.Is(got.err, context.Canceled) {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
-	awaitSilence(p)
-	p.types("1\r")
+	awaitSilence(t, p)
+	p.Type("1\r")
 	if got := <-first; got.err != nil || string(got.pin) != "1" {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
@@ -112,7 +97,7 @@ func TestRealPinentryTakesItsTurn(t *testing.T) {
 	if got := <-askPIN(t.Context(), prompter, q); !errors.Is(got.err, agent.ErrNoAnswer) {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
-	if !p.echoes() {
+	if !p.Echoes() {
 		t.Error("the terminal was left without echo")
 	}
 }
@@ -123,9 +108,9 @@ func TestRealPinentryForTerminals(t *testing.T) {
 	prompter.options.Environ = append(prompter.options.Environ, "DISPLAY=:7799")
 	p, q := screen(t)
 	done := askPIN(t.Context(), prompter, q)
-	p.waitFor("PIN:")
-	awaitSilence(p)
-	p.types("1\r")
+	p.WaitFor("PIN:")
+	awaitSilence(t, p)
+	p.Type("1\r")
 	if got := <-done; got.err != nil || string(got.pin) != "1" {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}

@@ -11,11 +11,12 @@ import (
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/ptytest"
 )
 
 // answering starts systemd-tty-ask-password-agent on a terminal, as it runs on
 // a server's console.
-func answering(t *testing.T) *pty {
+func answering(t *testing.T) *ptytest.Terminal {
 	t.Helper()
 	agent, err := exec.LookPath("systemd-tty-ask-password-agent")
 	if _, noProgram := exec.LookPath(systemdProgram); err != nil || noProgram != nil || os.Getuid() != 0 {
@@ -26,8 +27,8 @@ func answering(t *testing.T) *pty {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	p := newPTY(t)
-	p.run(exec.Command(agent, "--watch"))
+	p := ptytest.New(t)
+	p.Run(exec.Command(agent, "--watch"))
 	for deadline := time.Now().Add(20 * time.Second); !watched(dir); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("nobody waits for questions")
@@ -47,9 +48,9 @@ func TestSystemd(t *testing.T) {
 		pin, err := bySystemd(time.Minute).AuthValue(t.Context(), agent.AuthPrompt{Question: askedBy(1), TriesLeft: 3})
 		done <- result{pin, err}
 	}()
-	p.waitFor("Enter PIN for id.tpm")
-	p.waitFor("SHA256:x")
-	p.types("12 34\n")
+	p.WaitFor("Enter PIN for id.tpm")
+	p.WaitFor("SHA256:x")
+	p.Type("12 34\n")
 	if got := <-done; got.err != nil || string(got.pin) != "12 34" {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
@@ -59,7 +60,6 @@ func TestSystemd(t *testing.T) {
 func TestSystemdConfirm(t *testing.T) {
 	p := answering(t)
 	for typed, allow := range map[string]bool{"yes\n": true, "y\n": false, "\n": false, "no\n": false} {
-		p.seen.Reset()
 		done := make(chan error, 2)
 		prompter := bySystemd(time.Minute)
 		go func() {
@@ -67,8 +67,8 @@ func TestSystemdConfirm(t *testing.T) {
 			done <- prompter.LastTry(t.Context(), agent.AuthPrompt{Question: agent.Question{Name: "id.tpm"}, TriesLeft: 1})
 		}()
 		for _, question := range []string{"Type yes to allow it:", "Type yes to go on:"} {
-			p.waitFor(question)
-			p.types(typed)
+			p.WaitFor(question)
+			p.Type(typed)
 			if err := <-done; allow && err != nil || !allow && !errors.Is(err, agent.ErrRefused) {
 				t.Errorf("%q: got %v", typed, err)
 			}

@@ -10,6 +10,7 @@ import (
 	"unicode"
 
 	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/ptytest"
 )
 
 const (
@@ -409,15 +410,15 @@ func FuzzWording(f *testing.F) {
 // TestTerminalAsksForPIN: the last line of a text is no question, and on a
 // terminal there is no field to type into.
 func TestTerminalAsksForPIN(t *testing.T) {
-	tty := newPTY(t)
-	p := New(Options{Ways: []Way{Terminal}, Terminal: tty.path})
+	tty := ptytest.New(t)
+	p := New(Options{Ways: []Way{Terminal}, Terminal: tty.Path()})
 	done := make(chan result, 1)
 	go func() {
 		pin, err := p.AuthValue(t.Context(), agent.AuthPrompt{Question: agent.Question{Name: "id.tpm", Use: gitHub}, TriesLeft: 2})
 		done <- result{pin, err}
 	}()
-	tty.waitFor("Enter PIN for id.tpm\r\nto log in as git@github.com\r\n2 tries left before the TPM locks itself.\r\nPIN: ")
-	tty.types("1234\n")
+	tty.WaitFor("Enter PIN for id.tpm\r\nto log in as git@github.com\r\n2 tries left before the TPM locks itself.\r\nPIN: ")
+	tty.Type("1234\n")
 	if got := <-done; got.err != nil || string(got.pin) != "1234" {
 		t.Errorf("got %q, %v", got.pin, got.err)
 	}
