@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -116,12 +115,4 @@ func (c *constraints) LogValue() slog.Value {
 		attrs = append(attrs, slog.Int("destinations", len(c.destinations)))
 	}
 	return slog.GroupValue(attrs...)
-}
-
-// mentions says whether a request whose fields are not known may have a
-// constraint extension of this name, and what follows the name's first
-// appearance. It may be mistaken if the key's own fields have it in them.
-func mentions(request []byte, extension string) (rest []byte, found bool) {
-	_, rest, found = bytes.Cut(request, appendString([]byte{constrainExtension}, extension))
-	return rest, found
 }

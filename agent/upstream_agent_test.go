@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"net"
 	"reflect"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -126,6 +127,13 @@ func TestNothingRemoteUpstream(t *testing.T) {
 	for _, m := range append(cards, provider("/usr/lib/sk.so"), provider("internal")) {
 		wantAnswer(t, local, m, succeeded)
 	}
+	// Of two names the second counts, if the first is in the key handle.
+	decoy := extensionConstraint(extProvider, appendString(nil, "internal")...)
+	hidden := append(
+		message(msgAddIDConstrained, "sk-ssh-ed25519@openssh.com", []byte("public"), "ssh:", byte(1), decoy, "", "comment"),
+		extensionConstraint(extProvider, appendString(nil, "/usr/lib/sk.so")...)...)
+	terminated := append(bytes.Clone(foreignKeys()["sk-ssh-ed25519@openssh.com"]),
+		extensionConstraint(extProvider+"\x00", appendString(nil, "/usr/lib/sk.so")...)...)
 	passed := up.received()
 	for name, bind := range map[string][]byte{
 		"authentication": extension(extSessionBind, bindBody(hostA(), "sid", false)),
@@ -135,7 +143,7 @@ func TestNothingRemoteUpstream(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			nc := s.dial(t)
 			ask(t, nc, bind)
-			for _, m := range append(cards, provider("/usr/lib/sk.so"), provider("")) {
+			for _, m := range append(cards, provider("/usr/lib/sk.so"), provider(""), hidden, terminated) {
 				wantAnswer(t, nc, m, failed)
 			}
 			if got := up.received(); !reflect.DeepEqual(got, passed) {
@@ -158,12 +166,16 @@ func TestRestrictedUpstream(t *testing.T) {
 		}
 		return saysYes(m)
 	})
-	toA := restricted(direct(toHost("", "a", hostA())))
+	ds := []Destination{direct(toHost("", "a", hostA()))}
+	toA := restricted(ds...)
+	terminated := extensionConstraint(extRestrictDestination+"\x00", appendString(nil, string(MarshalDestinations(ds)))...)
 	for name, up := range map[string]*fake{"gullible": gullible, "ignorant": ignorant} {
 		nc := serve(t, Config{Source: fixed(), Upstreams: []Upstream{at(up.path)}}).dial(t)
-		wantAnswer(t, nc, constrained(addingDSA(), toA), failed)
-		if up.has(constrained(addingDSA(), toA)) {
-			t.Errorf("%s: it was told the key", name)
+		for _, limits := range [][]byte{toA, terminated} {
+			wantAnswer(t, nc, constrained(addingDSA(), limits), failed)
+			if up.has(constrained(addingDSA(), limits)) {
+				t.Errorf("%s: it was told the key", name)
+			}
 		}
 		wantAnswer(t, nc, addingDSA(), succeeded)
 	}
@@ -201,6 +213,32 @@ func TestDefaultLifetimeUpstream(t *testing.T) {
 		t.Error("the key's own lifetime did not go along as it was")
 	}
 	wantAnswer(t, nc, message(msgAddIdentity, "ssh-unheard-of", "key", "comment"), failed)
+
+	card := message(msgAddSmartcardKey, "/usr/lib/pkcs11.so", "1234")
+	certs := extensionConstraint(extAssociatedCerts, append([]byte{constrainLifetime}, appendString(nil, "\x01")...)...)
+	for _, c := range []struct{ sent, passed []byte }{
+		{card, constrainedCard(card, lifetime(60))},
+		{constrainedCard(card, confirmed(), certs), constrainedCard(card, confirmed(), certs, lifetime(60))},
+		{constrainedCard(card, certs, lifetime(600)), constrainedCard(card, certs, lifetime(600))},
+	} {
+		wantAnswer(t, nc, c.sent, succeeded)
+		if !up.has(c.passed) {
+			t.Errorf("%x: the upstream was told %x", c.sent, up.received())
+		}
+	}
+	remove := message(msgRemoveSmartcardKey, "/usr/lib/pkcs11.so", "")
+	wantAnswer(t, nc, remove, succeeded)
+	if !up.has(remove) {
+		t.Error("the removal did not go along as it was")
+	}
+	wantAnswer(t, nc, card[:len(card)-1], failed)
+}
+
+// constrainedCard is constrained for smart cards.
+func constrainedCard(m []byte, limits ...[]byte) []byte {
+	m = slices.Concat(m, slices.Concat(limits...))
+	m[0] = msgAddSmartcardConstr
+	return m
 }
 
 // TestNoSoftwareKeysUpstream: what we are not to hold, others may.
