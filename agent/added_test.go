@@ -196,6 +196,31 @@ func TestSecretsLeaveTheQueue(t *testing.T) {
 	}
 }
 
+// TestSecretsUnanswered: so are those that nobody waits for any more, and that
+// of a request that makes the agent panic.
+func TestSecretsUnanswered(t *testing.T) {
+	for name, before := range map[string]func(){
+		"hung up":  nil,
+		"panicked": func() { panic("a request that nobody has thought of") },
+	} {
+		ours, theirs := net.Pipe()
+		c := newConn(t.Context(), New(Config{Source: fixed(), Before: before}), ours)
+		var requests [][]byte
+		for range 3 {
+			m := adding(ed(), nil)
+			requests = append(requests, m)
+			c.waiting.put(m)
+		}
+		theirs.Close()
+		c.run()
+		for i, m := range requests {
+			if !bytes.Equal(m, make([]byte, len(m))) {
+				t.Errorf("%s: request %d is left in memory", name, i)
+			}
+		}
+	}
+}
+
 // TestSHA1 is refused or not, as the owner wants it.
 func TestSHA1(t *testing.T) {
 	id := plain("rsa", rsa2k())

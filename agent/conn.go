@@ -78,6 +78,7 @@ func (c *conn) run() {
 	c.close()
 	c.relay.close()
 	<-reader
+	c.waiting.discard()
 }
 
 // guard keeps a panic to the connection in which it happens.
@@ -188,11 +189,7 @@ func (c *conn) answer() {
 		if !ok {
 			return
 		}
-		c.a.before()
-		r := c.a.handle(c.ctx, c, request)
-		if isSecret(request) {
-			clear(request)
-		}
+		r := c.handle(request)
 		c.lastUsed.Store(int64(c.a.clock.Now())) // before the client can go on
 		err := c.write(r.answer)
 		c.pending.Add(-1)
@@ -206,6 +203,15 @@ func (c *conn) answer() {
 			return
 		}
 	}
+}
+
+// handle leaves no secret in the request, not even if it panics.
+func (c *conn) handle(request []byte) reply {
+	if isSecret(request) {
+		defer clear(request)
+	}
+	c.a.before()
+	return c.a.handle(c.ctx, c, request)
 }
 
 func (c *conn) write(answer []byte) error {

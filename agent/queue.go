@@ -82,6 +82,15 @@ func (q *queue) tryTake() (request []byte, ended bool) {
 	return request, false
 }
 
+// discard overwrites what nobody has taken: there may be secrets in it. It is
+// called when nobody takes or puts any more.
+func (q *queue) discard() {
+	for _, request := range q.requests {
+		clear(request)
+	}
+	q.requests = nil
+}
+
 // signal wakes who waits on c, now or when next it does.
 func signal(c chan struct{}) {
 	select {
