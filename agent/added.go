@@ -25,13 +25,16 @@ type entry struct {
 type addedKeys struct {
 	entries []*entry
 	byBlob  map[string]*entry
-	next    time.Duration // the first deadline, or never
+	byLine  map[string]int // how many there are of one key and its certificates
+	next    time.Duration  // the first deadline, or never
 }
 
 // never is no deadline.
 const never = time.Duration(1<<63 - 1)
 
-func newAdded() addedKeys { return addedKeys{byBlob: make(map[string]*entry), next: never} }
+func newAdded() addedKeys {
+	return addedKeys{byBlob: make(map[string]*entry), byLine: make(map[string]int), next: never}
+}
 
 func (d *addedKeys) get(blob string) *identity {
 	if e := d.byBlob[blob]; e != nil {
@@ -47,6 +50,7 @@ func (d *addedKeys) put(e *entry) (replaced []*identity) {
 		d.entries[slices.Index(d.entries, old)] = e
 	} else {
 		d.entries = append(d.entries, e)
+		d.byLine[e.line]++
 	}
 	d.byBlob[e.blob] = e
 	d.updateNext()
@@ -61,6 +65,9 @@ func (d *addedKeys) remove(match func(*entry) bool) (gone []*identity) {
 		}
 		gone = append(gone, e.identity)
 		delete(d.byBlob, e.blob)
+		if d.byLine[e.line]--; d.byLine[e.line] == 0 {
+			delete(d.byLine, e.line)
+		}
 		return true
 	})
 	d.updateNext()
@@ -88,50 +95,80 @@ func wipe(ids []*identity) {
 	}
 }
 
-// removals are the identities of the source that clients have removed, by
-// blob. They belong to the source, so they are only hidden, and come back with
+// removals are the identities of the source that clients have removed. They
+// belong to the source, so they are only hidden, and come back with
 // [Agent.Reload]. A removals is never changed, only replaced: a copy taken
 // under the lock can be read outside it.
-type removals map[string]bool
+type removals struct {
+	blobs map[string]bool // identities
+	lines map[string]bool // keys, with all certificates that they have or will have
+}
+
+func (r removals) has(id *identity) bool { return r.blobs[id.blob] || r.lines[id.line] }
 
 // and returns the removals with ids among them, and how many are new.
 func (r removals) and(ids ...*identity) (more removals, n int) {
-	more = maps.Clone(r)
-	if more == nil {
-		more = make(removals, len(ids))
-	}
+	more = removals{blobs: with(r.blobs), lines: r.lines}
 	for _, id := range ids {
-		more[id.blob] = true
+		if !r.has(id) {
+			more.blobs[id.blob] = true
+			n++
+		}
 	}
-	return more, len(more) - len(r)
+	return more, n
+}
+
+// andKeys returns the removals with the keys of ids among them, as far as set
+// has them or a certificate of theirs.
+func (r removals) andKeys(set *Set, ids []*identity) removals {
+	more := removals{blobs: r.blobs, lines: with(r.lines)}
+	for _, id := range ids {
+		if slices.ContainsFunc(set.ids, func(other *identity) bool { return other.line == id.line }) {
+			more.lines[id.line] = true
+		}
+	}
+	return more
+}
+
+// with is a copy of m that can be written.
+func with(m map[string]bool) map[string]bool {
+	if m == nil {
+		return make(map[string]bool)
+	}
+	return maps.Clone(m)
 }
 
 // own is what the agent holds itself at one moment: the source's identities
-// without those removed, and the ones added. Of two with the same blob the
-// added one counts.
+// without those that are hidden, and the ones added. Of two with the same blob
+// the added one counts.
 type own struct {
 	set     *Set
 	removed removals
 	order   []*identity // those added
 	added   map[string]*identity
-	changes uint64 // Agent.changes
+	lines   map[string]bool // of those added
+	changes uint64          // Agent.changes
 }
 
 // own looks at everything.
 func (a *Agent) own() own {
-	o := own{set: a.source.Identities(), added: make(map[string]*identity)}
+	o := own{set: a.source.Identities(), added: make(map[string]*identity), lines: make(map[string]bool)}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	o.removed, o.changes = a.removed, a.changes
 	for _, e := range a.added.entries {
 		o.order = append(o.order, e.identity)
-		o.added[e.blob] = e.identity
+		o.added[e.blob], o.lines[e.line] = e.identity, true
 	}
 	return o
 }
 
+// hides says whether an identity of the source is not offered.
+func (o own) hides(id *identity) bool { return o.lines[id.line] || o.removed.has(id) }
+
 func (o own) holds(blob string) bool {
-	return o.added[blob] != nil || (o.set.byBlob[blob] != nil && !o.removed[blob])
+	id := o.set.byBlob[blob]
+	return o.added[blob] != nil || id != nil && !o.hides(id)
 }
 
 // all are the identities in the order in which they are listed: an added one
@@ -141,7 +178,7 @@ func (o own) all() []*identity {
 	for _, id := range o.set.ids {
 		if front := o.added[id.blob]; front != nil {
 			ids = append(ids, front)
-		} else if !o.removed[id.blob] {
+		} else if !o.hides(id) {
 			ids = append(ids, id)
 		}
 	}
@@ -160,13 +197,12 @@ func (a *Agent) lookup(blob string) (*identity, *refusal) {
 	set, now := a.source.Identities(), time.Now()
 	a.sweepIfChanged(set)
 	a.mu.Lock()
-	locked, id, removed := a.lock.locked, a.added.get(blob), a.removed[blob]
-	a.mu.Unlock()
+	locked, id, removed := a.lock.locked, a.added.get(blob), false
 	if id == nil {
 		id = set.byBlob[blob]
-	} else {
-		removed = false
+		removed = id != nil && a.hides(id)
 	}
+	a.mu.Unlock()
 	switch {
 	case locked:
 		return id, &refusal{cause: CauseLocked}
@@ -180,11 +216,14 @@ func (a *Agent) lookup(blob string) (*identity, *refusal) {
 	return id, nil
 }
 
-// hold adds an identity. The source's identities with the same key stay hidden
-// from now on, certificates included: the constraints are about the key, and
-// must not be got around by another name for it. They come back with Reload.
-// A certificate that has expired already was not added by oversight: one can
-// still sign for a time in the past, and so it stays offered.
+// hides says whether an identity of the source is not offered: it was removed,
+// or its key was added. The constraints of that are about the key, and must not
+// be got around by another name for it, such as a certificate that comes later.
+// a.mu is held.
+func (a *Agent) hides(id *identity) bool { return a.added.byLine[id.line] > 0 || a.removed.has(id) }
+
+// hold adds an identity. A certificate that has expired already was not added by
+// oversight: one can still sign for a time in the past, and so it stays offered.
 func (a *Agent) hold(id *identity) {
 	if id.expired(time.Now()) {
 		id.expires = ssh.CertTimeInfinity
@@ -193,17 +232,7 @@ func (a *Agent) hold(id *identity) {
 	if seconds, mortal := a.lifetimeOf(id.limits); mortal {
 		e.mortal, e.deadline = true, a.clock.Now()+seconds
 	}
-	set := a.source.Identities()
-	var hidden []*identity
-	for _, other := range set.ids {
-		if other.line == id.line {
-			hidden = append(hidden, other)
-		}
-	}
 	a.mu.Lock()
-	if len(hidden) > 0 {
-		a.removed, _ = a.removed.and(hidden...)
-	}
 	replaced := a.added.put(e)
 	a.changed()
 	a.mu.Unlock()
@@ -225,19 +254,16 @@ func (a *Agent) lifetimeOf(c *constraints) (lifetime time.Duration, mortal bool)
 // expire removes what has reached its deadline.
 func (a *Agent) expire() {
 	a.mu.Lock()
-	if a.added.next == never {
-		a.mu.Unlock()
+	next := a.added.next
+	a.mu.Unlock()
+	if next == never {
 		return
 	}
 	now := a.clock.Now()
-	if now < a.added.next {
-		a.mu.Unlock()
+	if now < next {
 		return
 	}
-	gone := a.added.remove(func(e *entry) bool { return e.mortal && now >= e.deadline })
-	a.changed()
-	a.mu.Unlock()
-	wipe(gone)
+	gone := a.drop(func(e *entry) bool { return e.mortal && now >= e.deadline })
 	a.sweepPINs()
 	for _, id := range gone {
 		a.log.Info("lifetime is over, removed", "key", id.name(), "fingerprint", id.fingerprint())
@@ -257,11 +283,14 @@ func (a *Agent) changed() {
 	}
 }
 
-// drop removes added identities, and wipes them.
+// drop removes added identities, and wipes them. Their keys do not come to light
+// again in the source, without the constraints that they had, until Reload.
 func (a *Agent) drop(match func(*entry) bool) []*identity {
+	set := a.source.Identities()
 	a.mu.Lock()
 	gone := a.added.remove(match)
 	if len(gone) > 0 {
+		a.removed = a.removed.andKeys(set, gone)
 		a.changed()
 	}
 	a.mu.Unlock()

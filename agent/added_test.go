@@ -135,7 +135,9 @@ func TestInFrontOfFile(t *testing.T) {
 	clock := newHandClock()
 	file := plain("file", p256())
 	cert := certified(file, 0, ssh.CertTimeInfinity)
-	s := serve(t, Config{Source: fixed(plain("other", rsa2k()), file, cert), Clock: clock})
+	later := certified(file, 1, ssh.CertTimeInfinity)
+	source := fixed(plain("other", rsa2k()), file, cert)
+	s := serve(t, Config{Source: source, Clock: clock})
 	nc := s.dial(t)
 	toA := restricted(direct(toHost("", "a", hostA())))
 	wantAnswer(t, nc, constrained(adding(p256(), nil), lifetime(60), toA), succeeded)
@@ -149,12 +151,20 @@ func TestInFrontOfFile(t *testing.T) {
 	for _, blob := range [][]byte{file.Public.Marshal(), cert.Public.Marshal()} {
 		wantAnswer(t, nc, signMessage(blob, []byte("data"), 0), failed)
 	}
-	s.Reload()
-	wantAnswer(t, nc, signMessage(file.Public.Marshal(), []byte("data"), 0), failed)
-	clock.forward(time.Minute)
-	s.Reload()
-	verify(t, file.Public, []byte("data"), ask(t, nc, signMessage(file.Public.Marshal(), []byte("data"), 0)))
-	verify(t, file.Public, []byte("data"), ask(t, nc, signMessage(cert.Public.Marshal(), []byte("data"), 0)))
+	source.set.Store(NewSet([]Identity{file, cert, later})) // there is another certificate now
+	for _, reload := range []func(){func() {}, s.Reload, func() { clock.forward(time.Minute) }} {
+		reload()
+		for _, id := range []Identity{file, cert, later} {
+			wantAnswer(t, nc, signMessage(id.Public.Marshal(), []byte("data"), 0), failed)
+		}
+		if answer := ask(t, nc, listThem); bytes.Contains(answer, []byte("file@test")) {
+			t.Error("what is from the file is listed")
+		}
+	}
+	s.Reload() // after its lifetime
+	for _, id := range []Identity{file, cert, later} {
+		verify(t, file.Public, []byte("data"), ask(t, nc, signMessage(id.Public.Marshal(), []byte("data"), 0)))
+	}
 }
 
 // TestExpiredCertificateAdded is offered, as by ssh-agent: it was not added by

@@ -255,6 +255,6 @@ func New(c Config) *Agent {
 func (a *Agent) Reload() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.removed = nil
+	a.removed = removals{}
 	a.changed()
 }

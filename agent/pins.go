@@ -156,7 +156,7 @@ func (a *Agent) sweepIfChanged(set *Set) {
 // clients have removed count only if hidden says so. a.mu is held.
 func (a *Agent) has(set *Set, line string, key Key, hidden bool) bool {
 	same := func(id *identity) bool { return id.line == line && id.Key == key }
-	offered := func(id *identity) bool { return same(id) && (hidden || !a.removed[id.blob]) }
+	offered := func(id *identity) bool { return same(id) && (hidden || !a.hides(id)) }
 	if id := set.byBlob[line]; id != nil && offered(id) {
 		return true // most are found so; of the others there may be a certificate
 	}
