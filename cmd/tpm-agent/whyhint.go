@@ -92,13 +92,3 @@ func requestHint(cause agent.Cause) string {
 	}
 	return ""
 }
-
-// speaksForItself: causes that need no hint, for what to do follows from them,
-// or there is nothing to do.
-func speaksForItself(cause agent.Cause) bool {
-	switch cause {
-	case agent.CauseHungUp, agent.CauseNotLocked, agent.CauseNoPassword:
-		return true
-	}
-	return false
-}

@@ -84,8 +84,8 @@ func ownDir(dir string) error {
 // turnTime bounds the wait for the software TPM.
 const turnTime = 30 * time.Second
 
-// ErrBusy: another process, or another part of this one, has the software TPM,
-// and did not let go of it in time.
+// ErrBusy says that another process, or another part of this one, has the
+// software TPM and did not let go of it in time.
 var ErrBusy = errors.New("is in use")
 
 // acquire waits for the lock of dir's software TPM. Whoever has a descriptor of

@@ -33,9 +33,6 @@ func message(code uint32, body []byte) []byte {
 	return append(b, body...)
 }
 
-// CommandCode returns the code of a command, 0 when it is too short for one.
-func CommandCode(command []byte) uint32 { return code(command) }
-
 // ReturnCode returns the return code of an answer; an answer too short for one
 // gives all ones, which is no code of a TPM.
 func ReturnCode(answer []byte) uint32 {

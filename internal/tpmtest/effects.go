@@ -1,11 +1,9 @@
 package tpmtest
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
-	"time"
 )
 
 // Effect is what a fault does: it is called instead of c.Send, and may call it.
@@ -14,12 +12,6 @@ type Effect func(ctx context.Context, c Conn, command []byte) ([]byte, error)
 // Code answers with a return code; the command does not reach the TPM.
 func Code(rc uint32) Effect {
 	return func(context.Context, Conn, []byte) ([]byte, error) { return NewAnswer(rc), nil }
-}
-
-// Answer answers with these octets, right or wrong; the command does not reach
-// the TPM.
-func Answer(octets []byte) Effect {
-	return func(context.Context, Conn, []byte) ([]byte, error) { return bytes.Clone(octets), nil }
 }
 
 // DropBefore breaks the connection before the command reaches the TPM.
@@ -55,31 +47,6 @@ func Change(change func(answer []byte) []byte) Effect {
 // Short cuts the answer to its first n octets.
 func Short(n int) Effect {
 	return Change(func(a []byte) []byte { return a[:min(n, len(a))] })
-}
-
-// Late gives the answer only after the context of the command is over: the
-// connection is broken, the TPM has carried the command out.
-func Late() Effect {
-	return func(ctx context.Context, c Conn, command []byte) ([]byte, error) {
-		c.Send(context.WithoutCancel(ctx), command)
-		c.Close()
-		<-ctx.Done()
-		return nil, fmt.Errorf("injected: late answer: %w", ctx.Err())
-	}
-}
-
-// Delay holds the command back for d, or until its context is over, before it
-// goes to the TPM.
-func Delay(d time.Duration) Effect {
-	return func(ctx context.Context, c Conn, command []byte) ([]byte, error) {
-		timer := time.NewTimer(d)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-		return c.Send(ctx, command)
-	}
 }
 
 // Hold calls waiting when the command has arrived, and lets it go on to the TPM

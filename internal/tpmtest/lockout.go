@@ -3,24 +3,19 @@ package tpmtest
 import (
 	"encoding/binary"
 	"fmt"
-	"time"
 )
 
 // Lockout is what a TPM says of its protection against dictionary attacks
 // (TPM 2.0 Part 1, 19.8).
 type Lockout struct {
-	Counter  int           // wrong auth values that count at this moment
-	Max      int           // with so many it locks
-	Recovery time.Duration // until one is forgotten
-	Locked   bool          // it takes no auth value now
+	Counter int  // wrong auth values that count at this moment
+	Locked  bool // it takes no auth value now
 }
 
 // Properties of a TPM (TPM 2.0 Part 2, 6.13).
 const (
 	propertyPermanent = 0x200 // TPMA_PERMANENT
 	propertyCounter   = 0x20e
-	propertyMax       = 0x20f
-	propertyInterval  = 0x210
 
 	inLockout = 1 << 9 // in TPMA_PERMANENT
 )
@@ -29,7 +24,7 @@ const (
 func (s *SWTPM) Lockout() (Lockout, error) { return lockout(s.command) }
 
 // Lockout reads the counter, between the commands of others.
-func (p *Tap) Lockout() (Lockout, error) { return lockout(p.Command) }
+func (p *Tap) Lockout() (Lockout, error) { return lockout(p.command) }
 
 func lockout(command func(uint32, []byte) ([]byte, error)) (l Lockout, err error) {
 	properties := map[uint32]uint32{}
@@ -48,15 +43,13 @@ func lockout(command func(uint32, []byte) ([]byte, error)) (l Lockout, err error
 	for p := data[9:]; len(p) > 0; p = p[8:] {
 		properties[binary.BigEndian.Uint32(p)] = binary.BigEndian.Uint32(p[4:])
 	}
-	for _, property := range []uint32{propertyPermanent, propertyCounter, propertyMax, propertyInterval} {
+	for _, property := range []uint32{propertyPermanent, propertyCounter} {
 		if _, ok := properties[property]; !ok {
 			return l, fmt.Errorf("TPM2_GetCapability: property %#x is not there", property)
 		}
 	}
 	return Lockout{
-		Counter:  int(properties[propertyCounter]),
-		Max:      int(properties[propertyMax]),
-		Recovery: time.Duration(properties[propertyInterval]) * time.Second,
-		Locked:   properties[propertyPermanent]&inLockout != 0,
+		Counter: int(properties[propertyCounter]),
+		Locked:  properties[propertyPermanent]&inLockout != 0,
 	}, nil
 }

@@ -47,8 +47,8 @@ func (s *SWTPM) Tap(t testing.TB) *Tap {
 // Address is that of the tap, in tpm2-tools' notation.
 func (p *Tap) Address() string { return "swtpm:path=" + p.l.Addr().String() }
 
-// Commands returns what was sent to the TPM since the last Forget; what the
-// tap itself has asked is not among it.
+// Commands returns what was sent to the TPM; what the tap itself has asked is
+// not among it.
 func (p *Tap) Commands() [][]byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,13 +60,6 @@ func (p *Tap) Answers() [][]byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.answers)
-}
-
-// Forget empties both lists.
-func (p *Tap) Forget() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.commands, p.answers = nil, nil
 }
 
 func (p *Tap) accept() {
@@ -139,9 +132,9 @@ func (p *Tap) exchange(command []byte, record bool) (answer []byte, err error) {
 	return answer, nil
 }
 
-// Command sends one bare command as [SWTPM.Command] does, between those of the
+// command sends one bare command as [SWTPM.Command] does, between those of the
 // others.
-func (p *Tap) Command(code uint32, parameters []byte) ([]byte, error) {
+func (p *Tap) command(code uint32, parameters []byte) ([]byte, error) {
 	answer, err := p.exchange(NewCommand(code, parameters), false)
 	if err != nil {
 		return nil, err
