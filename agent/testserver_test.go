@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/crypto/ssh"
@@ -40,6 +41,16 @@ func (r *record) String() string {
 }
 
 func (r *record) count(s string) int { return strings.Count(r.String(), s) }
+
+// soon waits for something that comes without a sign.
+func soon(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
 
 // server is an agent on a socket in a directory of its own.
 type testServer struct {
