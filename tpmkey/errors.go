@@ -20,9 +20,9 @@ var (
 	// ErrDamaged means that a key file is damaged: the TPM has the storage key
 	// that it was loaded under before, and refuses it.
 	ErrDamaged = errors.New("the key file is damaged")
-	// ErrNoParent means that the persistent storage key that a key file
-	// names is not in this TPM.
-	ErrNoParent = errors.New("the storage key that the key was made under is gone")
+	// ErrNoParent means that nothing is at the persistent handle of a storage
+	// key, which a key file names or the caller.
+	ErrNoParent = errors.New("the storage key is not in this TPM")
 	// ErrOwnerAuth means that a storage key would have to be made in a
 	// hierarchy that has a password.
 	ErrOwnerAuth = errors.New("the hierarchy of the storage key has a password")

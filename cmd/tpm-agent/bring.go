@@ -51,12 +51,7 @@ func runImport(ctx context.Context, g *global, o *importOptions) error {
 
 	tpm := openTPM(addr)
 	remembering := newMemory(addr, nil)
-	key, err := o.bring(ctx, tpm, ask, s, func(to *tpmkey.StorageKey) error {
-		if o.newTPM {
-			return nil
-		}
-		return remembering.check(filepath.Dir(files.private), o.parent, to.Name())
-	})
+	key, err := o.bring(ctx, tpm, ask, s, remembering, filepath.Dir(files.private))
 	if err == nil {
 		key.where, err = whereabouts(ctx, tpm, addr.Software())
 	}
@@ -106,34 +101,26 @@ func (o *importOptions) checkPublic(to *keyFiles, public ssh.PublicKey) error {
 	return nil
 }
 
-// bring brings the key into the TPM, and tries it with its PIN.
-//
-// It is wrapped here to the storage key that under agrees to, and to no other.
-func (o *importOptions) bring(ctx context.Context, tpm *tpmkey.TPM, ask *asker, s *sourceKey, under func(*tpmkey.StorageKey) error) (*newKey, error) {
+// bring brings the key, which is to be in dir, into the TPM, and tries it with its
+// PIN.
+func (o *importOptions) bring(ctx context.Context, tpm *tpmkey.TPM, ask *asker, s *sourceKey, remembering *memory, dir string) (*newKey, error) {
 	if s.wrapped != nil {
 		return o.bringWrapped(ctx, tpm, ask, s)
+	}
+	parent, err := storageKey(o.parent)
+	if err != nil {
+		return nil, err
+	}
+	handle, name, err := remembering.storageKey(ctx, tpm, dir, parent, o.newTPM)
+	if err != nil {
+		return nil, err
 	}
 	pin, err := o.newPIN(ctx, ask, s)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(pin)
-	parent, err := storageKey(o.parent)
-	if err != nil {
-		return nil, err
-	}
-	to, handle, err := tpm.StorageKey(ctx, parent)
-	if err != nil {
-		return nil, err
-	}
-	if err := under(to); err != nil {
-		return nil, err
-	}
-	wrapped, err := tpmkey.Wrap(to, s.key.Private, tpmkey.WrapOptions{Auth: pin, Parent: handle})
-	if err != nil {
-		return nil, err
-	}
-	made, err := tpm.Import(ctx, wrapped)
+	made, err := tpm.ImportPrivate(ctx, s.key.Private, tpmkey.WrapOptions{Auth: pin, Parent: handle, ParentName: name})
 	if err != nil {
 		return nil, err
 	}
@@ -147,9 +134,8 @@ func (o *importOptions) bring(ctx context.Context, tpm *tpmkey.TPM, ask *asker, 
 // bringWrapped makes an ordinary key of one that was wrapped for this TPM.
 func (o *importOptions) bringWrapped(ctx context.Context, tpm *tpmkey.TPM, ask *asker, s *sourceKey) (*newKey, error) {
 	made, err := tpm.Import(ctx, s.wrapped)
-	if errors.Is(err, tpmkey.ErrWrongTPM) {
-		return nil, withHint(fmt.Errorf("it was wrapped for another TPM, or for another storage key, or this TPM was cleared since: %w", err),
-			"compare the fingerprint that was shown when it was wrapped with: tpm-agent srk --fingerprint")
+	if gone(err) {
+		return nil, withHint(err, "compare the fingerprint that was shown when it was wrapped with: tpm-agent srk --fingerprint")
 	}
 	if err != nil {
 		return nil, err

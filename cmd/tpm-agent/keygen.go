@@ -308,11 +308,12 @@ func (o *keygenOptions) makeAndSave(ctx context.Context, sys system, addr tcti.A
 }
 
 // make makes the key, in the TPM of before unless a new one was announced.
-func (o *keygenOptions) make(ctx context.Context, tpm *tpmkey.TPM, tm tpmkey.Template, remembering *memory, dir string) (*newKey, error) {
-	if o.newTPM {
-		return makeKey(ctx, tpm, tm)
+func (o *keygenOptions) make(ctx context.Context, tpm *tpmkey.TPM, tm tpmkey.Template, remembering *memory, dir string) (key *newKey, err error) {
+	tm.Parent, tm.ParentName, err = remembering.storageKey(ctx, tpm, dir, tm.Parent, o.newTPM)
+	if err != nil {
+		return nil, err
 	}
-	return remembering.makeUnder(ctx, tpm, tm, dir, o.parent)
+	return makeKey(ctx, tpm, tm)
 }
 
 func (o *keygenOptions) template() (tm tpmkey.Template, err error) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/tpm-agent/tpm-agent/internal/parents"
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
+	"github.com/tpm-agent/tpm-agent/keyfile"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
@@ -207,36 +208,51 @@ func infoOf(p *parents.Parent) *storageKeyInfo {
 	return &storageKeyInfo{fmt.Sprintf("%x", p.Name), p.At, plain(p.TPM), p.First, p.Last, p.Gone}
 }
 
-// expected is the Name of the storage key that a new key is to be made under,
-// nil if that place was never seen.
-func (m *memory) expected(dir, place string) (name []byte, last parents.Date) {
-	known, _ := parents.Read(dir) // one that cannot be read is empty
-	if p := known.Latest(place, m.tpm); p != nil {
-		return p.Name, p.Last
+// storageKey asks for the storage key under which a key is to be put into dir, and
+// returns its handle and its Name, which the key is then held to. It must be the
+// one that is remembered: where it was asked for, and where it is found, which is
+// another place if the owner hierarchy has a password. known says that it need not
+// be.
+func (m *memory) storageKey(ctx context.Context, tpm *tpmkey.TPM, dir string, asked uint32, known bool) (handle uint32, name []byte, err error) {
+	key, handle, err := tpm.StorageKey(ctx, asked)
+	if err != nil {
+		return 0, nil, noStorageKey(err)
 	}
-	return nil, ""
+	for _, at := range []uint32{asked, handle} {
+		if err := m.check(dir, placeOf(at), key.Name()); err != nil && !known {
+			return 0, nil, err
+		}
+	}
+	return handle, key.Name(), nil
 }
 
-// makeUnder makes a key under the storage key that is remembered, if one is.
-func (m *memory) makeUnder(ctx context.Context, tpm *tpmkey.TPM, tm tpmkey.Template, dir, place string) (*newKey, error) {
-	name, last := m.expected(dir, place)
-	tm.ParentName = name
-	key, err := makeKey(ctx, tpm, tm)
-	var changed *tpmkey.ParentChangedError
-	if errors.As(err, &changed) {
-		return nil, anotherTPM(last, changed)
+// placeOf is the place of a storage key, in the words of [tpmkey.Parent].
+func placeOf(handle uint32) string {
+	switch handle {
+	case keyfile.ParentOwner:
+		return "owner"
+	case keyfile.ParentEndorsement:
+		return "endorsement"
 	}
-	return key, err
+	return fmt.Sprintf("%#x", handle)
 }
 
-// check refuses a storage key that is not the one that is remembered, before a
-// private key is encrypted to it.
+// noStorageKey adds the way on where nothing is at the handle that was asked for.
+func noStorageKey(err error) error {
+	if errors.Is(err, tpmkey.ErrNoParent) {
+		return withHint(err, "tpm2_getcap handles-persistent lists what is there; without --parent it is the owner's storage key, which every TPM has")
+	}
+	return err
+}
+
+// check refuses a storage key that is not the one that was seen last in a place.
 func (m *memory) check(dir, place string, name []byte) error {
-	want, last := m.expected(dir, place)
-	if want == nil || bytes.Equal(want, name) {
+	remembered, _ := parents.Read(dir) // one that cannot be read is empty
+	last := remembered.Latest(place, m.tpm)
+	if last == nil || bytes.Equal(last.Name, name) {
 		return nil
 	}
-	return anotherTPM(last, &tpmkey.ParentChangedError{Want: want, Have: tpmkey.Parent{Name: name, At: place}})
+	return anotherTPM(last.Last, &tpmkey.ParentChangedError{Want: last.Name, Have: tpmkey.Parent{Name: name, At: place}})
 }
 
 // anotherTPM refuses to make a key in a TPM that is not the one of before. Only

@@ -108,7 +108,7 @@ func runSRK(ctx context.Context, g *global, o srkOptions) error {
 	tpm := openTPM(addr)
 	key, handle, err := tpm.StorageKey(ctx, parent)
 	if err := errors.Join(orInterrupted(ctx, err), tpm.Close()); err != nil {
-		return fmt.Errorf("asking the TPM for its storage key: %w", err)
+		return fmt.Errorf("asking the TPM for its storage key: %w", noStorageKey(err))
 	}
 	block, pemErr := bareStorageKey(key)
 	switch out := g.sys.stdout; {

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+)
+
+// storageAttributes are those of the standard storage keys.
+const storageAttributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt"
+
+// persist puts a primary of the owner hierarchy at a handle, in place of what is
+// there.
+func persist(t *testing.T, tpm *tpmtest.SWTPM, handle, password string, options ...string) {
+	t.Helper()
+	saved := filepath.Join(t.TempDir(), "primary")
+	auth := func(args ...string) []string {
+		if password != "" {
+			args = append(args, "-P", password)
+		}
+		return args
+	}
+	if strings.Contains(string(tpm.Tool("tpm2_getcap", "handles-persistent")), handle) {
+		tpm.Tool("tpm2_evictcontrol", auth("-Q", "-C", "o", "-c", handle)...)
+	}
+	tpm.Tool("tpm2_createprimary", auth(append([]string{"-Q", "-C", "o", "-G", "ecc", "-c", saved}, options...)...)...)
+	tpm.Tool("tpm2_evictcontrol", auth("-Q", "-C", "o", "-c", saved, handle)...)
+	tpm.Tool("tpm2_flushcontext", "-t")
+}
+
+// TestOtherStorageKey: no key is made or imported under another storage key than
+// the one of before, however its handle is written, and also where it is used
+// because the owner hierarchy has a password.
+func TestOtherStorageKey(t *testing.T) {
+	for name, test := range map[string]struct {
+		password string
+		first    []string
+		handle   string
+		then     [][]string
+	}{
+		"at a handle": {
+			"",
+			[]string{"--parent", "0x81000005"},
+			"0x81000005",
+			[][]string{{"--parent", "0x81000005"}, {"--parent", "2164260869"}, {"--parent", "0X8100_0005"}},
+		},
+		"password": {"secret", nil, "0x81000001", [][]string{nil, {"--parent", "owner"}, {"--parent", "0x81000001"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tpm := tpmtest.Start(t)
+			persist(t, tpm, test.handle, "", "-a", storageAttributes)
+			if test.password != "" {
+				tpm.Tool("tpm2_changeauth", "-c", "o", test.password)
+			}
+			home := program(t).Dir
+			sshKey(t, filepath.Join(home, "old"), "")
+			run := func(args ...string) (string, int) {
+				cmd := program(t, append([]string{"--tpm", tpm.Address()}, args...)...)
+				cmd.Dir = home
+				out, err := cmd.CombinedOutput()
+				return string(out), status(t, err)
+			}
+			keygen := []string{"keygen", "-q", "-N", "", "-f"}
+			if out, code := run(append(append(keygen, "first"), test.first...)...); code != 0 {
+				t.Fatalf("status %d: %s", code, out)
+			}
+			persist(t, tpm, test.handle, test.password)
+			before := len(list(t, home))
+			for _, parent := range test.then {
+				for _, args := range [][]string{append(keygen, "second"), {"import", "-q", "--no-pin", "old"}} {
+					args = append(args, parent...)
+					out, code := run(args...)
+					if code != 1 || !strings.Contains(out, "another TPM, or was cleared") || !strings.Contains(out, "--new-tpm") {
+						t.Errorf("%q: status %d: %s", args, code, out)
+					}
+				}
+			}
+			if files := list(t, home); len(files) != before {
+				t.Errorf("there are %q", files)
+			}
+			if out, code := run(append(append(keygen, "second", "--new-tpm"), test.first...)...); code != 0 {
+				t.Errorf("--new-tpm: status %d: %s", code, out)
+			}
+			if left, err := tpm.Leftovers(); err != nil || len(left) > 0 {
+				t.Errorf("left in the TPM: %q, %v", left, err)
+			}
+		})
+	}
+}
+
+// TestNoStorageKey: what is said where nothing is at the handle is about the
+// handle, and not about a key that was made under it.
+func TestNoStorageKey(t *testing.T) {
+	tpm := tpmtest.Start(t)
+	home := program(t).Dir
+	sshKey(t, filepath.Join(home, "old"), "")
+	for _, args := range [][]string{{"srk"}, {"keygen", "-N", "", "-f", "new"}, {"import", "--no-pin", "old"}} {
+		cmd := program(t, append(args, "--tpm", tpm.Address(), "--parent", "0x81000123")...)
+		cmd.Dir = home
+		out, err := cmd.CombinedOutput()
+		if code := status(t, err); code != 1 || !strings.Contains(string(out), "nothing is at 0x81000123") ||
+			!strings.Contains(string(out), "tpm2_getcap handles-persistent") || strings.Contains(string(out), "was made under") {
+			t.Errorf("%q: status %d: %s", args, code, out)
+		}
+	}
+}
