@@ -310,6 +310,32 @@ func TestLastTry(t *testing.T) {
 	verify(t, id.Public, nil, ask(t, nc, request))
 }
 
+// TestLastTryIsTheThird: that the TPM has locked is told also when nobody would
+// have been asked again.
+func TestLastTryIsTheThird(t *testing.T) {
+	id, soft := locked("1234", 3, true)
+	id.Key = &limitedKey{softKey: soft, wait: time.Minute}
+	user := &careful{told: make(chan Notice, 8)}
+	user.answers = []string{"a", "b", "c"}
+	user.goes = []error{nil}
+	s := serve(t, Config{Source: fixed(id), Prompter: user})
+	wantAnswer(t, s.dial(t), signMessage(id.Public.Marshal(), nil, 0), failed)
+	if got := soft.tried(); !slices.Equal(got, []string{"a", "b", "c"}) {
+		t.Fatalf("tried %q", got)
+	}
+	if kept := s.recent.list(); len(kept) != 1 || kept[0].Cause != string(CauseLockout) {
+		t.Errorf("kept %+v", kept)
+	}
+	select {
+	case n := <-user.told:
+		if n.Wait != time.Minute || n.Name != id.Name {
+			t.Errorf("told %+v", n)
+		}
+	default: // the answer waits for it
+		t.Error("nobody was told of the lockout")
+	}
+}
+
 // TestEmptyPIN: a prompter that answers nothing costs one try, and not one for
 // each signature.
 func TestEmptyPIN(t *testing.T) {

@@ -180,7 +180,26 @@ func (r *round) prompt(id *identity) (pin *memory, own bool, err error) {
 		}
 		wrong = append(wrong, value)
 	}
-	return nil, false, &refusal{cause: CauseWrongAuth}
+	return nil, false, r.allWrong()
+}
+
+// allWrong is why nobody is asked again: the last of the wrong PINs may have been
+// the last that the TPM takes.
+func (r *round) allWrong() error {
+	m, _ := r.first()
+	if m == nil {
+		return errNobody
+	}
+	if l, _ := r.a.lockout(r.ctx, m.t.id); l.Tries == 0 {
+		return r.a.lockedOut(m.t.question(), l.Wait)
+	}
+	return &refusal{cause: CauseWrongAuth}
+}
+
+// lockedOut tells the user of a lockout, and is what members are told.
+func (a *Agent) lockedOut(q Question, wait time.Duration) error {
+	a.inform(Notice{Question: q, Wait: wait})
+	return &refusal{CauseLockout, lockoutEnds(wait)}
 }
 
 // ask opens the dialog, for the one who has waited for longest. If that one
@@ -223,8 +242,7 @@ func (a *Agent) askWithin(ctx context.Context, t *try, p AuthPrompt) ([]byte, er
 	l, known := a.lockout(ctx, t.id)
 	p.TriesLeft = l.Tries
 	if l.Tries == 0 && (known || p.Retry) {
-		a.inform(Notice{Question: p.Question, Wait: l.Wait})
-		return nil, &refusal{CauseLockout, lockoutEnds(l.Wait)}
+		return nil, a.lockedOut(p.Question, l.Wait)
 	}
 	if l.Tries == 1 {
 		if err := a.prompter.LastTry(ctx, p); err != nil {
