@@ -55,21 +55,25 @@ func (a *Agent) rememberPIN(id *identity, value *memory, life time.Duration, sin
 		p.deadline = a.clock.Now() + life
 	}
 	present, refused := a.lookup(id.blob)
-	if refused != nil || present.Key != id.Key {
+	if refused != nil || present.Key != id.Key || !a.putPIN(p, since) {
 		return false
 	}
+	a.log.Info("PIN remembered", "key", id.name(), "fingerprint", id.fingerprint(), "duration", lifeText(life))
+	return true
+}
+
+func (a *Agent) putPIN(p *pin, since uint64) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.lock.locked || a.forgotten.Load() != since {
 		return false
 	}
-	if old := a.pins[id.line]; old != nil {
+	if old := a.pins[p.id.line]; old != nil {
 		old.value.wipe()
 	}
-	a.pins[id.line] = p
+	a.pins[p.id.line] = p
 	a.setPINAlarm()
 	a.remembering()
-	a.log.Info("PIN remembered", "key", id.name(), "fingerprint", id.fingerprint(), "duration", lifeText(life))
 	return true
 }
 

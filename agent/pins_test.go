@@ -3,6 +3,8 @@ package agent
 import (
 	"bytes"
 	"context"
+	"io"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
@@ -71,6 +73,42 @@ func TestPINIsRemembered(t *testing.T) {
 	r.user.checkWiped(t)
 	if n := r.log.count("PIN remembered"); n != 2 || r.told != 2 {
 		t.Errorf("%d log lines, told %d times", n, r.told)
+	}
+}
+
+// lockTaker is a log that waits for the agent's lock before it takes a line, as
+// one might for its reader.
+type lockTaker struct {
+	slog.Handler
+	a    *Agent
+	held []string // the lines that came under the lock
+}
+
+func (l *lockTaker) Handle(_ context.Context, r slog.Record) error {
+	free := make(chan struct{})
+	go func() {
+		l.a.mu.Lock()
+		defer l.a.mu.Unlock()
+		close(free)
+	}()
+	if !within(10*time.Second, free) {
+		l.held = append(l.held, r.Message)
+	}
+	return nil
+}
+
+// TestPINIsLoggedWithoutLock: a log that cannot be written holds up nobody else.
+func TestPINIsLoggedWithoutLock(t *testing.T) {
+	r := remember(t, Forever)
+	held := &lockTaker{Handler: slog.NewTextHandler(io.Discard, nil), a: r.Agent}
+	r.Agent.log = slog.New(held)
+	r.sign(t)
+	r.ForgetPINs()
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+	if len(held.held) > 0 {
+		t.Errorf("logged under the lock: %q", held.held)
 	}
 }
 

@@ -350,6 +350,31 @@ func TestEmptyPIN(t *testing.T) {
 	}
 }
 
+// TestEmptyPINIsNone: a key that was said to have a PIN and has none is used by
+// all who wait for it, and is not asked about again.
+func TestEmptyPINIsNone(t *testing.T) {
+	id, key := locked("", 32, true)
+	user := newDialogs()
+	s := serve(t, Config{Source: fixed(id), Prompter: user})
+	request := signMessage(id.Public.Marshal(), nil, 0)
+	conns := []net.Conn{s.dial(t), s.dial(t), s.dial(t)}
+	for i, nc := range conns {
+		send(t, nc, request)
+		if i == 0 {
+			<-user.open
+		}
+	}
+	s.waiting(t, len(conns))
+	user.answer <- ""
+	for _, nc := range conns {
+		verify(t, id.Public, nil, recv(t, nc))
+	}
+	verify(t, id.Public, nil, ask(t, conns[0], request))
+	if got := key.tried(); !slices.Equal(got, []string{"", "", "", ""}) {
+		t.Errorf("tried %q", got)
+	}
+}
+
 // TestGivenPIN: a PIN that needs nobody to type it is tried once, and again
 // only when it is another one.
 func TestGivenPIN(t *testing.T) {

@@ -170,8 +170,12 @@ func (r *round) prompt(id *identity) (pin *memory, own bool, err error) {
 		isWrong, err := r.attempt(value)
 		if !isWrong {
 			defer clear(value)
-			if err != nil {
+			switch {
+			case err != nil:
 				return nil, false, err
+			case len(value) == 0: // and so there is none
+				r.a.learnNeeded(id, false)
+				return nil, false, nil
 			}
 			return r.a.keepPIN(id, value, since)
 		}
