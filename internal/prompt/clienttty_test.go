@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -340,12 +341,24 @@ func TestLastTryOnTerminal(t *testing.T) {
 	}
 }
 
+// A notice is on the client's terminal also where a pinentry would ask there,
+// and then no program is needed for it.
 func TestInformOnTerminal(t *testing.T) {
-	p := ptytest.New(t)
-	onTerminals().Inform(t.Context(), agent.Notice{Question: clientOn(p)})
-	p.WaitFor("The TPM is locked")
-	if !p.Echoes() {
-		t.Error("the terminal was left without echo")
+	none := New(Options{Ways: []Way{Pinentry}, Environ: []string{"PATH=/nowhere", "GNUPGHOME=/nowhere"}})
+	text, dir := scripts(t, "exit 1", "", Options{Ways: []Way{Pinentry}, Environ: []string{x11}})
+	if err := errors.Join(
+		os.Rename(filepath.Join(dir, "pinentry"), filepath.Join(dir, "pinentry-curses")),
+		os.Symlink("pinentry-curses", filepath.Join(dir, "pinentry")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for name, prompter := range map[string]*Prompter{"terminal": onTerminals(), "no display": none, "text only": text} {
+		p := ptytest.New(t)
+		prompter.Inform(t.Context(), agent.Notice{Question: clientOn(p)})
+		p.WaitFor("The TPM is locked")
+		if !p.Echoes() {
+			t.Errorf("%s: the terminal was left without echo", name)
+		}
 	}
 }
 

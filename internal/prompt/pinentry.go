@@ -80,15 +80,22 @@ func (w pinentryWay) confirm(ctx context.Context, q question) (agent.Grant, erro
 	return agent.GrantNo, agent.ErrRefused
 }
 
-// inform shows a window. A terminal is not taken for what can be written there
-// without asking for it to be read.
+// inform shows a window, or writes to the client's terminal: a dialog there would
+// have to be closed, and the client ends as soon as it has its answer. For that
+// no program has to be looked for.
 func (w pinentryWay) inform(ctx context.Context, q question) error {
+	onTerminal := func() error {
+		return w.withClientTTY(ctx, q, func(ctx context.Context, t *clientTTY) error { return t.tell(ctx, q.text) })
+	}
+	if _, display := w.display(q.Question); !display {
+		return onTerminal()
+	}
 	d, program, window, err := w.prepare(q)
 	switch {
 	case err != nil:
 		return err
 	case !window:
-		return unusable("%w", errNoDisplay)
+		return onTerminal()
 	}
 	d.Description = q.text
 	return w.judge(w.within(ctx, func(ctx context.Context) error { return pinentry.Message(ctx, program, d) }))

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"strings"
-	"time"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 )
@@ -79,11 +77,7 @@ func saysYes(said []byte) bool {
 
 // inform writes and asks nothing, so it does not wait for its reader.
 func (w terminalWay) inform(ctx context.Context, q question) error {
-	return w.withTTY(ctx, q, func(ctx context.Context, t *tty) error {
-		defer context.AfterFunc(ctx, func() { _ = t.file.SetDeadline(time.Unix(1, 0)) })()
-		_, err := io.WriteString(t.file, "\r\n"+q.text+"\r\n")
-		return err
-	})
+	return w.withTTY(ctx, q, func(ctx context.Context, t *tty) error { return t.tell(ctx, q.text) })
 }
 
 // shown asks what may be seen on the screen, and has it judged.

@@ -151,6 +151,13 @@ func (t *tty) ask(ctx context.Context, text string, echo bool) (line []byte, err
 	return answer(line)
 }
 
+// tell writes lines, as far as it can before ctx ends.
+func (t *tty) tell(ctx context.Context, lines string) error {
+	defer context.AfterFunc(ctx, func() { _ = t.file.SetDeadline(time.Unix(1, 0)) })()
+	_, err := io.WriteString(t.file, "\r\n"+lines+"\r\n")
+	return err
+}
+
 // setEcho turns the echo on or off, drops what was typed ahead of the question,
 // and returns what puts the terminal back as it was, unless somebody else has
 // set it up anew: a shell whose job has ended, for its own next line.
