@@ -45,9 +45,9 @@ func (e *WrongPINError) Error() string {
 	case e.TriesLeft < 0:
 		return "wrong PIN"
 	case e.TriesLeft == 1:
-		return "wrong PIN; 1 try left"
+		return "wrong PIN (1 try left before the TPM locks)"
 	}
-	return fmt.Sprintf("wrong PIN; %d tries left", e.TriesLeft)
+	return fmt.Sprintf("wrong PIN (%d tries left before the TPM locks)", e.TriesLeft)
 }
 
 // LockedOutError says that no PIN is taken because too many were wrong.

@@ -40,20 +40,20 @@ func (s *scene) content(key string) string {
 }
 
 // TestPasswdOnTerminal: wrong PINs are told with the tries that are left, the
-// last one wants a yes, nothing is shown, and each mistake costs one try.
+// last one wants a yes, nothing is shown, and each mistake costs one try, also
+// when it is made twice.
 func TestPasswdOnTerminal(t *testing.T) {
 	s := newScene(t, lockoutParameters{3, 24 * time.Hour}, "")
 	changed := s.wrong(20)
-	s.costs(2, func() {
+	s.costs(1, func() {
 		p := s.passwd("id")
-		p.secretly("Enter old PIN for keys/id.tpm (3 tries before the TPM locks): ", s.wrong(8))
-		p.WaitFor("wrong PIN (2 tries left before the TPM locks).  Try again.")
-		p.secretly("Enter old PIN for keys/id.tpm (2 tries before the TPM locks): ", s.wrong(8))
-		p.WaitFor("wrong PIN (1 try left before the TPM locks).  Try again.")
-		p.WaitFor("One try is left. If the PIN is wrong, the TPM takes none for 24 hours, of no key and no program on this machine.")
-		p.WaitFor("Type yes to try it: ")
-		p.Type("yes\n")
-		p.secretly("Enter old PIN for keys/id.tpm (the last try before the TPM locks): ", s.pin)
+		mistake := s.wrong(8)
+		p.WaitFor("3 tries left before the TPM locks itself.")
+		p.secretly("Enter old PIN for keys/id.tpm: ", mistake)
+		p.WaitFor("Wrong PIN. 2 tries left before the TPM locks itself.")
+		p.secretly("Enter old PIN for keys/id.tpm: ", mistake) // costs nothing
+		p.WaitFor("Wrong PIN. 2 tries left before the TPM locks itself.")
+		p.secretly("Enter old PIN for keys/id.tpm: ", s.pin)
 		p.secretly("Enter new PIN (empty for no PIN): ", changed)
 		p.secretly("Enter same PIN again: ", s.wrong(5))
 		p.WaitFor("PINs do not match.  Try again.")
@@ -66,19 +66,29 @@ func TestPasswdOnTerminal(t *testing.T) {
 	s.mustTry("id", changed)
 	// Without the yes nothing is tried.
 	before := s.content("id")
-	for _, answer := range []string{"y\n", "no\n", "\n", "YES\n"} {
+	s.costs(1, func() {
+		p := s.passwd("id")
+		p.secretly("Enter old PIN for keys/id.tpm: ", s.wrong(8))
+		p.WaitFor("Wrong PIN. One more locks the TPM.")
+		p.WaitFor("Type yes to go on")
+		p.Type("\x03")
+		p.ends(130)
+	})
+	for _, answer := range []string{"y\n", "no\n", "\n", "yes!\n"} {
 		s.costs(0, func() {
 			p := s.passwd("id")
-			p.WaitFor("Type yes to try it: ")
+			p.WaitFor("One more wrong PIN locks the TPM.")
+			p.WaitFor("Try the PIN of keys/id.tpm all the same?")
+			p.WaitFor("Type yes to go on, anything else to stop: ")
 			p.Type(answer)
-			p.WaitFor("the last try before the TPM locks was not used")
+			p.WaitFor("the last try is left: refused at the prompt")
 			p.WaitFor("hint: nothing was changed; wait 24 hours, and the TPM gives a try back")
 			p.ends(1)
 		})
 	}
 	s.costs(1, func() {
 		p := s.passwd("id")
-		p.WaitFor("Type yes to try it: ")
+		p.WaitFor("Type yes to go on, anything else to stop: ")
 		p.Type("yes\n")
 		p.secretly("Enter old PIN ", s.wrong(8))
 		p.WaitFor("wrong PIN; the TPM is locked after too many wrong PINs, of any program on this machine")
@@ -99,8 +109,8 @@ func TestPasswdOnTerminal(t *testing.T) {
 func TestPasswdRecovers(t *testing.T) {
 	s := newScene(t, lockoutParameters{1, time.Second}, "")
 	p := s.passwd("id")
-	p.WaitFor("the TPM takes none for 1 seconds")
-	p.WaitFor("Type yes to try it: ")
+	p.WaitFor("One more wrong PIN locks the TPM.")
+	p.WaitFor("Type yes to go on, anything else to stop: ")
 	p.Type("yes\n")
 	p.secretly("Enter old PIN ", s.wrong(8))
 	p.WaitFor("the TPM is locked")
@@ -125,7 +135,7 @@ func TestPasswdGivenUp(t *testing.T) {
 	}{{"\x03", 130, "interrupted"}, {"\x04", 1, "refused at the prompt"}} {
 		for questions := range 3 {
 			p := s.passwd("id")
-			for _, question := range []string{"Enter old PIN for keys/id.tpm (31 tries", "Enter new PIN (empty for no PIN): "}[:questions] {
+			for _, question := range []string{"Enter old PIN for keys/id.tpm: ", "Enter new PIN (empty for no PIN): "}[:questions] {
 				p.secretly(question, s.pin)
 			}
 			p.WaitFor([]string{"Enter old PIN", "Enter new PIN", "Enter same PIN again: "}[questions])
@@ -201,7 +211,7 @@ func TestPasswdUnprotected(t *testing.T) {
 		s.costs(0, func() {
 			p := s.passwd("plain")
 			p.secretly("Enter old PIN for keys/plain.tpm: ", s.wrong(8))
-			p.WaitFor("wrong PIN.  Try again.")
+			p.WaitFor("Wrong PIN.")
 			p.secretly("Enter old PIN for keys/plain.tpm: ", s.pin)
 			p.secretly("Enter new PIN (empty for no PIN): ", "")
 			p.secretly("Enter same PIN again: ", "")

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/internal/parents"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
@@ -196,7 +197,7 @@ func (c *pinChange) needsPIN(ctx context.Context) (bool, error) {
 	if !c.parsed.EmptyAuth && !c.exempt() {
 		return true, nil
 	}
-	if _, err := c.mayTry(ctx); err != nil {
+	if _, err := c.mayTry(ctx, false); err != nil {
 		return false, err
 	}
 	err := c.key.CheckAuth(ctx, nil)
@@ -208,8 +209,9 @@ func (c *pinChange) needsPIN(ctx context.Context) (bool, error) {
 }
 
 // mayTry finds out how many tries are left, -1 if they are not counted, and
-// wants to hear that the one that may lock the TPM is to be made.
-func (c *pinChange) mayTry(ctx context.Context) (tries int, err error) {
+// wants to hear that the one that may lock the TPM is to be made. again: the PIN
+// before it was wrong.
+func (c *pinChange) mayTry(ctx context.Context, again bool) (tries int, err error) {
 	lo, err := c.key.Key.Lockout(ctx)
 	switch {
 	case err != nil:
@@ -217,21 +219,21 @@ func (c *pinChange) mayTry(ctx context.Context) (tries int, err error) {
 	case lo.Tries == 0:
 		return 0, &tpmkey.LockoutError{Wait: lo.Wait}
 	case lo.Tries == 1:
-		return 1, c.lastTry(ctx, lo)
+		return 1, c.lastTry(ctx, lo, again)
 	}
 	return lo.Tries, nil
 }
 
-func (c *pinChange) lastTry(ctx context.Context, lo tpmkey.Lockout) error {
-	fmt.Fprintf(c.sys.stderr, "One try is left. If the PIN is wrong, the TPM takes none for %s, of no key and no program on this machine.\n", duration(lo.Interval))
-	answer, err := c.ask.line(ctx, "Type yes to try it: ")
+func (c *pinChange) lastTry(ctx context.Context, lo tpmkey.Lockout, again bool) error {
+	answer, err := c.ask.line(ctx, prompt.LastTry(c.file, again))
+	defer clear(answer)
 	if err != nil {
 		err = fmt.Errorf("asking whether to use the last try: %w", err)
-	} else if strings.TrimSpace(string(answer)) != "yes" {
-		err = errors.New("the last try before the TPM locks was not used")
+	} else if !prompt.SaysYes(answer) {
+		err = errLastTryLeft
 	}
 	if err != nil && ctx.Err() == nil && lo.Wait > 0 {
-		return withHint(err, "nothing was changed; wait %s, and the TPM gives a try back", duration(lo.Wait))
+		return withHint(err, "nothing was changed; wait %s, and the TPM gives a try back", prompt.Duration(lo.Wait))
 	}
 	return err
 }
@@ -239,31 +241,39 @@ func (c *pinChange) lastTry(ctx context.Context, lo tpmkey.Lockout) error {
 // askOld gets the old PIN, which the TPM has verified then. A person may try
 // again.
 func (c *pinChange) askOld(ctx context.Context) error {
+	var wrong wrongPINs
+	defer func() { wrong.wipe() }()
 	asked := c.old == nil
 	for try := 1; ; try++ {
-		tries, err := c.mayTry(ctx)
-		if err != nil {
+		err := c.tryOld(ctx, asked, wrong)
+		var refused *tpmkey.AuthError
+		switch {
+		case !errors.As(err, &refused):
 			return err
-		}
-		if asked {
-			if c.old, err = c.ask.secret(ctx, "PIN", c.question(tries), "-P PIN gives it, or --pin-from SOURCE"); err != nil {
-				return err
-			}
-		}
-		err = c.key.CheckAuth(ctx, c.old)
-		var wrong *tpmkey.AuthError
-		if !errors.As(err, &wrong) {
-			return err
-		}
-		if wrong.Left == 0 {
+		case refused.Left == 0:
 			return c.nowLocked(ctx)
-		}
-		if !asked || !c.ask.terminal || try == passphraseTries {
+		case !asked || !c.ask.terminal || try == passphraseTries:
 			return err
 		}
-		clear(c.old)
-		fmt.Fprintf(c.sys.stderr, "%s.  Try again.\n", wrong)
+		wrong = append(wrong, c.old)
 	}
+}
+
+// tryOld has the TPM verify the old PIN, unless it was wrong before: that would
+// only cost another try.
+func (c *pinChange) tryOld(ctx context.Context, asked bool, wrong wrongPINs) error {
+	again := len(wrong) > 0
+	tries, err := c.mayTry(ctx, again)
+	if err == nil && asked {
+		c.old, err = c.ask.secret(ctx, "PIN", c.question(tries, again), "-P PIN gives it, or --pin-from SOURCE")
+	}
+	switch {
+	case err != nil:
+		return err
+	case wrong.has(c.old):
+		return &tpmkey.AuthError{Left: tries}
+	}
+	return c.key.CheckAuth(ctx, c.old)
 }
 
 // nowLocked is what became of the last try.
@@ -272,16 +282,17 @@ func (c *pinChange) nowLocked(ctx context.Context) error {
 	return errors.Join(fmt.Errorf("wrong PIN; %w", &tpmkey.LockoutError{Wait: lo.Wait}), err)
 }
 
-// question asks for the old PIN, and tells what a wrong one costs.
-func (c *pinChange) question(tries int) string {
-	left := ""
-	switch {
-	case tries == 1:
-		left = " (the last try before the TPM locks)"
-	case tries > 1:
-		left = fmt.Sprintf(" (%d tries before the TPM locks)", tries)
+// question asks for the old PIN, and tells what a wrong one costs. Before a last
+// try that has been said.
+func (c *pinChange) question(tries int, again bool) string {
+	words := ""
+	if tries != 1 {
+		words = triesWords(tries, again)
 	}
-	return fmt.Sprintf("Enter old PIN for %s%s: ", plain(c.file), left)
+	if words != "" {
+		words += "\n"
+	}
+	return fmt.Sprintf("%sEnter old PIN for %s: ", words, plain(c.file))
 }
 
 func (c *pinChange) askNew(ctx context.Context) (err error) {

@@ -31,6 +31,7 @@ import (
 	"unicode"
 
 	"github.com/tpm-agent/tpm-agent/internal/privkey"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 	"github.com/tpm-agent/tpm-agent/internal/socket"
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
 	"github.com/tpm-agent/tpm-agent/keyfile"
@@ -164,10 +165,10 @@ func keyHint(err error) string {
 	case errors.As(err, &state):
 		return pcrHint(state)
 	case errors.As(err, &locked) && locked.Wait > 0:
-		return fmt.Sprintf("wait %s; keys without a PIN go on working", duration(locked.Wait))
+		return fmt.Sprintf("wait %s; keys without a PIN go on working", prompt.Duration(locked.Wait))
 	case errors.As(err, &locked):
 		return "keys without a PIN go on working; the TPM takes PINs again after a while"
-	case errors.As(err, &wrong):
+	case errors.As(err, &wrong) && wrong.Left >= 0:
 		return "every wrong PIN counts towards the TPM's lockout, whichever key it was for"
 	case errors.As(err, &unsupported):
 		return "tpm-agent keygen --list shows what this TPM can make"

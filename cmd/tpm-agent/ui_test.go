@@ -40,6 +40,7 @@ func TestReport(t *testing.T) {
 		{&tpmkey.LockoutError{Wait: 1000 * time.Second}, 1, "wait 17 minutes"},
 		{&tpmkey.LockoutError{}, 1, "after a while"},
 		{&tpmkey.AuthError{Left: 2}, 1, "every wrong PIN counts"},
+		{&tpmkey.AuthError{Left: -1}, 1, ""}, // of this key they may not
 		{&tpmkey.PCRError{Bank: "sha256", PCRs: []int{7}}, 1, "(7: secure boot and its keys) differs from when the key was made"},
 		{&tpmkey.PCRError{Bank: "sha256", PCRs: []int{11}, Signed: true, Policy: "a"}, 1, "has to sign one for this state"},
 		{&tpmkey.UnsupportedError{What: "RSA 4096"}, 3, "keygen --list"},

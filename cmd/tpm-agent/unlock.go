@@ -11,6 +11,7 @@ import (
 	sshagent "golang.org/x/crypto/ssh/agent"
 
 	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 type unlockOptions struct {
@@ -140,7 +141,7 @@ func (u *unlocking) one(ctx context.Context, name string) error {
 		fmt.Fprintf(u.sys.stderr, "The agent remembers the PIN of %s already; this one takes its place.\n", plain(name))
 	}
 	t := &pinTries{unlocking: u, name: name, blob: blob, left: status.TriesLeft}
-	defer t.wipe()
+	defer func() { t.wrong.wipe() }()
 	if err := t.run(ctx); err != nil {
 		return u.failed(ctx, name, blob, err)
 	}
@@ -262,7 +263,7 @@ const notOwnerHint = "is it tpm-agent? (--socket PATH chooses another.) One that
 func lockoutHint(wait time.Duration) string {
 	const out = "keys without a PIN go on working. The owner of the TPM can end it at once: tpm2_dictionarylockout --clear-lockout"
 	if wait > 0 {
-		return "wait " + duration(wait) + ", which gives one try back; " + out
+		return "wait " + prompt.Duration(wait) + ", which gives one try back; " + out
 	}
 	return "the TPM takes PINs again after a while; " + out
 }

@@ -82,7 +82,7 @@ func TestUnlockGivenUp(t *testing.T) {
 		status, cost int
 		says         string
 	}{
-		{"mistakes", []string{sc.wrong(8) + "\n", sc.wrong(40) + "\n", sc.wrong(8) + "\n"}, 1, 3, "wrong PIN; "},
+		{"mistakes", []string{sc.wrong(8) + "\n", sc.wrong(40) + "\n", sc.wrong(8) + "\n"}, 1, 3, "wrong PIN (28 tries left before the TPM locks)"},
 		{"ctrl-c", []string{"\x03"}, 130, 0, "interrupted"},
 		{"ctrl-d", []string{"\x04"}, 1, 0, "refused at the prompt"},
 	} {
@@ -110,13 +110,13 @@ func TestUnlockLastTry(t *testing.T) {
 	sc := newScene(t, lockoutParameters{3, 2 * time.Hour}, "")
 	d := sc.serve(nil, "--prompt", "none")
 	s := sit(t, d.unlock("keys/id.tpm"))
-	for _, left := range []string{"2 tries left", "1 try left"} {
+	for _, left := range []string{"Wrong PIN. 2 tries left", "Wrong PIN. One more locks the TPM."} {
 		s.WaitFor("Enter PIN for keys/id.tpm: ")
 		s.Type(sc.wrong(8) + "\n")
-		s.WaitFor("Wrong PIN. " + left)
+		s.WaitFor(left)
 	}
-	s.WaitFor("This is the last try before the TPM locks itself.")
-	s.WaitFor("Type yes to try all the same: ")
+	s.WaitFor("Try the PIN of keys/id.tpm all the same?")
+	s.WaitFor("Type yes to go on, anything else to stop: ")
 	if !s.Echoes() {
 		t.Error("what is typed cannot be seen")
 	}
@@ -133,7 +133,7 @@ func TestUnlockLastTry(t *testing.T) {
 	})
 	// With the right PIN it is no loss.
 	s = sit(t, d.unlock("keys/id.tpm"))
-	s.WaitFor("Type yes to try all the same: ")
+	s.WaitFor("Type yes to go on, anything else to stop: ")
 	s.Type("yes\n")
 	s.WaitFor("Enter PIN for keys/id.tpm: ")
 	s.Type(sc.pin + "\n")
@@ -141,7 +141,7 @@ func TestUnlockLastTry(t *testing.T) {
 	s.ends(0)
 
 	s = sit(t, d.unlock("keys/id.tpm"))
-	s.WaitFor("Type yes to try all the same: ")
+	s.WaitFor("Type yes to go on, anything else to stop: ")
 	s.Type("yes\n")
 	s.WaitFor("Enter PIN for keys/id.tpm: ")
 	s.Type(sc.wrong(8) + "\n")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 	"github.com/tpm-agent/tpm-agent/internal/prompt"
@@ -19,8 +20,21 @@ type pinTries struct {
 	*unlocking
 	name  string
 	blob  []byte
-	left  int      // tries before the lockout; -1: not known
-	wrong [][]byte // not to be tried again
+	left  int // tries before the lockout; -1: not known
+	wrong wrongPINs
+}
+
+// wrongPINs are PINs of a key that are not to be tried again.
+type wrongPINs [][]byte
+
+func (w wrongPINs) has(pin []byte) bool {
+	return slices.ContainsFunc(w, func(wrong []byte) bool { return bytes.Equal(wrong, pin) })
+}
+
+func (w wrongPINs) wipe() {
+	for _, pin := range w {
+		clear(pin)
+	}
 }
 
 func (t *pinTries) run(ctx context.Context) error {
@@ -31,43 +45,35 @@ func (t *pinTries) run(ctx context.Context) error {
 		}
 		return t.give(ctx, t.blob, t.given)
 	}
-	if t.left != 1 { // or more is said about it
-		fmt.Fprintln(t.sys.stderr, triesWords(t.left))
-	}
 	for n := 1; ; n++ {
-		err := t.try(ctx)
+		err := t.try(ctx, n > 1)
 		var wrong *agent.WrongPINError
 		if !errors.As(err, &wrong) || n == unlockTries || wrong.TriesLeft == 0 {
 			return err
 		}
 		t.left = wrong.TriesLeft
-		fmt.Fprintf(t.sys.stderr, "Wrong PIN. %s\n", triesWords(t.left))
 	}
 }
 
 // try asks once, and gives what was typed to the agent if that makes sense.
-func (t *pinTries) try(ctx context.Context) error {
+func (t *pinTries) try(ctx context.Context, again bool) error {
 	if t.left == 1 {
-		if err := t.lastTry(ctx); err != nil {
+		if err := t.lastTry(ctx, again); err != nil {
 			return err
 		}
+	} else if words := triesWords(t.left, again); words != "" {
+		fmt.Fprintln(t.sys.stderr, words)
 	}
 	pin, err := t.ask(ctx)
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(t.wrong, func(w []byte) bool { return bytes.Equal(w, pin) }) {
+	if t.wrong.has(pin) {
 		clear(pin)
 		return &agent.WrongPINError{TriesLeft: t.left} // and is still
 	}
 	t.wrong = append(t.wrong, pin) // if it is right it is forgotten with the others
 	return t.give(ctx, t.blob, pin)
-}
-
-func (t *pinTries) wipe() {
-	for _, w := range t.wrong {
-		clear(w)
-	}
 }
 
 func (t *pinTries) ask(ctx context.Context) ([]byte, error) {
@@ -84,29 +90,27 @@ func (t *pinTries) ask(ctx context.Context) ([]byte, error) {
 }
 
 // lastTry asks whether the TPM may be locked by a mistake.
-func (t *pinTries) lastTry(ctx context.Context) error {
-	fmt.Fprint(t.sys.stderr, lastTryWords)
-	answer, err := readTerminal(ctx, "Type yes to try all the same: ")
+func (t *pinTries) lastTry(ctx context.Context, wrong bool) error {
+	answer, err := readTerminal(ctx, prompt.LastTry(t.name, wrong))
+	defer clear(answer)
 	switch {
 	case err != nil:
 		return noTerminal(err)
-	case string(bytes.TrimSpace(answer)) != "yes":
-		return fmt.Errorf("the last try is left: %w", agent.ErrRefused)
+	case !prompt.SaysYes(answer):
+		return errLastTryLeft
 	}
 	return nil
 }
 
-const lastTryWords = `This is the last try before the TPM locks itself. After one more wrong PIN it takes
-none for some time, not even right ones, for any key. Keys without a PIN go on.
-`
+// errLastTryLeft is what comes of a no to the question about the last try.
+var errLastTryLeft = fmt.Errorf("the last try is left: %w", agent.ErrRefused)
 
-// triesWords says how often one may still be wrong.
-func triesWords(left int) string {
-	switch {
-	case left < 0:
-		return "Every wrong PIN counts towards the TPM's lockout."
-	case left == 1:
-		return "1 try left before the TPM locks itself."
+// triesWords says how often one may still be wrong, if that is known, and
+// whether it has just been so.
+func triesWords(left int, wrong bool) string {
+	words := prompt.TriesLeft(left)
+	if wrong {
+		words = strings.TrimSpace("Wrong PIN. " + words)
 	}
-	return fmt.Sprintf("%d tries left before the TPM locks itself.", left)
+	return words
 }

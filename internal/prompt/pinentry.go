@@ -38,7 +38,7 @@ func (w pinentryWay) lastTry(ctx context.Context, q question) error {
 		return err
 	})
 	defer clear(said) // but somebody may have typed it
-	if err == nil && !saysYes(said) {
+	if err == nil && !SaysYes(said) {
 		err = agent.ErrRefused
 	}
 	return err

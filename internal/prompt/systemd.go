@@ -33,7 +33,7 @@ func (w systemdWay) pin(ctx context.Context, q question) ([]byte, error) {
 func (w systemdWay) lastTry(ctx context.Context, q question) error {
 	said, err := w.ask(ctx, q, oneLine(q.text)+" Type yes to go on:", "--echo")
 	defer clear(said)
-	if err == nil && !saysYes(said) {
+	if err == nil && !SaysYes(said) {
 		err = agent.ErrRefused
 	}
 	return err
@@ -45,7 +45,7 @@ func (w systemdWay) confirm(ctx context.Context, q question) (agent.Grant, error
 	switch {
 	case err != nil:
 		return agent.GrantNo, err
-	case !saysYes(said):
+	case !SaysYes(said):
 		return agent.GrantNo, agent.ErrRefused
 	}
 	return agent.GrantOnce, nil

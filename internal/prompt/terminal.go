@@ -27,8 +27,8 @@ func (w terminalWay) pin(ctx context.Context, q question) (pin []byte, err error
 
 // lastTry wants the whole word: y is typed too easily.
 func (w terminalWay) lastTry(ctx context.Context, q question) error {
-	return w.shown(ctx, q, "Type yes to go on, anything else to stop: ", func(said []byte) error {
-		if !saysYes(said) {
+	return w.shown(ctx, q, goOn, func(said []byte) error {
+		if !SaysYes(said) {
 			return agent.ErrRefused
 		}
 		return nil
@@ -69,9 +69,9 @@ func meantGrant(said []byte) agent.Grant {
 	return agent.GrantNo
 }
 
-// saysYes says whether the answer is the word yes. Answers stay octets that are
+// SaysYes says whether the answer is the word yes. Answers stay octets that are
 // wiped, and are not made strings: where a yes is wanted somebody may type a PIN.
-func saysYes(said []byte) bool {
+func SaysYes(said []byte) bool {
 	return bytes.EqualFold(bytes.TrimSpace(said), []byte("yes"))
 }
 

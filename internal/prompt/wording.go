@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 )
@@ -59,84 +58,6 @@ func consent(p agent.ConfirmPrompt) string {
 		lines = append(lines, strings.ToUpper(line[:1])+line[1:])
 	}
 	return strings.Join(lines, "\n")
-}
-
-// lastTry asks whether to risk a lockout.
-func lastTry(p agent.AuthPrompt) string {
-	begin := "One more wrong PIN locks the TPM."
-	if p.Retry {
-		begin = "Wrong PIN. One more locks the TPM."
-	}
-	return strings.Join(append([]string{
-		begin,
-		"It then takes no PIN for minutes or hours, of any key, nor",
-		"from other programs: unlocking a disk by PIN, for instance.",
-		fold(append([]string{"Try the PIN of"}, append(keyWords(p.Name, p.Comment), "all the same?")...)...),
-	}, about(p.Question)...), "\n")
-}
-
-// notice tells of a lockout. No answer is wanted.
-func notice(n agent.Notice) string { return noticeAt(n, time.Now()) }
-
-func noticeAt(n agent.Notice, now time.Time) string {
-	lines := append(locked(n.Wait, now), fold(append([]string{"Key:"}, keyWords(n.Name, n.Comment)...)...))
-	return strings.Join(append(lines, about(n.Question)...), "\n")
-}
-
-// locked tells of a lockout, for how long it is, and the ways out of it.
-func locked(wait time.Duration, now time.Time) []string {
-	lines := []string{"The TPM is locked: there were too many wrong PINs."}
-	if wait > 0 {
-		lines = append(lines, fold("It takes the next one in", duration(wait)+",", clock(now.Add(wait), now)+"."))
-	}
-	return append(lines,
-		"Keys without a PIN go on working. Restarting the machine",
-		"does not help; who has the TPM's lockout password can end",
-		"it at once: tpm2_dictionarylockout --clear-lockout",
-	)
-}
-
-// duration is rounded up: what is tried too early is refused.
-func duration(d time.Duration) string {
-	switch seconds, minutes, hours := up(d, time.Second), up(d, time.Minute), up(d, time.Hour); {
-	case seconds < 100:
-		return number(seconds, "second")
-	case minutes < 100:
-		return number(minutes, "minute")
-	case hours < 49:
-		return number(hours, "hour")
-	}
-	return number(up(d, 24*time.Hour), "day")
-}
-
-func up(d, unit time.Duration) int64 { return int64((d + unit - 1) / unit) }
-
-func number(n int64, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return fmt.Sprintf("%d %ss", n, thing)
-}
-
-// clock is a time of day, and the day if it is not today.
-func clock(t, now time.Time) string {
-	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
-		return t.Format("at 15:04")
-	}
-	return t.Format("on January 2 at 15:04")
-}
-
-// tries says how often one may still be wrong.
-func tries(left int) []string {
-	switch {
-	case left < 0:
-		return nil
-	case left == 0:
-		return []string{"The TPM has locked itself."}
-	case left == 1:
-		return []string{"This is the last try", "before the TPM locks itself."}
-	}
-	return []string{fmt.Sprintf("%d tries left", left), "before the TPM locks itself."}
 }
 
 func waiting(others int) string {
