@@ -52,7 +52,7 @@ var table = map[string]row{
 	"internal/socket":     {imports: []string{"golang.org/x/sys/unix", "github.com/coreos/go-systemd/v22/activation"}},
 	"internal/softtpm":    {imports: []string{"golang.org/x/sys/unix"}},
 	"internal/tcti":       {imports: []string{"internal/softtpm", "golang.org/x/sys/unix"}},
-	"internal/tpmtest":    {imports: []string{"internal/softtpm", "internal/tcti", "github.com/google/go-tpm/..."}},
+	"internal/tpmtest":    {imports: []string{"internal/softtpm", "internal/tcti", "github.com/google/go-tpm/...", "golang.org/x/sys/unix"}},
 
 	"internal/archtest": {},
 	"internal/bustest":  {imports: []string{"github.com/godbus/dbus/v5"}},

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -207,13 +208,16 @@ func TestMuteTPM(t *testing.T) {
 		c := open(t, s.Address())
 		works(t, c)
 		s.Pause()
-		ctx, cancel := end(t.Context())
-		_, err := c.Send(ctx, hash(nil))
-		<-ctx.Done() // the connection's clock may be a little faster
-		if !errors.Is(err, ctx.Err()) {
-			t.Errorf("%s: %v", name, err)
+		for sent := false; !sent; { // a context that is over before leaves the Conn as it was
+			ctx, cancel := end(t.Context())
+			_, err := c.Send(ctx, hash(nil))
+			<-ctx.Done() // the connection's clock may be a little faster
+			if !errors.Is(err, ctx.Err()) {
+				t.Errorf("%s: %v", name, err)
+			}
+			cancel()
+			sent = err == nil || !strings.Contains(err.Error(), "nothing was sent to the TPM")
 		}
-		cancel()
 		s.Resume()
 		gone(t, c)
 		next := open(t, s.Address())

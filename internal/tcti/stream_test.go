@@ -8,12 +8,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
 	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"golang.org/x/sys/unix"
 )
 
 // liar is a server in the place of an swtpm: for every connection it calls
@@ -153,13 +155,30 @@ func TestRestart(t *testing.T) {
 	works(t, open(t, s.Address()))
 }
 
-func TestNobodyThere(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// silentPort takes a port of 127.0.0.1 for the test, on which nobody listens; ok
+// is false if somebody else has it. 0 is any.
+func silentPort(t *testing.T, number int) (port string, ok bool) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	l.Close()
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: number, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return "", false
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strconv.Itoa(at.(*unix.SockaddrInet4).Port), true
+}
+
+func TestNobodyThere(t *testing.T) {
+	port, ok := silentPort(t, 0)
+	if !ok {
+		t.Fatal("no port is free")
+	}
 	for _, address := range []string{
 		"swtpm:path=" + filepath.Join(t.TempDir(), "none"),
 		"swtpm:host=127.0.0.1,port=" + port,

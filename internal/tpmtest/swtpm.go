@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds everything that this package waits for itself. It is never
@@ -201,7 +203,21 @@ func (s *SWTPM) Replace() {
 }
 
 // Pause stops swtpm with SIGSTOP: a TPM that takes commands and does not answer.
-func (s *SWTPM) Pause() { s.signal(syscall.SIGSTOP) }
+// It has stopped when Pause returns.
+func (s *SWTPM) Pause() {
+	s.t.Helper()
+	s.signal(syscall.SIGSTOP)
+	for {
+		// WNOWAIT leaves the news, and the end of the process, to its Wait.
+		err := unix.Waitid(unix.P_PID, s.PID(), nil, unix.WSTOPPED|unix.WNOWAIT, nil)
+		if err == nil {
+			return
+		}
+		if err != unix.EINTR {
+			s.t.Fatalf("tpmtest: waiting until swtpm has stopped: %v", err)
+		}
+	}
+}
 
 // Resume ends Pause.
 func (s *SWTPM) Resume() { s.signal(syscall.SIGCONT) }
