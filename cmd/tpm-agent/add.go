@@ -35,7 +35,7 @@ func newAddCmd(g *global) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error { return runAdd(cmd, g.sys, o, args) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK, else $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	agentFlag(cmd, &o.socket)
 	f.StringVarP(&o.lifetime, "lifetime", "t", "", "forget the key after this `TIME`: seconds, or 90m, 8h, 2w (default: what the agent was told, else never)")
 	f.BoolVarP(&o.confirm, "confirm", "c", false, "ask before each use of the key")
 	f.StringArrayVarP(&o.destinations, "destination", "h", nil, "use the key only for this `[FROM>][USER@]HOST`; may be given several times")

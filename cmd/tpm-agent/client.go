@@ -10,6 +10,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/spf13/cobra"
 	sshagent "golang.org/x/crypto/ssh/agent"
 	"golang.org/x/sys/unix"
 )
@@ -42,6 +43,12 @@ func (c *client) ordinary() sshagent.Agent {
 		c.ssh = sshagent.NewClient(c.UnixConn)
 	}
 	return c.ssh
+}
+
+// agentFlag adds the option by which a command is told of an agent to talk to;
+// see agentSocket.
+func agentFlag(cmd *cobra.Command, socket *string) {
+	cmd.Flags().StringVar(socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK, else $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
 }
 
 // agentSocket is the socket of the agent to talk to: the one that was asked
@@ -101,6 +108,9 @@ func (c *client) failed(ctx context.Context, err error) error {
 	}
 	return fmt.Errorf("asking the agent at %s: %w", plain(c.path), err)
 }
+
+// notOwnerHint is for agents that do not take what is for their owner only.
+const notOwnerHint = "is it tpm-agent? (--socket PATH chooses another.) One that is locked does not do this (ssh-add -X unlocks it), nor one that is reached through ssh -A"
 
 // patient gives the agent time for the next answers.
 func (c *client) patient(ctx context.Context) {

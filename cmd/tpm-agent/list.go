@@ -57,7 +57,7 @@ beside the keys.`,
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&o.keyDirs, "key-dir", nil, "`DIR`ectory with keys; may be given several times (default ~/.ssh)")
-	f.StringVar(&o.socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK, else $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	agentFlag(cmd, &o.socket)
 	f.BoolVar(&o.json, "json", false, "as JSON")
 	return cmd
 }

@@ -26,7 +26,7 @@ forgets its PINs with that, too; and this command works while it is locked so.`,
 		Args:    noArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runLock(cmd, g.sys, socket) },
 	}
-	cmd.Flags().StringVar(&socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK, else $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	agentFlag(cmd, &socket)
 	return cmd
 }
 

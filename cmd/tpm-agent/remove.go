@@ -47,7 +47,7 @@ watches is offered again when the agent is started anew or gets SIGHUP.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return runRemove(cmd, g.sys, o, args) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK, else $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	agentFlag(cmd, &o.socket)
 	f.BoolVar(&o.all, "all", false, "remove all keys")
 	return cmd
 }

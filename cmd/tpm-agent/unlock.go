@@ -33,7 +33,7 @@ func newUnlockCmd(g *global) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error { return runUnlock(cmd, g.sys, o, args) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK, else $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	agentFlag(cmd, &o.socket)
 	f.StringVar(&o.ttl, "ttl", "", "remember the PIN for this `TIME`: 15m, 8h, or session (default as the agent's --pin-ttl says, else session)")
 	f.StringVar(&o.pinFrom, "pin-from", "", "take the PIN from `SOURCE` and ask nobody: "+pinSources)
 	mustComplete(cmd, "ttl", "15m", "1h", "8h", "session")
@@ -255,9 +255,6 @@ func (u *unlocking) failed(ctx context.Context, name string, blob []byte, err er
 	}
 	return failed
 }
-
-// notOwnerHint is for agents that do not take what is for their owner only.
-const notOwnerHint = "is it tpm-agent? (--socket PATH chooses another.) One that is locked does not do this (ssh-add -X unlocks it), nor one that is reached through ssh -A"
 
 // lockoutHint is the way out of a lockout.
 func lockoutHint(wait time.Duration) string {

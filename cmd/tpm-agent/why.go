@@ -40,7 +40,7 @@ signed. Names of programs are what these say of themselves.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runWhy(cmd, g.sys, o) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK, else $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	agentFlag(cmd, &o.socket)
 	f.IntVarP(&o.n, "number", "n", 10, "show the last `N`")
 	f.BoolVar(&o.json, "json", false, "print JSON")
 	mustComplete(cmd, "number")
