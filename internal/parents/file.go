@@ -111,10 +111,13 @@ func lock(root *os.Root, patience time.Duration) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	for start := time.Now(); time.Since(start) < patience; time.Sleep(5 * time.Millisecond) {
+	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			return func() { dir.Close() }, nil
+		}
+		if time.Since(start) >= patience {
+			break
 		}
 	}
 	dir.Close()

@@ -188,10 +188,14 @@ func (p part) dialog(t *testing.T) Dialog {
 	if err != nil {
 		t.Fatal(err)
 	}
+	grace := 50 * time.Millisecond
+	if p.Do == "exit" {
+		grace = time.Minute // or what it had to say may not be read in time
+	}
 	return Dialog{
 		Description: "Enter PIN for id_ecdsa",
 		Environ:     []string{partVariable + "=" + string(text)},
-		Grace:       50 * time.Millisecond,
+		Grace:       grace,
 	}
 }
 

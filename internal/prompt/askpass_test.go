@@ -32,7 +32,6 @@ func script(t *testing.T, body string) (*Prompter, string) {
 		Askpass: path,
 		Require: Force,
 		Environ: append(os.Environ(), "DIR="+dir, "MARK=given"),
-		Grace:   100 * time.Millisecond,
 	}), dir
 }
 
@@ -135,6 +134,7 @@ func TestAskpassEndsWithContext(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, dir := script(t, body)
+			p.options.Grace = 100 * time.Millisecond
 			ctx, cancel := context.WithCancelCause(t.Context())
 			gone := errors.New("client gone")
 			done := make(chan error, 1)

@@ -38,7 +38,7 @@ func answering(t *testing.T) *ptytest.Terminal {
 }
 
 func bySystemd(timeout time.Duration) *Prompter {
-	return New(Options{Ways: []Way{Systemd}, Timeout: timeout, Grace: 100 * time.Millisecond})
+	return New(Options{Ways: []Way{Systemd}, Timeout: timeout})
 }
 
 func TestSystemd(t *testing.T) {
