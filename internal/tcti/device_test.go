@@ -288,7 +288,7 @@ func TestDevicePermission(t *testing.T) {
 	if denied.Path != path || denied.Mode != "c---rw----" || denied.Owner == "" || denied.Group == "" {
 		t.Errorf("%#v", denied)
 	}
-	for _, part := range []string{path, denied.Mode, "owner " + denied.Owner, "group " + denied.Group, "log out and in"} {
+	for _, part := range []string{path, denied.Mode, "owner " + denied.Owner, "group " + denied.Group, "in the group"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%v does not say %q", err, part)
 		}

@@ -55,8 +55,7 @@ func (s system) explainMissing(path string) error {
 		return fmt.Errorf("%w at %s: the kernel has %s, but it has no device node (in a container it must be passed in)",
 			ErrNoTPM, path, filepath.Base(chips[0]))
 	}
-	return fmt.Errorf("%w: there is no %s, and the kernel knows of none: the firmware setup may have it disabled (Security Device, PTT, fTPM)",
-		ErrNoTPM, path)
+	return fmt.Errorf("%w at %s: %w", ErrNoTPM, path, ErrNoChip)
 }
 
 // tpm12 reports whether the chip with that directory in /sys is a TPM 1.2.
@@ -159,7 +158,7 @@ func permissionError(path string, err error) error {
 		Owner:    strconv.Itoa(int(st.Uid)),
 		Group:    strconv.Itoa(int(st.Gid)),
 		joinable: st.Gid != 0 && st.Mode&0o060 == 0o060,
-		user:     "$USER",
+		user:     fmt.Sprintf("user %d", os.Getuid()),
 	}
 	if g, err := user.LookupGroupId(e.Group); err == nil {
 		e.Group = g.Name

@@ -34,7 +34,7 @@ func TestAutoExplains(t *testing.T) {
 		is    error
 		says  string
 	}{
-		"nothing":       {nil, ErrNoTPM, "firmware"},
+		"nothing":       {nil, ErrNoTPM, "kernel knows of none"},
 		"1.2":           {[]string{"dev/tpm0", "sys/class/tpm/tpm0/tpm_version_major=1\n"}, ErrTPM12, "tpm0"},
 		"1.2, no node":  {[]string{"sys/class/tpm/tpm0/tpm_version_major=1\n"}, ErrTPM12, "tpm0"},
 		"raw only":      {[]string{"dev/tpm0", "sys/class/tpm/tpm0/tpm_version_major=2\n"}, ErrNoTPM, "device:"},
@@ -99,14 +99,22 @@ func TestExamine(t *testing.T) {
 	}
 }
 
+// What is wrong and what is advised agree.
 func TestPermissionErrorAdvice(t *testing.T) {
-	for advice, e := range map[string]PermissionError{
-		"usermod -aG tss me": {Group: "tss", joinable: true, user: "me"},
-		"since after":        {Group: "tss", joinable: true, member: true, user: "me"},
-		"udev":               {Group: "root"},
+	for _, c := range []struct {
+		err         PermissionError
+		why, advice string
+	}{
+		{PermissionError{Group: "tss", joinable: true, user: "me"}, "me is not in the group tss", `sudo usermod -aG tss "$USER", then`},
+		{PermissionError{Group: "tss", joinable: true, member: true, user: "me"}, "began before that", "log out and in again"},
+		{PermissionError{Group: "tss", Mode: "crw-------"}, "no group may open it", "udev rule"},
+		{PermissionError{Group: "root"}, "no group may open it", "udev rule"},
 	} {
-		if !strings.Contains(e.Error(), advice) {
-			t.Errorf("%v does not say %q", e.Error(), advice)
+		if !strings.Contains(c.err.Error(), c.why) || !strings.Contains(c.err.Advice(), c.advice) {
+			t.Errorf("%v\nadvice: %s", &c.err, c.err.Advice())
+		}
+		if joining := strings.Contains(c.err.Advice(), "usermod"); joining != strings.Contains(c.err.Error(), "not in the group") {
+			t.Errorf("%v\nadvice: %s", &c.err, c.err.Advice())
 		}
 	}
 }
