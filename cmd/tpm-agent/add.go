@@ -119,7 +119,11 @@ func (o addOptions) limits(sys system) (k agent.KeyFileRequest, err error) {
 func addFile(ctx context.Context, c *client, stderr io.Writer, limits agent.KeyFileRequest, path string) error {
 	entry, problems, err := keydir.ReadEntry(path)
 	if err != nil {
-		return naming(path, err)
+		err = naming(path, err)
+		if beside, ok := keyFileBeside(path); ok {
+			err = withHint(err, "tpm-agent add %s", shQuote(beside))
+		}
+		return err
 	}
 	for _, p := range problems {
 		fmt.Fprintf(stderr, "tpm-agent: %s: %s\n", plain(p.Path), oneLine(p.Err.Error()))

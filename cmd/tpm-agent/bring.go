@@ -205,11 +205,11 @@ func (o *importOptions) finish(sys system, key *newKey, to keyFiles, old *oldKey
 	if o.quiet {
 		return nil
 	}
-	if err := key.announce(sys.stdout, to); err != nil {
-		return err
+	err = key.announce(sys.stdout, to)
+	if err == nil {
+		_, err = io.WriteString(sys.stdout, old.farewell(gone, attic))
 	}
-	_, err = io.WriteString(sys.stdout, old.farewell(gone, attic))
-	return err
+	return notSaid(err, "the key was imported, and is in %s", plain(to.private))
 }
 
 // replace saves the key in place of the old one. The public key may come first:

@@ -111,13 +111,24 @@ func readSmall(path string) ([]byte, error) {
 func readKey(path string) (*keyfile.TPMKey, ssh.PublicKey, error) {
 	key, err := keyfile.ReadFile(path)
 	if err != nil {
-		return nil, nil, naming(path, err)
+		err = naming(path, err)
+		if beside, ok := keyFileBeside(path); ok {
+			err = withHint(err, "the key file is %s", shQuote(beside))
+		}
+		return nil, nil, err
 	}
 	public, err := ssh.NewPublicKey(key.Public.Key)
 	if err != nil {
 		return nil, nil, naming(path, err)
 	}
 	return key, public, nil
+}
+
+// keyFileBeside is the key file of which path is the public key, or the name as
+// keygen's -f and ssh-keygen have it.
+func keyFileBeside(path string) (string, bool) {
+	beside := keyName(strings.TrimSuffix(path, ".pub")) + ".tpm"
+	return beside, beside != path && exists(beside)
 }
 
 // naming puts the file's name before an error that does not have it.

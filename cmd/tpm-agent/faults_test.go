@@ -209,7 +209,7 @@ func TestHints(t *testing.T) {
 		want string
 	}{
 		{[]string{"--tpm", "device:/dev/null", "keygen", "-N", "", "-f", "id"}, "tpm-agent: making the key: "},
-		{[]string{"--tpm", "swtpm:path=/nowhere/sock", "keygen", "-N", "", "-f", "id"}, "hint: "},
+		{[]string{"--tpm", "swtpm:path=/nowhere/sock", "keygen", "-N", "", "-f", "id"}, "hint: --tpm or "},
 	} {
 		out, err := program(t, test.args...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), test.want) {

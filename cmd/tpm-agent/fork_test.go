@@ -219,7 +219,7 @@ func TestForkFails(t *testing.T) {
 		says   string
 	}{
 		{[]string{"--socket", path}, "", 1, fmt.Sprintf("^tpm-agent: starting the agent: .* in use by process %d\nhint: use it .*\n$", first.Process.Pid)},
-		{[]string{"--no-such-option"}, "", 2, "^tpm-agent: unknown flag: --no-such-option\nhint: see tpm-agent serve --help\n$"},
+		{[]string{"--no-such-option"}, "", 2, "^tpm-agent: unknown flag --no-such-option\nhint: see tpm-agent serve --help\n$"},
 		{[]string{"-s", "-c"}, "", 2, "^tpm-agent: only one of .*\nhint: .*\n$"},
 		{[]string{"-k", "--fork"}, "", 2, "^tpm-agent: -k ends an agent: .*\nhint: .*\n$"},
 		{[]string{"--key-dir", ""}, "", 2, "^tpm-agent: --key-dir: the name is empty\nhint: .*\n$"},

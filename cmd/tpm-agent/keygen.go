@@ -211,6 +211,11 @@ func (o *keygenOptions) algorithm() (tpmkey.Algorithm, error) {
 	return 0, noSuchType(o.keyType)
 }
 
+// notInTPMError is a type of key that ssh-keygen makes and no TPM has.
+type notInTPMError struct{ why string }
+
+func (e *notInTPMError) Error() string { return e.why }
+
 // noSuchType says why a type that ssh-keygen knows cannot be had in a TPM.
 func noSuchType(keyType string) error {
 	const instead = "use -t ecdsa, which servers since OpenSSH 5.7 (2011) take; an ed25519 key made by ssh-keygen can be used beside it, from its file"
@@ -219,12 +224,12 @@ func noSuchType(keyType string) error {
 		if keyType == "ed25519-sk" {
 			break
 		}
-		return withHint(usage("-t ed25519: TPM 2.0 has no Ed25519"), instead)
+		return withHint(&notInTPMError{"-t ed25519: no TPM has Ed25519"}, instead)
 	case "dsa":
-		return withHint(usage("-t dsa: TPM 2.0 has no DSA, and OpenSSH dropped it"), instead)
+		return withHint(&notInTPMError{"-t dsa: no TPM has DSA, and OpenSSH has given it up"}, instead)
 	}
 	if strings.HasSuffix(keyType, "-sk") {
-		return withHint(usage("-t %s: that is a key of a FIDO token, not of the TPM", keyType), "ssh-keygen -t %s makes it", keyType)
+		return withHint(&notInTPMError{fmt.Sprintf("-t %s: that is a key of a FIDO token, not of the TPM", plain(keyType))}, "ssh-keygen -t %s makes it", shQuote(keyType))
 	}
 	return usage("-t %s: the types are ecdsa and rsa", plain(keyType))
 }
@@ -301,10 +306,11 @@ func (o *keygenOptions) makeAndSave(ctx context.Context, sys system, addr tcti.A
 	if o.quiet {
 		return nil
 	}
-	if err := key.announce(sys.stdout, to); err != nil {
-		return err
+	err = key.announce(sys.stdout, to)
+	if err == nil {
+		err = announcePCRs(sys.stdout, tm.PCRs)
 	}
-	return announcePCRs(sys.stdout, tm.PCRs)
+	return notSaid(err, "the key was made, and is in %s", plain(to.private))
 }
 
 // make makes the key, in the TPM of before unless a new one was announced.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -42,7 +43,8 @@ whose conditions only they know. The last line names the agent. An agent that is
 not tpm-agent, or does not run, is said to be so.
 
 Files that should be keys but cannot be used are named on standard error, with
-the reason. They do no harm to the others.
+the reason. They do no harm to the others, nor to the exit status; that is 1 when
+a directory that was given cannot be read.
 
 PIN says what the key file says. Some programs write it wrong; the TPM decides.
 
@@ -110,14 +112,28 @@ func runList(cmd *cobra.Command, g *global, o listOptions) error {
 	if err := l.askAgent(ctx, g.sys, o.socket); err != nil {
 		return err
 	}
-	if o.json {
-		return writeJSON(g.sys.stdout, l)
+	if err := l.show(g.sys, o.json); err != nil {
+		return err
 	}
-	if err := l.print(g.sys.stdout); err != nil {
+	// ~/.ssh need not be there; a directory that was asked for is another matter.
+	for _, dir := range dirs {
+		if _, err := os.ReadDir(dir); err != nil && len(o.keyDirs) > 0 {
+			return statusError(exitFailure) // it stands among the problems
+		}
+	}
+	return nil
+}
+
+// show prints the table and what is wrong with files, or all of it as JSON.
+func (l *listing) show(sys system, asJSON bool) error {
+	if asJSON {
+		return writeJSON(sys.stdout, l)
+	}
+	if err := l.print(sys.stdout); err != nil {
 		return err
 	}
 	for _, p := range l.Problems {
-		fmt.Fprintf(g.sys.stderr, "tpm-agent: %s: %s\n", p.File, p.Problem)
+		fmt.Fprintf(sys.stderr, "tpm-agent: %s: %s\n", p.File, p.Problem)
 	}
 	return nil
 }

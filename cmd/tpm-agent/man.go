@@ -57,7 +57,10 @@ func runMan(cmd *cobra.Command, sys system, o manOptions) error {
 	}
 	name := strings.Join(append([]string{"tpm-agent"}, o.page...), "-")
 	page, err := manPages.ReadFile(path.Join("man", name+".1"))
-	if err != nil {
+	switch {
+	case err != nil && len(o.page) > 1:
+		return noArgs(cmd, o.page[1:])
+	case err != nil:
 		return knownCommand(cmd.Root(), o.page)
 	}
 	man, err := exec.LookPath("man")

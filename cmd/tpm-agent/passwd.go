@@ -165,7 +165,7 @@ func (c *pinChange) sources(ctx context.Context, sys system) error {
 
 // noKeyHint says what to do with a file that is no TPM key.
 func noKeyHint(path string, err error) error {
-	if beside := keyName(strings.TrimSuffix(path, ".pub")) + ".tpm"; beside != path && exists(beside) {
+	if beside, ok := keyFileBeside(path); ok {
 		return withHint(err, "tpm-agent passwd %s", shQuote(beside))
 	}
 	if data, readErr := readSmall(path); readErr == nil && errors.Is(err, keyfile.ErrNoKey) && bytes.Contains(data, []byte("PRIVATE KEY-----")) {

@@ -364,5 +364,5 @@ func (c *pinChange) announce() error {
 	if c.addr.Software() {
 		fmt.Fprintf(&b, "The key is %s.\n", notProtected)
 	}
-	return c.say("%s", b.String())
+	return notSaid(c.say("%s", b.String()), "the PIN of %s was changed", file)
 }

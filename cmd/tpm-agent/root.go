@@ -17,11 +17,15 @@ import (
 // status.
 func run(args []string, sys system) int {
 	root := newRootCmd(sys)
+	out := &checkedWriter{to: sys.stdout} // cobra does not look whether its help is written
 	root.SetArgs(args)
 	root.SetIn(sys.stdin)
-	root.SetOut(sys.stdout)
+	root.SetOut(out)
 	root.SetErr(sys.stderr)
 	cmd, err := root.ExecuteC()
+	if err == nil {
+		err = out.err
+	}
 	return report(sys.stderr, cmd.CommandPath(), err)
 }
 
@@ -56,7 +60,7 @@ func newRootCmd(sys system) *cobra.Command {
 	}
 	root.SuggestionsMinimumDistance = 2 // cobra sets it for itself only
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.SetFlagErrorFunc(flagError)
 	root.SetHelpCommand(newHelpCmd())
 	root.PersistentFlags().StringVar(&g.tpm, "tpm", "", "`ADDRESS` of the TPM: "+strings.Join(addresses(), ", ")+" (default $TPM_AGENT_TPM, else auto)")
 	mustComplete(root, "tpm", addresses()...)
@@ -169,8 +173,11 @@ func newHelpCmd() *cobra.Command {
 		Short: "Help about a command",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			found, rest, err := cmd.Root().Find(args)
-			if err != nil || len(rest) > 0 {
+			switch {
+			case err != nil || found == cmd.Root() && len(rest) > 0:
 				return knownCommand(cmd.Root(), args)
+			case len(rest) > 0:
+				return noArgs(cmd, rest)
 			}
 			return found.Help()
 		},

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -113,7 +114,8 @@ func report(stderr io.Writer, command string, err error) int {
 func unsupported(err error) bool {
 	var key *privkey.UnsupportedError
 	var tpm *tpmkey.UnsupportedError
-	return errors.As(err, &key) || errors.As(err, &tpm)
+	var kind *notInTPMError
+	return errors.As(err, &key) || errors.As(err, &tpm) || errors.As(err, &kind)
 }
 
 // hints says what can be done about err: what is known of the TPM, of keys and
@@ -139,16 +141,16 @@ func hints(err error) []string {
 func tpmHint(err error) string {
 	var denied *tcti.PermissionError
 	switch {
-	case errors.As(err, &denied) && denied.Group != "" && denied.Group != "root":
-		return fmt.Sprintf("sudo usermod -aG %s \"$USER\", then log in again", denied.Group)
 	case errors.As(err, &denied):
-		return fmt.Sprintf("no group but root may use %s; install the package tpm-udev (or tpm2-tss) and log in again", denied.Path)
+		return denied.Advice()
 	case errors.Is(err, tcti.ErrTPM12):
 		return "a TPM 1.2 cannot be used; some machines can switch to TPM 2.0 (\"fTPM\", \"PTT\") in the firmware's setup"
 	case errors.Is(err, tcti.ErrBusy):
 		return "another program holds the TPM: use --tpm device:/dev/tpmrm0, which many can use at once, or end it"
+	case errors.Is(err, tcti.ErrNoChip):
+		return "is it turned on in the firmware's setup (TPM, PTT, fTPM, Security Device)? To try things out without one: --tpm software (its keys are not protected)"
 	case errors.Is(err, tcti.ErrNoTPM):
-		return "is the TPM turned on in the firmware's setup? To try things out without one: --tpm software (its keys are not protected)"
+		return "--tpm or TPM_AGENT_TPM says which TPM is used; without them it is /dev/tpmrm0"
 	}
 	return ""
 }
@@ -202,6 +204,8 @@ func fileHint(err error) string {
 	var live *socket.InUseError
 	var path *fs.PathError
 	switch {
+	case errors.As(err, &path) && path.Path == os.Stdout.Name():
+		return "" // whatever it is, it is not the command's
 	case errors.As(err, &live):
 		return "use it (eval \"$(tpm-agent env)\"), or choose another place with --socket PATH"
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
@@ -240,6 +244,28 @@ func plain(s string) string {
 		}
 		return r
 	}, strings.ToValidUTF8(s, "\uFFFD"))
+}
+
+// notSaid is the error of a message about something that is done all the same.
+func notSaid(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s; but that could not be said: %w", fmt.Sprintf(format, args...), err)
+}
+
+// checkedWriter remembers that writing failed, for who writes and does not look.
+type checkedWriter struct {
+	to  io.Writer
+	err error
+}
+
+func (w *checkedWriter) Write(p []byte) (int, error) {
+	n, err := w.to.Write(p)
+	if err != nil && w.err == nil {
+		w.err = err
+	}
+	return n, err
 }
 
 // writeJSON prints v as data for programs.

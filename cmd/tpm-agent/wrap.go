@@ -219,5 +219,5 @@ func (k *newKey) announceWrapped(w io.Writer, files keyFiles, to *target, remain
 	fmt.Fprintf(&b, "%s\n", remains)
 	fmt.Fprintf(&b, "On the other machine: tpm-agent import %s\n", shQuote(filepath.Base(files.private)))
 	_, err := io.WriteString(w, b.String())
-	return err
+	return notSaid(err, "the wrapped key is in %s", plain(files.private))
 }
