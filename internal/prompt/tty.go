@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -128,11 +129,14 @@ func (t *tty) ask(ctx context.Context, text string, echo bool) (line []byte, err
 	if !t.job {
 		signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)
 	}
-	restore, err := t.setEcho(echo)
+	asking, restore, err := t.setEcho(echo)
 	if err != nil {
 		return nil, err
 	}
 	defer restore()
+	if t.job {
+		defer t.askAgain(asking, text)()
+	}
 	defer context.AfterFunc(ctx, func() { _ = t.file.SetDeadline(time.Unix(1, 0)) })()
 	if _, err = io.WriteString(t.file, text); err == nil {
 		defer t.newLine()
@@ -158,26 +162,54 @@ func (t *tty) tell(ctx context.Context, lines string) error {
 	return err
 }
 
+// askAgain asks once more each time that the job goes on after having been stopped
+// (Ctrl-Z): the shell has set up the terminal for itself meanwhile, with echo.
+func (t *tty) askAgain(asking *unix.Termios, text string) (stop func()) {
+	continued, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(continued, syscall.SIGCONT)
+	var asker sync.WaitGroup
+	asker.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-continued:
+				// From the background this stops the job again.
+				if t.set(asking) == nil {
+					_, _ = io.WriteString(t.file, text)
+				}
+			}
+		}
+	})
+	return func() {
+		signal.Stop(continued)
+		close(done)
+		asker.Wait()
+	}
+}
+
 // setEcho turns the echo on or off, drops what was typed ahead of the question,
-// and returns what puts the terminal back as it was, unless somebody else has
-// set it up anew: a shell whose job has ended, for its own next line.
-func (t *tty) setEcho(echo bool) (restore func(), err error) {
+// and returns the settings, and what puts the terminal back as it was, unless
+// somebody else has set it up anew: a shell whose job has ended, for its own next
+// line.
+func (t *tty) setEcho(echo bool) (asking *unix.Termios, restore func(), err error) {
 	before, err := t.state()
 	if err != nil {
-		return nil, fmt.Errorf("setting up %s: %w", t.path, err)
+		return nil, nil, fmt.Errorf("setting up %s: %w", t.path, err)
 	}
-	asking := *before
+	settings := *before
+	asking = &settings
 	asking.Lflag &^= unix.ECHO
 	asking.Lflag |= unix.ICANON | unix.ISIG
 	if echo {
 		asking.Lflag |= unix.ECHO
 	}
 	asking.Iflag |= unix.ICRNL
-	if err := t.set(&asking); err != nil {
-		return nil, fmt.Errorf("setting up %s: %w", t.path, err)
+	if err := t.set(asking); err != nil {
+		return nil, nil, fmt.Errorf("setting up %s: %w", t.path, err)
 	}
-	return func() {
-		if now, err := t.state(); err == nil && *now == asking {
+	return asking, func() {
+		if now, err := t.state(); err == nil && *now == *asking {
 			_ = t.set(before)
 		}
 	}, nil
@@ -252,7 +284,8 @@ func readLine(file *os.File) ([]byte, error) {
 
 // ReadPIN asks for a PIN on the terminal at path, such as /dev/tty, as
 // [Prompter] does: without echo, and until ctx ends. A job in the background is
-// stopped, as by other programs. text is the whole question.
+// stopped, as by other programs, and asks again when it goes on. text is the
+// whole question.
 // It returns agent.ErrRefused at an end of file.
 func ReadPIN(ctx context.Context, path, text string) ([]byte, error) {
 	t, err := openTTY(path)

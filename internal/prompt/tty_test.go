@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 	"github.com/tpm-agent/tpm-agent/internal/ptytest"
@@ -134,6 +137,38 @@ func TestReadPIN(t *testing.T) {
 	}
 	if _, err := ReadPIN(t.Context(), t.TempDir(), "?"); err == nil {
 		t.Error("asked on a directory")
+	}
+}
+
+// TestReadPINAfterStop: a shell whose job was stopped turns the echo on. When the
+// job goes on, it is off again before anybody is asked.
+func TestReadPINAfterStop(t *testing.T) {
+	p := ptytest.New(t)
+	done := make(chan result, 1)
+	go func() {
+		pin, err := ReadPIN(t.Context(), p.Path(), "Enter PIN: ")
+		done <- result{pin, err}
+	}()
+	p.WaitFor("Enter PIN: ")
+	for range 2 {
+		p.Change(func(s *unix.Termios) { s.Lflag |= unix.ECHO })
+		if err := syscall.Kill(syscall.Getpid(), syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		p.WaitFor("Enter PIN: ")
+		if p.Echoes() {
+			t.Error("the terminal shows what is typed")
+		}
+	}
+	p.Type("1234\n")
+	if got := <-done; got.err != nil || string(got.pin) != "1234" {
+		t.Errorf("got %q, %v", got.pin, got.err)
+	}
+	if !p.Echoes() {
+		t.Error("the terminal was left without echo")
+	}
+	if seen := p.Seen(); strings.Contains(seen, "1234") {
+		t.Errorf("the PIN is on the screen: %q", seen)
 	}
 }
 
