@@ -68,7 +68,7 @@ func connect(t *testing.T, socket string) net.Conn {
 			t.Cleanup(func() { conn.Close() })
 			return conn
 		}
-		if time.Since(start) > 20*time.Second {
+		if time.Since(start) > longEnough {
 			t.Fatal(err)
 		}
 	}

@@ -129,7 +129,7 @@ func TestForkLetsGo(t *testing.T) {
 	}
 	pid := forked(t, cmd)
 	w.Close()
-	if err := r.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := r.SetReadDeadline(time.Now().Add(longEnough)); err != nil {
 		t.Fatal(err)
 	}
 	if said, err := io.ReadAll(r); err != nil || len(said) > 0 {
@@ -252,7 +252,7 @@ func startAndWait(t *testing.T, cmd *exec.Cmd, path string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(time.Millisecond) {
 		if conn, err := net.Dial("unix", path); err == nil {
 			conn.Close()
 			return

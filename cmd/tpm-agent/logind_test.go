@@ -15,7 +15,7 @@ import (
 func (d *agentRun) logs(n int, text string) {
 	d.t.Helper()
 	for start := time.Now(); strings.Count(d.logged(), text) < n; time.Sleep(time.Millisecond) {
-		if time.Since(start) > 20*time.Second {
+		if time.Since(start) > longEnough {
 			d.t.Fatalf("not %d times in the log: %s\n%s", n, text, d.logged())
 		}
 	}

@@ -91,6 +91,10 @@ func endForked(home string) {
 	})
 }
 
+// longEnough ends tests that would hang. It is no measure of anything: a machine
+// that is busy may take its time.
+const longEnough = 2 * time.Minute
+
 // A daemon of a script.
 type daemonProcess struct {
 	cmd  *exec.Cmd
@@ -126,7 +130,7 @@ func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(func() { _ = d.cmd.Process.Kill(); <-d.done })
 	ts.Setenv("PID_"+args[0], strconv.Itoa(d.cmd.Process.Pid))
 	daemons(ts)[args[0]] = d
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(time.Millisecond) {
 		if conn, err := net.Dial("unix", ts.Getenv("SOCK")); err == nil {
 			conn.Close()
 			return
@@ -165,7 +169,7 @@ func cmdEnded(ts *testscript.TestScript, neg bool, args []string) {
 	d := daemons(ts)[args[0]]
 	select {
 	case <-d.done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(longEnough):
 		ts.Fatalf("%s goes on\n%s", args[0], ts.ReadFile(args[0]+".log"))
 	}
 	if got := strconv.Itoa(d.cmd.ProcessState.ExitCode()); got != args[1] {
@@ -209,7 +213,7 @@ func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: await FILE TEXT")
 	}
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(time.Millisecond) {
 		if data, err := os.ReadFile(ts.MkAbs(args[0])); err == nil && strings.Contains(string(data), args[1]) {
 			return
 		}

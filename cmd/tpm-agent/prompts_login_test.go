@@ -140,16 +140,11 @@ func TestPromptNobody(t *testing.T) {
 	s := newScene(t, patient, "")
 	s.programs()
 	s.pinentry("pinentry-curses")
-	d := s.serve(nil)
+	d := s.serve(nil, "--prompt-timeout", "1000h") // who waits for it is never done
 	s.costs(0, func() {
 		for _, use := range uses {
-			begun := time.Now()
 			if out, err := d.as(use.command).CombinedOutput(); err == nil {
 				t.Errorf("%s: done without a PIN\n%s", use.command, out)
-			}
-			t.Logf("%s failed after %v", use.command, time.Since(begun))
-			if time.Since(begun) > 10*time.Second {
-				t.Error("which is not at once")
 			}
 			d.whySays("no way to ask")
 			d.whySays("pinentry")

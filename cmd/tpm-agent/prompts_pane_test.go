@@ -96,7 +96,7 @@ func (p *pane) waitFor(text string) string {
 
 func (p *pane) until(what string, is func(screen string) bool) (screen string) {
 	p.t.Helper()
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(15 * time.Millisecond) {
+	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(15 * time.Millisecond) {
 		if screen = p.screen(); is(screen) {
 			return screen
 		}
@@ -116,7 +116,7 @@ func (p *pane) usable() {
 	defer tty.Close()
 	const wanted = unix.ECHO | unix.ICANON | unix.ISIG
 	var modes uint32
-	for start := time.Now(); modes != wanted && time.Since(start) < 10*time.Second; time.Sleep(time.Millisecond) {
+	for start := time.Now(); modes != wanted && time.Since(start) < longEnough; time.Sleep(time.Millisecond) {
 		state, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
 		if err != nil {
 			p.t.Fatal(err)
@@ -138,7 +138,7 @@ func (p *pane) hidden() {
 		p.t.Fatal(err)
 	}
 	defer tty.Close()
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(time.Millisecond) {
 		if state, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS); err == nil && state.Lflag&unix.ECHO == 0 {
 			return
 		}
@@ -165,7 +165,7 @@ func children(pid int) (pids []int) {
 func childless(t *testing.T, pid int) {
 	t.Helper()
 	for start := time.Now(); len(children(pid)) > 0; time.Sleep(5 * time.Millisecond) {
-		if time.Since(start) > 20*time.Second {
+		if time.Since(start) > longEnough {
 			t.Errorf("process %d still has the children %v", pid, children(pid))
 			return
 		}

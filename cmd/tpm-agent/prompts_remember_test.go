@@ -65,7 +65,7 @@ var waysToForget = []struct {
 		d.offersAgain() // it is seen with the next request at the latest
 	}},
 	{"time", "1s", func(t *testing.T, d *agentRun) {
-		for start := time.Now(); len(inMemory(t, d.cmd.Process.Pid, d.pin)) > 0 && time.Since(start) < 20*time.Second; {
+		for start := time.Now(); len(inMemory(t, d.cmd.Process.Pid, d.pin)) > 0 && time.Since(start) < longEnough; {
 			time.Sleep(20 * time.Millisecond)
 		}
 	}},
@@ -95,7 +95,7 @@ func TestPromptMemoryFileGone(t *testing.T) {
 	}
 	d.signs(s.pinless) // the agent has looked at the directory
 	for start := time.Now(); len(inMemory(t, d.cmd.Process.Pid, s.pin)) > 0; time.Sleep(20 * time.Millisecond) {
-		if time.Since(start) > 10*time.Second {
+		if time.Since(start) > longEnough {
 			t.Fatal("the PIN of a key whose file is gone stays in memory")
 		}
 	}
@@ -145,7 +145,7 @@ func TestPromptMemoryForgotten(t *testing.T) {
 func (d *agentRun) offersAgain() {
 	d.t.Helper()
 	client := sshagent.NewClient(connect(d.t, d.socket))
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(time.Millisecond) {
 		keys, err := client.List()
 		if err != nil {
 			d.t.Fatal(err)

@@ -173,7 +173,7 @@ func (s *scene) serve(env []string, args ...string) *agentRun {
 	d.ended = make(chan struct{})
 	go func() { d.err = d.cmd.Wait(); close(d.ended) }()
 	s.t.Cleanup(d.stop)
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(time.Millisecond) {
 		if conn, err := net.Dial("unix", d.socket); err == nil {
 			conn.Close()
 			return d
@@ -191,7 +191,7 @@ func (s *scene) serve(env []string, args ...string) *agentRun {
 // stop ends the agent in order, so that it leaves nothing in the TPM.
 func (d *agentRun) stop() {
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
-	killed := time.AfterFunc(30*time.Second, func() { _ = d.cmd.Process.Kill() })
+	killed := time.AfterFunc(longEnough, func() { _ = d.cmd.Process.Kill() })
 	defer killed.Stop()
 	if <-d.ended; d.err != nil {
 		d.t.Errorf("the agent ended with %v\n%s", d.err, d.logged())
@@ -274,7 +274,7 @@ type dialog struct {
 // next waits for the next question.
 func (a *askpass) next() *dialog {
 	a.t.Helper()
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(time.Millisecond) {
 		if d := a.poll(); d != nil {
 			return d
 		}
@@ -310,7 +310,7 @@ func (d *dialog) does(words ...string) {
 		if pipe, err = os.OpenFile(filepath.Join(d.a.dir, "open."+d.pid), os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
 			break
 		}
-		if !errors.Is(err, unix.ENXIO) || !alive(d.pid) || time.Since(start) > 20*time.Second {
+		if !errors.Is(err, unix.ENXIO) || !alive(d.pid) || time.Since(start) > longEnough {
 			d.a.t.Errorf("the question has gone: %v\n%s", err, d.text)
 			return
 		}
@@ -380,7 +380,7 @@ func (d *agentRun) awaitRead(conns []net.Conn) {
 			if err := raw.Control(func(fd uintptr) { left, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil {
 				d.t.Fatal(err)
 			}
-			if time.Since(start) > 20*time.Second {
+			if time.Since(start) > longEnough {
 				d.t.Fatalf("the agent does not read: %d octets, %v", left, err)
 			}
 		}
@@ -394,7 +394,7 @@ func (d *agentRun) awaitRead(conns []net.Conn) {
 func (d *dialog) gone() {
 	d.a.t.Helper()
 	for start := time.Now(); alive(d.pid); time.Sleep(time.Millisecond) {
-		if time.Since(start) > 20*time.Second {
+		if time.Since(start) > longEnough {
 			d.a.t.Errorf("process %s goes on", d.pid)
 			return
 		}
@@ -404,7 +404,7 @@ func (d *dialog) gone() {
 // await waits until the program has written a file of this name.
 func (d *dialog) await(name string) {
 	d.a.t.Helper()
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(time.Millisecond) {
+	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(time.Millisecond) {
 		if _, err := os.Stat(filepath.Join(d.a.dir, name+"."+d.pid)); err == nil {
 			return
 		}

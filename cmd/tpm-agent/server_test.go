@@ -69,7 +69,7 @@ func TestNotify(t *testing.T) {
 
 func hears(t *testing.T, manager *net.UnixConn) string {
 	t.Helper()
-	if err := manager.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := manager.SetReadDeadline(time.Now().Add(longEnough)); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 256)
