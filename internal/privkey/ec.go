@@ -106,7 +106,7 @@ func checkPoint(key *ecdsa.PrivateKey, point []byte) error {
 func readCurve(params cryptobyte.String) (elliptic.Curve, error) {
 	if params.PeekASN1Tag(asn1.SEQUENCE) {
 		return nil, unsupportedKey("EC key with explicit parameters", "its curve is spelled out where a name should be",
-			wayConvert+"openssl pkey -in FILE -ec_param_enc named_curve -out NEW", wayNew)
+			wayConvert+"openssl pkey -aes256 -in FILE -ec_param_enc named_curve -out NEW", wayNew)
 	}
 	var id encoding_asn1.ObjectIdentifier
 	if !params.ReadASN1ObjectIdentifier(&id) || !params.Empty() {

@@ -44,7 +44,7 @@ func malformed(format string, args ...any) error {
 
 const (
 	wayNew     = "make an ECDSA key in the TPM, and put its public key beside the old one: tpm-agent keygen"
-	wayAdd     = "keep it as a software key, which the agent holds in memory: ssh-add FILE"
+	wayAdd     = "keep it as a software key, which the agent holds in memory: "
 	wayConvert = "convert a copy: "
 	// topk8 writes PBES2, whatever it reads.
 	topk8 = wayConvert + "openssl pkcs8 -topk8 -v2 aes-256-cbc -in FILE -out NEW"
@@ -59,8 +59,15 @@ func useless(kind, why string) error {
 	return unsupportedKey(kind, why, wayNew)
 }
 
-func ed25519Key() error {
-	return unsupportedKey("Ed25519 key", "no TPM has Ed25519", wayAdd, wayNew)
+// The commands that add an Ed25519 key, by the format of its file.
+const (
+	addOpenSSH = "ssh-add FILE"
+	addPKCS8   = "ssh-add FILE (as PEM, with OpenSSH 9.6 or later)"
+	addPuTTY   = "puttygen FILE -O private-openssh -o NEW && ssh-add NEW"
+)
+
+func ed25519Key(add string) error {
+	return unsupportedKey("Ed25519 key", "no TPM has Ed25519", wayAdd+add, wayNew)
 }
 
 func dsaKey() error {

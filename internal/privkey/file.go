@@ -121,7 +121,7 @@ func foreignText(text []byte) error {
 	case strings.HasPrefix(head, "PuTTY-User-Key-File-"):
 		return puttyKey(head)
 	case strings.Contains(head, "---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----"):
-		return unsupportedKey("SSH2 key", "it is in the format of ssh.com", wayConvert+"ssh-keygen -i -f FILE >NEW")
+		return unsupportedKey("SSH2 key", "it is in the format of ssh.com", wayConvert+"(umask 077 && ssh-keygen -i -f FILE >NEW)")
 	case strings.Contains(head, "---- BEGIN SSH2 PUBLIC KEY ----"):
 		return fmt.Errorf("%w: SSH2 PUBLIC KEY, of RFC 4716", ErrPublic)
 	case strings.HasPrefix(head, "{") && strings.Contains(head, `"kty"`):
@@ -139,18 +139,19 @@ func foreignText(text []byte) error {
 func puttyKey(head string) error {
 	line, _, _ := strings.Cut(head, "\n")
 	_, typ, _ := strings.Cut(line, ": ")
-	if err := uselessType(strings.TrimSpace(typ)); err != nil {
+	if err := uselessType(strings.TrimSpace(typ), addPuTTY); err != nil {
 		return err
 	}
 	return unsupportedKey("PuTTY key", "PuTTY's own format is not read here",
 		wayConvert+"puttygen FILE -O private-openssh -o NEW")
 }
 
-// uselessType refuses the types of keys of SSH that no TPM has; nil for others.
-func uselessType(typ string) error {
+// uselessType refuses the types of keys of SSH that no TPM has; nil for others. add
+// is how an Ed25519 key of that format is added to an agent.
+func uselessType(typ, add string) error {
 	switch {
 	case typ == ssh.KeyAlgoED25519:
-		return ed25519Key()
+		return ed25519Key(add)
 	case typ == "ssh-ed448":
 		return useless("Ed448 key", "no TPM has Ed448")
 	case typ == "ssh-dss":

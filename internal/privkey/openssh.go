@@ -125,7 +125,7 @@ func checkType(typ string) error {
 	case "":
 		return malformed("OpenSSH: the public key cannot be read")
 	}
-	if err := uselessType(typ); err != nil {
+	if err := uselessType(typ, addOpenSSH); err != nil {
 		return err
 	}
 	return useless("key of the type "+quoted(typ), "neither the TPM nor this program knows it")

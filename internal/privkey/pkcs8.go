@@ -128,7 +128,7 @@ func errOtherPublic() error {
 func otherAlgorithm(oid string) error {
 	switch oid {
 	case "1.3.101.112":
-		return ed25519Key()
+		return ed25519Key(addPKCS8)
 	case "1.3.101.113":
 		return useless("Ed448 key", "no TPM has Ed448")
 	case "1.3.101.110":

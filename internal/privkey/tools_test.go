@@ -133,7 +133,10 @@ func checkWay(t *testing.T, name, command string) {
 		t.Fatal(err)
 	}
 	command = strings.NewReplacer("FILE", "old", "NEW", "new").Replace(command)
-	run(t, dir, "sh", "-c", withPassphrase(command))
+	run(t, dir, "sh", "-c", "umask 022; "+withPassphrase(command))
+	if info, err := os.Stat(filepath.Join(dir, "new")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%s: others may read the copy: %v, %v", command, info.Mode(), err)
+	}
 	k, err := parseWith(read(t, filepath.Join(dir, "new")), secret)
 	if err != nil {
 		t.Fatal(err)
@@ -148,9 +151,42 @@ func checkWay(t *testing.T, name, command string) {
 	}
 }
 
+// TestWayOfEd25519 adds an Ed25519 key to an agent, as the refusal says.
+func TestWayOfEd25519(t *testing.T) {
+	for _, name := range []string{"refused-ed25519", "refused-ppk-ed25519", "refused-ed25519-pkcs8"} {
+		_, err := parseLight(golden(t, name))
+		var u *UnsupportedError
+		if !errors.As(err, &u) {
+			t.Fatalf("%s: %v", name, err)
+		}
+		command, _ := strings.CutPrefix(u.Ways[0], wayAdd)
+		if name == "refused-ed25519-pkcs8" {
+			// This system's OpenSSH may be older.
+			if !strings.Contains(command, "OpenSSH 9.6") {
+				t.Errorf("%s: %s", name, command)
+			}
+			continue
+		}
+		dir := t.TempDir()
+		err = errors.Join(
+			os.WriteFile(filepath.Join(dir, "old"), golden(t, name), 0o600),
+			os.WriteFile(filepath.Join(dir, "passphrase"), []byte(secret), 0o600),
+			os.WriteFile(filepath.Join(dir, "askpass"), []byte("#!/bin/sh\ncat passphrase\n"), 0o700),
+		)
+		if err != nil {
+			t.Fatal(err)
+		}
+		command = strings.NewReplacer("FILE", "old", "-o NEW", "-o new --old-passphrase passphrase --new-passphrase passphrase", "NEW", "new").Replace(command)
+		out := run(t, dir, "env", "HOME="+dir, "SSH_ASKPASS=./askpass", "SSH_ASKPASS_REQUIRE=force", "ssh-agent", "sh", "-c", command+" && ssh-add -l")
+		if !bytes.Contains(out, []byte("(ED25519)")) {
+			t.Errorf("%s: %s", command, out)
+		}
+	}
+}
+
 func withPassphrase(command string) string {
 	switch {
-	case strings.HasPrefix(command, "openssl pkcs"):
+	case strings.HasPrefix(command, "openssl p"):
 		return command + " -passin 'pass:" + secret + "' -passout 'pass:" + secret + "'"
 	case strings.HasPrefix(command, "puttygen"):
 		return command + " --old-passphrase passphrase --new-passphrase passphrase"
