@@ -211,7 +211,8 @@ Signals:
                    ssh-add -d or -D
   SIGUSR1          forget all keys that were added, all PINs and all consent
 
-A COMMAND gets all signals passed on, but for SIGUSR1; it decides when to end.
+A COMMAND gets all signals passed on, but for SIGUSR1; it decides when to end. One
+that suspends itself (a shell with suspend, ssh with ~^Z) suspends the agent, too.
 
 The log goes to standard error.`
 

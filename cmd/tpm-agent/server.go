@@ -115,6 +115,9 @@ func (s *server) reload() {
 // withCommand runs a command under the agent. Its status becomes ours.
 func (s *server) withCommand(command []string) error {
 	signal.Notify(s.signals, syscall.SIGQUIT, syscall.SIGUSR2)
+	changed := make(chan os.Signal, 1) // the command, or another child
+	signal.Notify(changed, syscall.SIGCHLD)
+	defer signal.Stop(changed)
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.sys.stdin, s.sys.stdout, s.sys.stderr
 	cmd.Env = append(s.sys.without("SSH_AUTH_SOCK", "SSH_AGENT_PID"), "SSH_AUTH_SOCK="+s.path, "SSH_AGENT_PID="+strconv.Itoa(os.Getpid()))
@@ -127,6 +130,8 @@ func (s *server) withCommand(command []string) error {
 		select {
 		case caught := <-s.signals:
 			s.pass(cmd.Process, caught)
+		case <-changed:
+			suspendWith(cmd.Process)
 		case err := <-exited:
 			return commandStatus(err)
 		}

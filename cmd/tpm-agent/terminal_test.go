@@ -132,6 +132,40 @@ func TestServeAsksOnTerminal(t *testing.T) {
 	s.ends(0)
 }
 
+// A command that suspends itself gives the terminal back to the shell that has
+// started the agent, whether it leads a process group of its own or not.
+func TestServeSuspended(t *testing.T) {
+	for name, test := range map[string]struct{ command, suspend string }{
+		"shell":   {"bash --norc -i", "suspend\n"},
+		"program": {"sh -c 'while read line; do eval \"$line\"; done'", "kill -STOP $$\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := program(t, "serve")
+			shell := exec.Command("bash", "--norc", "-i")
+			shell.Dir, shell.Env = cmd.Dir, append(cmd.Env, "SERVE="+cmd.Path, "PS1=> ")
+			s := sit(t, shell)
+			s.Type("$SERVE serve -- " + test.command + "\n")
+			s.Type("ssh-add -l\n")
+			s.WaitFor("no identities")
+			for range 2 {
+				s.Type(test.suspend)
+				s.WaitFor("Stopped")
+				s.Type("echo outside $((6*7))\n")
+				s.WaitFor("outside 42")
+				s.Type("fg\n")
+				s.WaitFor("serve -- ")
+				s.Type("ssh-add -l\n")
+				s.WaitFor("no identities")
+			}
+			s.Type("exit 7\n")
+			s.Type("echo status $?\n")
+			s.WaitFor("status 7")
+			s.Type("exit\n")
+			_ = s.cmd.Wait()
+		})
+	}
+}
+
 // A shell under serve gives the terminal to its jobs, and the agent is in the
 // background there. It asks all the same where its client is in front of
 // somebody, and not where that one is in the background too: then it neither
