@@ -11,25 +11,6 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// kind is a type and size of key, in the words of keygen's -t and -b.
-type kind struct {
-	Type string `json:"type"`
-	Bits int    `json:"bits"`
-}
-
-// String is how OpenSSH shows it: "ECDSA 256".
-func (k kind) String() string { return fmt.Sprintf("%s %d", strings.ToUpper(k.Type), k.Bits) }
-
-// The TPM's numbers for the two types of key (TPM_ALG_ID).
-const algRSA = 0x0001
-
-func kindOf(p *keyfile.Public) kind {
-	if p.Type == algRSA {
-		return kind{"rsa", p.KeyBits}
-	}
-	return kind{"ecdsa", p.KeyBits}
-}
-
 // parentWords names the storage key of a key file. short is for tables.
 func parentWords(k *keyfile.TPMKey) (short, long string) {
 	primary := "P-256"
@@ -71,6 +52,15 @@ const wrappedSuffix = ".wrapped.tpm"
 
 // publicFile is where the public key of a key file is.
 func publicFile(path string) string { return keyName(path) + ".pub" }
+
+// authorizedKey is the line of the .pub file.
+func authorizedKey(pub ssh.PublicKey, comment string) []byte {
+	line := strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(pub)), "\n")
+	if comment != "" {
+		line += " " + comment
+	}
+	return []byte(line + "\n")
+}
 
 // commentFor is the comment of a key: that in its .pub file if it is there and
 // of the same key, else the description in the key file.

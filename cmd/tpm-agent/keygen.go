@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/crypto/ssh"
 
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
 	"github.com/tpm-agent/tpm-agent/keyfile"
@@ -135,21 +134,6 @@ func given(cmd *cobra.Command, name string) *string {
 	return &value
 }
 
-// kinds are the keys that can be asked for, by -t and -b; the first size of a
-// type is its default.
-var kinds = []struct {
-	keyType   string
-	bits      int
-	algorithm tpmkey.Algorithm
-}{
-	{"ecdsa", 256, tpmkey.ECDSAP256},
-	{"ecdsa", 384, tpmkey.ECDSAP384},
-	{"ecdsa", 521, tpmkey.ECDSAP521},
-	{"rsa", 2048, tpmkey.RSA2048},
-	{"rsa", 3072, tpmkey.RSA3072},
-	{"rsa", 4096, tpmkey.RSA4096},
-}
-
 // check refuses option combinations that make no sense, and what would make a
 // public key file that is none.
 func (o *keygenOptions) check(cmd *cobra.Command) error {
@@ -192,46 +176,6 @@ func checkName(file string) error {
 			"-f %s", shQuote(file[:len(file)-len(".tpm")]))
 	}
 	return nil
-}
-
-// algorithm is the kind of key asked for.
-func (o *keygenOptions) algorithm() (tpmkey.Algorithm, error) {
-	var sizes []string
-	for _, kind := range kinds {
-		if kind.keyType == o.keyType && (o.bits == 0 || kind.bits == o.bits) {
-			return kind.algorithm, nil
-		}
-		if kind.keyType == o.keyType {
-			sizes = append(sizes, strconv.Itoa(kind.bits))
-		}
-	}
-	if len(sizes) > 0 {
-		return 0, usage("-b %d: an %s key has %s bits", o.bits, o.keyType, strings.Join(sizes, ", "))
-	}
-	return 0, noSuchType(o.keyType)
-}
-
-// notInTPMError is a type of key that ssh-keygen makes and no TPM has.
-type notInTPMError struct{ why string }
-
-func (e *notInTPMError) Error() string { return e.why }
-
-// noSuchType says why a type that ssh-keygen knows cannot be had in a TPM.
-func noSuchType(keyType string) error {
-	const instead = "use -t ecdsa, which servers since OpenSSH 5.7 (2011) take; an ed25519 key made by ssh-keygen can be used beside it, from its file"
-	switch strings.TrimSuffix(keyType, "-sk") {
-	case "ed25519":
-		if keyType == "ed25519-sk" {
-			break
-		}
-		return withHint(&notInTPMError{"-t ed25519: no TPM has Ed25519"}, instead)
-	case "dsa":
-		return withHint(&notInTPMError{"-t dsa: no TPM has DSA, and OpenSSH has given it up"}, instead)
-	}
-	if strings.HasSuffix(keyType, "-sk") {
-		return withHint(&notInTPMError{fmt.Sprintf("-t %s: that is a key of a FIDO token, not of the TPM", plain(keyType))}, "ssh-keygen -t %s makes it", shQuote(keyType))
-	}
-	return usage("-t %s: the types are ecdsa and rsa", plain(keyType))
 }
 
 // storageKey is the handle that --parent names.
@@ -414,13 +358,4 @@ func (o *keygenOptions) newPIN(ctx context.Context, ask *asker) ([]byte, error) 
 		return nil, usage("-N: %w", err)
 	}
 	return []byte(*o.pin), nil
-}
-
-// authorizedKey is the line of the .pub file.
-func authorizedKey(pub ssh.PublicKey, comment string) []byte {
-	line := strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(pub)), "\n")
-	if comment != "" {
-		line += " " + comment
-	}
-	return []byte(line + "\n")
 }

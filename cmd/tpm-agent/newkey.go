@@ -15,7 +15,6 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/tpm-agent/tpm-agent/internal/randomart"
-	"github.com/tpm-agent/tpm-agent/internal/tcti"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
@@ -198,63 +197,3 @@ func chipName(c tpmkey.Capabilities) string {
 
 // words is a string of the TPM's, which are padded in many ways.
 func words(s string) string { return strings.Join(strings.Fields(plain(s)), " ") }
-
-// makeable is what `keygen --list` shows.
-type makeable struct {
-	TPM          string `json:"tpm"`
-	Protected    bool   `json:"protected"` // false for the software TPM
-	Manufacturer string `json:"manufacturer"`
-	Vendor       string `json:"vendor,omitempty"`
-	Firmware     string `json:"firmware"`
-	Keys         []kind `json:"keys"`
-}
-
-// runKeygenList shows what this TPM can make, in the words of -t and -b.
-func runKeygenList(ctx context.Context, g *global, asJSON bool) error {
-	addr, err := g.address()
-	if err != nil {
-		return err
-	}
-	tpm := openTPM(addr)
-	c, err := tpm.Capabilities(ctx)
-	if err := errors.Join(orInterrupted(ctx, err), tpm.Close()); err != nil {
-		return fmt.Errorf("asking the TPM what it can make: %w", err)
-	}
-	if !asJSON {
-		return printMakeable(g.sys.stdout, addr, c)
-	}
-	m := makeable{addr.String(), !addr.Software(), words(c.Manufacturer), words(c.Vendor), words(c.Firmware), []kind{}}
-	for _, k := range kinds {
-		if has(c, k.algorithm) {
-			m.Keys = append(m.Keys, kind{k.keyType, k.bits})
-		}
-	}
-	return writeJSON(g.sys.stdout, m)
-}
-
-func printMakeable(w io.Writer, addr tcti.Address, c tpmkey.Capabilities) error {
-	var b strings.Builder
-	mark := ""
-	if addr.Software() {
-		mark = " (" + notProtected + ")"
-	}
-	fmt.Fprintf(&b, "TPM: %s, %s%s\n", addr, chipName(c), mark)
-	for _, k := range kinds {
-		answer := "no"
-		if has(c, k.algorithm) {
-			answer = "yes"
-		}
-		fmt.Fprintf(&b, "-t %-5s -b %-4d  %s\n", k.keyType, k.bits, answer)
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
-}
-
-func has(c tpmkey.Capabilities, a tpmkey.Algorithm) bool {
-	for _, algorithm := range c.Algorithms {
-		if algorithm == a {
-			return true
-		}
-	}
-	return false
-}
