@@ -20,6 +20,7 @@ var (
 	errTooManyBinds = errors.New("too many bindings on this connection")
 	errNoUpstream   = errors.New("no upstream agent")
 	errNotRemoved   = errors.New("upstream agent has not removed its keys")
+	errRefused      = errors.New("upstream agent has the key and does not sign")
 )
 
 // relay is one client's way to the upstreams. One goroutine uses it at a time.
@@ -114,6 +115,9 @@ func (r *relay) listOne(ctx context.Context, l *link) *catalog {
 // upstream that has listed it is asked first. ok says that one of them did as
 // it was asked; otherwise answer is a failure, and err says what stood in the
 // way, if anything did. answer is a whole frame.
+//
+// One that has the key and does not sign may have asked its user. Who has said
+// no there is not asked again by the next one, nor does that sign unasked.
 func (r *relay) forKey(ctx context.Context, blob string, request []byte) (answer []byte, ok bool, err error) {
 	links, err := r.open()
 	if err != nil {
@@ -132,9 +136,17 @@ func (r *relay) forKey(ctx context.Context, blob string, request []byte) (answer
 				l.up.forget()
 			}
 			return answer, true, nil
+		case request[0] == msgSignRequest && r.lists(ctx, l, blob):
+			return failure(), false, errors.Join(append(errs, l.up.named(errRefused))...)
 		}
 	}
 	return failure(), false, errors.Join(errs...)
+}
+
+// lists says whether an upstream lists a key now, for this client.
+func (r *relay) lists(ctx context.Context, l *link, blob string) bool {
+	c := r.listOne(ctx, l)
+	return c != nil && c.blobs[blob]
 }
 
 // inOrder has those in front that hold the key, and those behind that may not

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -172,6 +173,41 @@ func TestRelayHostile(t *testing.T) {
 			}
 			if up.has([]byte{msgAddIdentity, 1, 2, 3}) {
 				t.Error("it was given a key")
+			}
+		})
+	}
+}
+
+// TestRelayNo: the no of one that has the key is the answer, though others have
+// it as well. That of one that has it no longer is none.
+func TestRelayNo(t *testing.T) {
+	key, sign := listed{"blob", "key"}, []byte{msgSignRequest}
+	for name, test := range map[string]struct {
+		second []byte // the first's second list
+		signed bool
+	}{"refused": {listOf(key), false}, "gone": {listOf(), true}, "hung up": {nil, true}} {
+		t.Run(name, func(t *testing.T) {
+			var lists atomic.Int32
+			first := answering(t, func(m []byte) []byte {
+				if m[0] != msgRequestIdentities {
+					return failure()
+				}
+				if lists.Add(1) > 1 {
+					return test.second
+				}
+				return listOf(key)
+			})
+			second := answering(t, func(m []byte) []byte {
+				if m[0] == msgRequestIdentities {
+					return listOf(key)
+				}
+				return frame([]byte{msgSignResponse})
+			})
+			r, _ := relayTo(t, first.path, second.path)
+			r.list(t.Context())
+			_, ok, err := r.forKey(t.Context(), key.blob, sign)
+			if ok != test.signed || errors.Is(err, errRefused) == test.signed || second.has(sign) != test.signed {
+				t.Errorf("signed: %v, %v", ok, err)
 			}
 		})
 	}
