@@ -192,3 +192,29 @@ func (t *clientTTY) watch(ctx context.Context) (context.Context, func()) {
 		<-over
 	}
 }
+
+// leaveScreen ends what a program has switched on that draws on the whole screen:
+// a screen of its own, keys that send other things, colours, no cursor. Terminals
+// do not show what they do not know of it.
+const leaveScreen = "\x1b[?1049l\x1b[?1l\x1b>\x1b[m\x1b[?25h"
+
+// tidying returns what puts the terminal in order behind a program that has asked
+// there and could not do that itself, because it was killed. It does nothing when
+// nobody waits for the answer (ctx) or the client is not there any more, for then
+// somebody else may have set up the terminal.
+func (t *clientTTY) tidying(ctx context.Context) func() {
+	before, err := t.state()
+	if err != nil {
+		return func() {}
+	}
+	return func() {
+		now, err := t.state()
+		if err != nil || *now == *before || ctx.Err() != nil || t.present() != nil {
+			return
+		}
+		_ = t.set(before)
+		if now.Oflag != before.Oflag { // which it is for drawing only
+			t.write(leaveScreen)
+		}
+	}
+}

@@ -341,6 +341,30 @@ func TestLastTryOnTerminal(t *testing.T) {
 	}
 }
 
+// A pinentry that is killed leaves the terminal as it was to the next way.
+func TestKilledPinentryOnTerminal(t *testing.T) {
+	for name, test := range map[string]struct{ setting, undone string }{
+		"tty":    {"-echo -icanon", ""},
+		"curses": {"raw -echo", leaveScreen},
+	} {
+		killed := speaker(`stty -F "$(sed -n 's/^OPTION ttyname=//p' $DIR/told)" `+test.setting+`; kill -9 $$`, "")
+		prompter, _ := scripts(t, killed, "", Options{Ways: []Way{Pinentry, Terminal}})
+		p := ptytest.New(t)
+		before := p.Settings()
+		done := askPIN(t.Context(), prompter, clientOn(p))
+		if said := p.WaitFor("Enter PIN for "); strings.TrimSpace(said) != test.undone {
+			t.Errorf("%s: before the question there is %q", name, said)
+		}
+		p.Type("1234\n")
+		if got := <-done; got.err != nil || string(got.pin) != "1234" {
+			t.Errorf("%s: got %q, %v", name, got.pin, got.err)
+		}
+		if p.Settings() != before {
+			t.Errorf("%s: the terminal was %+v, and is %+v", name, before, p.Settings())
+		}
+	}
+}
+
 // A notice is on the client's terminal also where a pinentry would ask there,
 // and then no program is needed for it.
 func TestInformOnTerminal(t *testing.T) {

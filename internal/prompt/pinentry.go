@@ -120,9 +120,10 @@ func (w pinentryWay) show(ctx context.Context, q question, d pinentry.Dialog, as
 	if window {
 		return w.judge(w.within(ctx, func(ctx context.Context) error { return ask(ctx, program, where) }))
 	}
-	err = w.withClientTTY(ctx, q, func(ctx context.Context, t *clientTTY) error {
+	err = w.withClientTTY(ctx, q, func(limited context.Context, t *clientTTY) error {
 		where.Terminal = t.described()
-		return w.judge(ask(ctx, program, where))
+		defer t.tidying(ctx)()
+		return w.judge(ask(limited, program, where))
 	})
 	var passed *unusableError
 	switch {

@@ -216,9 +216,12 @@ func (t *tty) setEcho(echo bool) (asking *unix.Termios, restore func(), err erro
 }
 
 // newLine ends the line of a question.
-func (t *tty) newLine() {
+func (t *tty) newLine() { t.write("\r\n") }
+
+// write does not wait for long: nobody may look any more.
+func (t *tty) write(text string) {
 	_ = t.file.SetWriteDeadline(time.Now().Add(time.Second))
-	_, _ = io.WriteString(t.file, "\r\n")
+	_, _ = io.WriteString(t.file, text)
 }
 
 // readLine reads a line, until ctx ends.
