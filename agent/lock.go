@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
+	"errors"
 	"time"
 
 	"golang.org/x/crypto/argon2"
@@ -157,12 +158,18 @@ func (a *Agent) lockHash(password []byte, salt [lockHashSize]byte) []byte {
 	return argon2.IDKey(password, salt[:], lockPasses, a.lockMemory, 1, lockHashSize)
 }
 
-// untilLocked is ctx, ended also when the agent gets locked.
+// untilLocked is ctx, ended also when the agent gets locked, which is then its
+// cause.
 func (a *Agent) untilLocked(ctx context.Context) (context.Context, context.CancelFunc) {
 	a.mu.Lock()
 	prompts := a.lock.prompts
 	a.mu.Unlock()
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(prompts, cancel)
-	return ctx, func() { stop(); cancel() }
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(prompts, func() { cancel(errLockedMeanwhile) })
+	return ctx, func() { stop(); cancel(nil) }
 }
+
+// errLockedMeanwhile is why a question ends whose agent gets locked.
+var errLockedMeanwhile = &refusal{CauseLocked, errors.New("it was locked while the question was open")}
+
+func wasLocked(ctx context.Context) bool { return context.Cause(ctx) == error(errLockedMeanwhile) }

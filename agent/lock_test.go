@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"sync"
 	"testing"
@@ -149,6 +150,32 @@ func TestLockEndsPrompts(t *testing.T) {
 	}
 	if tried := key.tried(); len(tried) > 0 {
 		t.Errorf("a locked agent tried %q", tried)
+	}
+}
+
+// TestLockIsTheReason: what is told of a question that ended so is that, also when
+// the agent is unlocked already.
+func TestLockIsTheReason(t *testing.T) {
+	id, _ := locked("1234", 32, true)
+	open, taken := make(chan struct{}), make(chan struct{})
+	s := serve(t, Config{Source: fixed(id), Prompter: prompterFunc(func(ctx context.Context, _ AuthPrompt) ([]byte, error) {
+		close(open)
+		<-ctx.Done()
+		<-taken
+		return nil, fmt.Errorf("asking: %w", ctx.Err())
+	})})
+	signer, locker := s.dial(t), s.dial(t)
+	send(t, signer, signMessage(id.Public.Marshal(), nil, 0))
+	<-open
+	wantAnswer(t, locker, lockMessage("secret"), succeeded)
+	wantAnswer(t, locker, unlockMessage("secret"), succeeded)
+	close(taken)
+	if got := recv(t, signer); !bytes.Equal(got, failed) {
+		t.Errorf("answer %x", got)
+	}
+	kept := s.recent.list()
+	if len(kept) != 1 || kept[0].Cause != string(CauseLocked) || kept[0].Detail != "it was locked while the question was open" {
+		t.Errorf("kept %+v", kept)
 	}
 }
 

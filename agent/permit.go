@@ -72,8 +72,8 @@ func (a *Agent) askConsent(ctx context.Context, id *identity, peer Peer, use Use
 		Name: id.Name, Comment: id.Comment, Fingerprint: id.fingerprint(), Peer: peer, Use: use,
 	}})
 	switch {
-	case err != nil && a.isLocked():
-		return GrantNo, &refusal{CauseLocked, err}
+	case err != nil && wasLocked(asking):
+		return GrantNo, errLockedMeanwhile
 	case err != nil:
 		return GrantNo, because(ctx, promptCause(err), err)
 	case how < GrantOnce || how > GrantUntilLocked:

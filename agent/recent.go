@@ -62,7 +62,7 @@ func (a *Agent) refuse(by asker, what string, id *identity, r *refusal, more ...
 	if len(kept.Chain) == 0 && by.program != "" { // it has gone since
 		kept.Chain = []string{by.program}
 	}
-	if r.err != nil {
+	if r.err != nil && r.err != context.Canceled { // of which the cause says more
 		kept.Detail = r.err.Error()
 	}
 	attrs := []any{slog.String("request", what)}

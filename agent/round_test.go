@@ -152,6 +152,14 @@ func TestLastTakesDialogAlong(t *testing.T) {
 	if len(key.tried()) > 0 {
 		t.Errorf("tried %q", key.tried())
 	}
+	if err := s.stop(); err != nil { // and all is noted
+		t.Error(err)
+	}
+	for _, r := range s.recent.list() {
+		if r.Cause != string(CauseHungUp) || r.Detail != "" {
+			t.Errorf("kept %+v", r)
+		}
+	}
 }
 
 // TestCancelRefusesAll: one no is enough for all who wait, and is told as one.

@@ -234,8 +234,8 @@ func (r *round) askFor(m *member, p AuthPrompt) ([]byte, error) {
 	r.dialog(answered)
 	defer r.dialog(nil)
 	value, err := a.askWithin(asking, m.t, p)
-	if err != nil && a.isLocked() {
-		return nil, &refusal{CauseLocked, err}
+	if err != nil && wasLocked(asking) {
+		return nil, errLockedMeanwhile
 	}
 	return value, err
 }
