@@ -15,8 +15,9 @@ var (
 	// ErrClosed is returned after [TPM.Close].
 	ErrClosed = errors.New("the TPM is closed")
 	// ErrWrongTPM means that a key does not load under any storage key that
-	// this TPM has for it.
-	ErrWrongTPM = errors.New("the key was made under another storage key, or in another TPM, or this TPM was cleared since")
+	// this TPM has for it. Damage looks the same to a TPM, unless it is known
+	// that the storage key is the right one: see [ErrDamaged].
+	ErrWrongTPM = errors.New("the key was made under another storage key, or in another TPM, or this TPM was cleared since, or the key file is damaged")
 	// ErrDamaged means that a key file is damaged: the TPM has the storage key
 	// that it was loaded under before, and refuses it.
 	ErrDamaged = errors.New("the key file is damaged")

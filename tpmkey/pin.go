@@ -152,7 +152,7 @@ type wrongParentError struct {
 func (e *wrongParentError) Error() string {
 	why := ErrWrongTPM.Error()
 	if e.doing == "importing" {
-		why = "the key was wrapped for another storage key, or for another TPM, or this TPM was cleared since"
+		why = "the key was wrapped for another storage key, or for another TPM, or this TPM was cleared since, or the key file is damaged"
 	}
 	return fmt.Sprintf("%s the key under %s: %s: %v", e.doing, e.under, why, e.err)
 }
