@@ -122,6 +122,7 @@ func (o *oldKey) replaceBy(file []byte, dir string, now time.Time) (retired, err
 // same checks that a file has the content that it had.
 func same(path string, data []byte) error {
 	now, err := os.ReadFile(path)
+	defer clear(now)
 	if err != nil {
 		return err
 	}

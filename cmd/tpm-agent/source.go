@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
@@ -53,7 +54,11 @@ func (o *importOptions) readSource(ctx context.Context, ask *asker) (*sourceKey,
 	}
 	if err != nil {
 		s.forget()
-		return nil, fmt.Errorf("%s: %w", plain(o.source), withWays(o.source, err))
+		err = fmt.Errorf("%s: %w", plain(o.source), withWays(o.source, err))
+		if errors.Is(err, privkey.ErrFormat) {
+			err = withHint(err, "nothing was changed; ssh-keygen -y -f %s shows whether ssh can read it", shQuote(o.source))
+		}
+		return nil, err
 	}
 	return s, nil
 }
@@ -199,16 +204,22 @@ func (s *sourceKey) askPIN(ctx context.Context, ask *asker, o *importOptions) (e
 	return err
 }
 
-// old is the file as the one that is left behind. To be moved it must be the
-// file itself.
+// old is the file as the one that is left behind, which a symbolic link only leads
+// to. To be moved it must be named itself.
 func (s *sourceKey) old(move bool) (*oldKey, error) {
-	info, err := os.Lstat(s.path)
+	path := s.path
+	info, err := os.Lstat(path)
 	if err != nil {
 		return nil, err
 	}
-	if move && !info.Mode().IsRegular() {
-		return nil, withHint(fmt.Errorf("%s is a symbolic link, which would be moved in place of the key", plain(s.path)),
-			"name the file that it leads to: readlink -f %s", shQuote(s.path))
+	if !info.Mode().IsRegular() {
+		if path, err = filepath.EvalSymlinks(s.path); err != nil {
+			return nil, err
+		}
+		if move {
+			return nil, withHint(fmt.Errorf("%s is a symbolic link, which would be moved in place of the key", plain(s.path)),
+				"name the file that it leads to: %s", shQuote(path))
+		}
 	}
-	return &oldKey{path: s.path, data: s.data, encrypted: s.passphrase != nil, wrapped: s.wrapped != nil}, nil
+	return &oldKey{path: path, data: s.data, encrypted: s.passphrase != nil, wrapped: s.wrapped != nil}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/crypto/ssh"
 
@@ -40,6 +41,12 @@ func parseTarget(data []byte) (*target, error) {
 	}
 	if public, _, _, _, err := ssh.ParseAuthorizedKey(data); err == nil {
 		return nil, fmt.Errorf("it is an SSH public key (%s), not a storage key", public.Type())
+	}
+	if len(bytes.TrimSpace(data)) == 0 {
+		return nil, errors.New("it is empty")
+	}
+	if utf8.Valid(data) && bytes.IndexByte(data, 0) < 0 {
+		return nil, errors.New("it is a text without a PEM block; a TPM2B_PUBLIC is binary")
 	}
 	key, err := tpmkey.ParseStorageKey(data)
 	return &target{key: key}, err

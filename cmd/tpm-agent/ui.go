@@ -172,7 +172,7 @@ func keyHint(err error) string {
 		return "keys without a PIN go on working; the TPM takes PINs again after a while"
 	case errors.As(err, &wrong) && wrong.Left >= 0:
 		return "every wrong PIN counts towards the TPM's lockout, whichever key it was for"
-	case errors.As(err, &unsupported):
+	case errors.As(err, &unsupported) && unsupported.Why == "":
 		return "tpm-agent keygen --list shows what this TPM can make"
 	case errors.Is(err, tpmkey.ErrOwnerAuth):
 		return "with a storage key at 0x81000001 no owner password is needed: tpm2_createprimary -G ecc -a 'fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt' -P PASSWORD -c srk.ctx && tpm2_evictcontrol -P PASSWORD -c srk.ctx 0x81000001"
@@ -193,8 +193,6 @@ func importHint(err error) string {
 		return "nothing was changed; -P PASSPHRASE gives it, else it is asked for"
 	case errors.Is(err, privkey.ErrPublic):
 		return "give the private key, which has no .pub in its name"
-	case errors.Is(err, privkey.ErrFormat):
-		return "nothing was changed; ssh-keygen -y -f FILE shows whether ssh can read it"
 	}
 	return ""
 }

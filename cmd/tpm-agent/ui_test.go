@@ -44,6 +44,7 @@ func TestReport(t *testing.T) {
 		{&tpmkey.PCRError{Bank: "sha256", PCRs: []int{7}}, 1, "(7: secure boot and its keys) differs from when the key was made"},
 		{&tpmkey.PCRError{Bank: "sha256", PCRs: []int{11}, Signed: true, Policy: "a"}, 1, "has to sign one for this state"},
 		{&tpmkey.UnsupportedError{What: "RSA 4096"}, 3, "keygen --list"},
+		{&tpmkey.UnsupportedError{What: "key file", Why: "it is restricted"}, 3, ""},
 		{tpmkey.ErrOwnerAuth, 1, "0x81000001"},
 		{tpmkey.ErrWrongTPM, 1, "make a new one"},
 		{tpmkey.ErrNoParent, 1, "make a new one"},
