@@ -25,8 +25,9 @@ systemd listens on is there before the agent is.`,
 		Example: `  eval "$(tpm-agent env)"        # sh, bash, zsh
   eval ` + "`tpm-agent env -c`" + `          # csh, tcsh
   tpm-agent env --fish | source  # fish`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runEnv(g.sys, o) },
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return runEnv(g.sys, o) },
 	}
 	cmd.Flags().StringVar(&o.socket, "socket", "", "`PATH` of the agent's socket (default $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
 	o.form.flags(cmd, "")

@@ -36,7 +36,8 @@ func newImportCmd(g *global) *cobra.Command {
   ssh laptop tpm-agent srk > laptop.srk       # for another machine:
   tpm-agent import --for laptop.srk ~/.ssh/id_rsa
   tpm-agent import id_rsa.wrapped.tpm         # over there`,
-		Args: oneFile("the private key file"),
+		Args:              oneFile("the private key file"),
+		ValidArgsFunction: completeOneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.source = args[0]
 			o.comment, o.file, o.pin, o.passphrase = given(cmd, "comment"), given(cmd, "file"), given(cmd, "pin"), given(cmd, "passphrase")
@@ -64,6 +65,9 @@ func newImportCmd(g *global) *cobra.Command {
 	f.StringVar(&o.parent, "parent", "owner", "the storage `KEY` that wraps it: owner, endorsement, or a persistent handle 0x81……")
 	f.BoolVar(&o.newTPM, "new-tpm", false, "the TPM was cleared or is another one than before: that is known")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but questions and errors")
+	for _, free := range []string{"comment", "pin", "passphrase"} {
+		mustComplete(cmd, free)
+	}
 	mustComplete(cmd, "parent", "owner", "endorsement", "0x81000001")
 	return cmd
 }

@@ -41,13 +41,9 @@ whether the key is one of this TPM. "remembered" is the storage key that it was
 loaded under before, and when that was seen first and last; it stands in a file
 .tpm-agent-parents beside the key. So a TPM that was cleared or exchanged is told
 apart from a key file that is damaged.`,
-		Example: `  tpm-agent inspect ~/.ssh/id_ecdsa.tpm`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return noArgs(cmd, args[1:])
-			}
-			return someArgs("the key file")(cmd, args)
-		},
+		Example:           `  tpm-agent inspect ~/.ssh/id_ecdsa.tpm`,
+		Args:              oneFile("the key file"),
+		ValidArgsFunction: completeOneFile,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, done := interrupting(cmd)
 			defer done()

@@ -46,7 +46,8 @@ func newKeygenCmd(g *global) *cobra.Command {
   tpm-agent keygen --pcr 7                    # only while secure boot is as it is now
   tpm-agent keygen --list                     # what this TPM can make
   tpm-agent keygen --for laptop.srk -f work   # for the TPM of another machine`,
-		Args: noArgs,
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.comment, o.file, o.pin, o.target = given(cmd, "comment"), given(cmd, "file"), given(cmd, "pin"), given(cmd, "for")
 			if err := o.check(cmd); err != nil {
@@ -76,6 +77,9 @@ func newKeygenCmd(g *global) *cobra.Command {
 	f.String("for", "", "make it for the TPM of another machine, here in memory: `SRK` is the file that tpm-agent srk printed there")
 	f.BoolVar(&o.list, "list", false, "list the kinds of key that this TPM can make, and make none")
 	f.BoolVar(&o.json, "json", false, "with --list: as JSON")
+	for _, free := range []string{"comment", "pin", "pcr"} {
+		mustComplete(cmd, free)
+	}
 	mustComplete(cmd, "type", "ecdsa", "rsa")
 	mustComplete(cmd, "bits", "256", "384", "521", "2048", "3072", "4096")
 	mustComplete(cmd, "parent", "owner", "endorsement", "0x81000001")

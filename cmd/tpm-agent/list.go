@@ -54,11 +54,13 @@ The agent, keygen and inspect remember storage keys, in a file .tpm-agent-parent
 beside the keys.`,
 		Example: `  tpm-agent list
   tpm-agent list --key-dir /etc/ssh/tpm --json`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runList(cmd, g, o) },
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return runList(cmd, g, o) },
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&o.keyDirs, "key-dir", nil, "`DIR`ectory with keys; may be given several times (default ~/.ssh)")
+	completeDir(cmd, "key-dir")
 	agentFlag(cmd, &o.socket)
 	f.BoolVar(&o.json, "json", false, "as JSON")
 	return cmd

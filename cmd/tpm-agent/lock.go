@@ -22,9 +22,10 @@ ones: they are used as before.
 This is another thing than ssh-add -x, which locks the agent itself with a
 password: then it signs nothing, and shows no keys, until ssh-add -X. The agent
 forgets its PINs with that, too; and this command works while it is locked so.`,
-		Example: "  tpm-agent lock",
-		Args:    noArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runLock(cmd, g.sys, socket) },
+		Example:           "  tpm-agent lock",
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return runLock(cmd, g.sys, socket) },
 	}
 	agentFlag(cmd, &socket)
 	return cmd

@@ -45,6 +45,7 @@ install".`,
 		ValidArgsFunction: completeCommands,
 	}
 	cmd.Flags().StringVar(&o.dir, "dir", "", "write all pages to this `DIR`ectory")
+	completeDir(cmd, "dir")
 	return cmd
 }
 

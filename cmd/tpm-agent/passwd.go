@@ -52,6 +52,8 @@ func newPasswdCmd(g *global) *cobra.Command {
 	f.BoolVar(&o.remove, "remove", false, "remove the PIN, as -N ''")
 	f.BoolVar(&o.withoutLockout, "without-lockout", false, "set a PIN also if the TPM's lockout cannot protect it")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but questions and errors")
+	mustComplete(cmd, "old-pin")
+	mustComplete(cmd, "new-pin")
 	mustComplete(cmd, "pin-from", "fd:0", "file:", "credential:")
 	mustComplete(cmd, "new-pin-from", "fd:0", "file:", "credential:")
 	return cmd

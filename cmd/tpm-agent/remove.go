@@ -44,7 +44,8 @@ watches is offered again when the agent is started anew or gets SIGHUP.`,
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return runRemove(cmd, g.sys, o, args) },
+		ValidArgsFunction: completeKeys(g.sys, &o.socket),
+		RunE:              func(cmd *cobra.Command, args []string) error { return runRemove(cmd, g.sys, o, args) },
 	}
 	f := cmd.Flags()
 	agentFlag(cmd, &o.socket)

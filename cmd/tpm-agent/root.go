@@ -128,14 +128,6 @@ func someArgs(what string) cobra.PositionalArgs {
 	}
 }
 
-// mustComplete registers values that the shell can offer for a flag. It fails
-// for a flag that does not exist, which is a mistake of ours.
-func mustComplete(cmd *cobra.Command, flag string, values ...string) {
-	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err)
-	}
-}
-
 // address is the TPM that was asked for: by flag, else by environment, else
 // the machine's own.
 func (g *global) address() (tcti.Address, error) {
@@ -183,14 +175,4 @@ func newHelpCmd() *cobra.Command {
 		},
 		ValidArgsFunction: completeCommands,
 	}
-}
-
-func completeCommands(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	var names []string
-	for _, c := range cmd.Root().Commands() {
-		if len(args) == 0 && c.IsAvailableCommand() {
-			names = append(names, c.Name()+"\t"+c.Short)
-		}
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

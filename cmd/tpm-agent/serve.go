@@ -54,6 +54,7 @@ func newServeCmd(g *global) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.socket, "socket", "", "`PATH` of the socket to listen on (default $XDG_RUNTIME_DIR/tpm-agent/agent.sock; with a COMMAND agent.PID.sock there)")
 	f.StringArrayVar(&o.keyDirs, "key-dir", nil, "`DIR`ectory with keys; may be given several times (default ~/.ssh)")
+	completeDir(cmd, "key-dir")
 	f.StringArrayVar(&o.upstreams, "upstream", nil, "`SOCKET` of another agent, whose keys are offered behind our own; may be given several times")
 	f.StringVarP(&o.life, "lifetime", "t", "", "`LIFE`time of keys that are added without one: 90, 10m, 1h30m, 2w (default for ever)")
 	f.BoolVar(&o.noSoftwareKeys, "no-software-keys", false, "refuse private keys that ssh-add would have kept in memory")
@@ -76,6 +77,8 @@ func newServeCmd(g *global) *cobra.Command {
 	mustComplete(cmd, "prompt", "auto", "none", "pinentry", "askpass", "terminal", "systemd")
 	mustComplete(cmd, "pin-ttl", "15m", "8h", "session")
 	mustComplete(cmd, "pin-from")
+	mustComplete(cmd, "lifetime")
+	mustComplete(cmd, "prompt-timeout")
 	return cmd
 }
 

@@ -34,7 +34,8 @@ func newSRKCmd(g *global) *cobra.Command {
 		Example: `  tpm-agent srk > laptop.srk                  # on the laptop
   tpm-agent import --for laptop.srk ~/.ssh/id_rsa   # where the key is
   tpm-agent srk --fingerprint                 # on the laptop, to compare`,
-		Args: noArgs,
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(cmd, isTerminal(g.sys.stdout)); err != nil {
 				return err

@@ -29,8 +29,9 @@ func newUnlockCmd(g *global) *cobra.Command {
 		Example: `  tpm-agent unlock ~/.ssh/id_ecdsa.tpm
   tpm-agent unlock --ttl 8h SHA256:4lxxT6rzKZ1+rzaCGhsgTvq3uc9cRJNVYTCLZT0bIr8
   tpm-agent unlock --pin-from file:$HOME/.pin work.tpm`,
-		Args: someArgs("the key"),
-		RunE: func(cmd *cobra.Command, args []string) error { return runUnlock(cmd, g.sys, o, args) },
+		Args:              someArgs("the key"),
+		ValidArgsFunction: completeKeys(g.sys, &o.socket),
+		RunE:              func(cmd *cobra.Command, args []string) error { return runUnlock(cmd, g.sys, o, args) },
 	}
 	f := cmd.Flags()
 	agentFlag(cmd, &o.socket)

@@ -15,7 +15,8 @@ func newVersionCmd() *cobra.Command {
 		Short: "Print the version and how it was built",
 		Long: `Prints the version of tpm-agent, the commit it was built from and the Go release
 that built it. A bug report wants this line.`,
-		Args: noArgs,
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			v := buildVersion()
 			if asJSON {

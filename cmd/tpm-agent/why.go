@@ -36,8 +36,9 @@ signed. Names of programs are what these say of themselves.`,
 		Example: `  tpm-agent why
   tpm-agent why -n 1
   tpm-agent why --json`,
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runWhy(cmd, g.sys, o) },
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return runWhy(cmd, g.sys, o) },
 	}
 	f := cmd.Flags()
 	agentFlag(cmd, &o.socket)
