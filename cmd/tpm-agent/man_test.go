@@ -5,18 +5,18 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
-	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/cobra/doc"
 )
 
 // manDate stands on every page. It is a constant, so that the same source gives
 // the same pages; it changes with the contents, by hand.
-const manDate = "2026-11-20"
+const manDate = "2026-11-21"
 
 var update = flag.Bool("update", false, "write the manual pages anew")
 
@@ -61,20 +61,16 @@ func TestManPages(t *testing.T) {
 
 func generate(t *testing.T, dir string) {
 	t.Helper()
-	date, err := time.Parse(time.DateOnly, manDate)
-	if err != nil {
-		t.Fatal(err)
-	}
 	root := newRootCmd(system{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr})
-	root.Version = "" // a page does not change with each commit
-	root.DisableAutoGenTag = true
-	for _, cmd := range root.Commands() {
-		cmd.DisableAutoGenTag = true
-	}
-	root.InitDefaultHelpFlag()
-	header := &doc.GenManHeader{Section: "1", Date: &date, Source: "tpm-agent", Manual: "tpm-agent"}
-	if err := doc.GenManTree(root, header, dir); err != nil {
-		t.Fatal(err)
+	for _, cmd := range append([]*cobra.Command{root}, root.Commands()...) {
+		if cmd.Name() == "help" {
+			continue
+		}
+		cmd.InitDefaultHelpFlag()
+		name := strings.ReplaceAll(cmd.CommandPath(), " ", "-") + ".1"
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(manPage(cmd, manDate)), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -106,6 +102,57 @@ func TestHelpIsComplete(t *testing.T) {
 			if utf8.RuneCountInString(line) > 82 {
 				t.Errorf("%s: a line of %d characters: %s", cmd.CommandPath(), utf8.RuneCountInString(line), line)
 			}
+		}
+	}
+}
+
+// TestManEnvironment: what the program reads of its environment stands on its
+// page. The source says what that is.
+func TestManEnvironment(t *testing.T) {
+	reads := regexp.MustCompile(`(?:[gG]etenv|lookup)\((?:\w+(?:\.\w+)?, )?"([A-Z][A-Z_]+)"\)`)
+	ours := []string{
+		"GODEBUG", "JOURNAL_STREAM", "LISTEN_PIDFDID", // passed on by the runtime and by systemd
+		"PATH", "TERM", // as in all programs
+	}
+	page := readPages(t, os.DirFS("man"))["tpm-agent.1"]
+	_, environment, _ := strings.Cut(page, ".SH ENVIRONMENT")
+	found := 0
+	for _, pattern := range []string{"*.go", "../../internal/prompt/*.go", "../../internal/pinentry/*.go", "../../internal/softtpm/*.go", "../../internal/socket/*.go", "../../internal/logind/*.go"} {
+		sources, err := filepath.Glob(pattern)
+		if err != nil || len(sources) == 0 {
+			t.Fatal(pattern, err)
+		}
+		for _, source := range sources {
+			if strings.HasSuffix(source, "_test.go") {
+				continue
+			}
+			code, err := os.ReadFile(source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range reads.FindAllStringSubmatch(string(code), -1) {
+				found++
+				if !strings.Contains(environment, m[1]) && !slices.Contains(ours, m[1]) {
+					t.Errorf("%s reads %s, which the manual page does not name", source, m[1])
+				}
+			}
+		}
+	}
+	if found < 15 {
+		t.Errorf("found only %d places that read the environment", found)
+	}
+}
+
+// TestManText: text is text, also where man(7) would take it for something else.
+func TestManText(t *testing.T) {
+	for text, want := range map[string]string{
+		".ssh is hidden":            "\\&.ssh is hidden\n",
+		"it's a back\\slash -x":     "it\\(aqs a back\\eslash \\-x\n",
+		"one\n\ntwo":                "one\n.PP\ntwo\n",
+		"these:\n  a  b\n  'c\nend": "these:\n.sp 0.5v\n.RS 4\n.nf\na  b\n\\(aqc\n.fi\n.RE\nend\n",
+	} {
+		if got := manText(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
 		}
 	}
 }
