@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -220,6 +221,7 @@ func TestSSHAdd(t *testing.T) {
 		t.Helper()
 		cmd := exec.Command("ssh-add", args...)
 		cmd.Env = []string{"SSH_AUTH_SOCK=" + s.path, "SSH_ASKPASS_REQUIRE=never"}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no terminal: it would ask there for the PIN of a card
 		out, err := cmd.CombinedOutput()
 		if !bytes.Contains(out, []byte(want)) {
 			t.Errorf("ssh-add %q: %s, %v", args, out, err)

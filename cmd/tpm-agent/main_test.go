@@ -20,7 +20,22 @@ import (
 // TestMain makes the program itself a command of the test scripts: it runs in a
 // process of its own, as users run it.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"tpm-agent": main, "hardened": hardened, "signs": signs})
+	testscript.Main(steady{m}, map[string]func(){"tpm-agent": main, "hardened": hardened, "signs": signs})
+}
+
+// steady runs the tests, whatever umask and directory for temporary files the one
+// who starts them has: keys are not used below what others may write to, and
+// the path of a socket must fit into 108 octets, with the name of its test.
+type steady struct{ *testing.M }
+
+func (s steady) Run() int {
+	unix.Umask(0o022)
+	if len(os.TempDir()) > len("/tmp/12345678") {
+		if err := os.Setenv("TMPDIR", "/tmp"); err != nil {
+			panic(err)
+		}
+	}
+	return s.M.Run()
 }
 
 // TestScripts runs the scripts in testdata/script. Each has a home of its own

@@ -18,9 +18,11 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 	"go.uber.org/goleak"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
+	unix.Umask(0o022) // one of the tests runs as nobody
 	goleak.VerifyTestMain(m)
 }
 

@@ -112,7 +112,9 @@ func TestClientTerminalUnusable(t *testing.T) {
 			return askedBy(cmd.Process.Pid)
 		}, "the client has no terminal"},
 		"background": {func(t *testing.T, p *ptytest.Terminal) agent.Question {
-			p.Run(exec.Command("bash", "--norc", "-c", "set -m; sleep 1000 & echo $!; wait"))
+			bash := exec.Command("bash", "--norc", "-c", "set -m; sleep 1000 & echo $!; wait")
+			bash.Env = []string{"PATH=" + os.Getenv("PATH")} // or it may warn of a locale
+			p.Run(bash)
 			pid, err := strconv.Atoi(p.WaitFor("\r\n"))
 			if err != nil {
 				t.Fatal(err)

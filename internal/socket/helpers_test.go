@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	syscall.Umask(0o022) // the tests set others in processes of their own
 	goleak.VerifyTestMain(m)
 }
 

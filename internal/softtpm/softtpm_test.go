@@ -29,6 +29,7 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(helperDir); dir != "" {
 		helper(dir)
 	}
+	unix.Umask(0o022) // the TPM does not start below what others may write to
 	goleak.VerifyTestMain(m)
 }
 
