@@ -23,10 +23,6 @@ type Lockout struct {
 	Counter  int           // TPM_PT_LOCKOUT_COUNTER: wrong auth values so far
 	Max      int           // TPM_PT_MAX_AUTH_FAIL: so many lock it
 	Interval time.Duration // TPM_PT_LOCKOUT_INTERVAL: the Counter goes down by one after it
-	Recovery time.Duration // TPM_PT_LOCKOUT_RECOVERY: after a wrong lockout password
-	// Password says that the lockout hierarchy has a password, so that only who
-	// knows it can end a lockout.
-	Password bool
 }
 
 // Lockout asks the TPM for the state of its lockout.
@@ -53,18 +49,15 @@ func (k *Key) protected() bool {
 	return !k.file.Public.Attributes.Has(keyfile.AttrNoDA) && (k.policy == nil || k.policy.usesAuth())
 }
 
-// Bits of TPMA_PERMANENT (TPM 2.0 Part 2, 8.6).
-const (
-	lockoutAuthSet = 1 << 2
-	inLockout      = 1 << 9
-)
+// inLockout is a bit of TPMA_PERMANENT (TPM 2.0 Part 2, 8.6).
+const inLockout = 1 << 9
 
 // propertyPermanent is TPM_PT_PERMANENT, the first of the properties that change
-// (TPM 2.0 Part 2, 6.13). Those of the lockout are 14 to 17 after it, which one
+// (TPM 2.0 Part 2, 6.13). Those of the lockout are 14 to 16 after it, which one
 // command reads.
 const (
 	propertyPermanent tpm2.TPMPT = 0x200
-	lockoutProperties uint32     = 18
+	lockoutProperties uint32     = 17
 )
 
 // lockout reads the properties of the lockout.
@@ -77,8 +70,6 @@ func (l *link) lockout() (Lockout, error) {
 		Counter:  int(p[tpm2.TPMPTLockoutCounter]),
 		Max:      int(p[tpm2.TPMPTMaxAuthFail]),
 		Interval: time.Duration(p[tpm2.TPMPTLockoutInterval]) * time.Second,
-		Recovery: time.Duration(p[tpm2.TPMPTLockoutRecovery]) * time.Second,
-		Password: p[propertyPermanent]&lockoutAuthSet != 0,
 	}
 	lo.Tries = max(lo.Max-lo.Counter, 0)
 	switch {

@@ -25,7 +25,7 @@ func (f *fixture) mustLockout(t *testing.T) tpmkey.Lockout {
 func TestLockout(t *testing.T) {
 	f := start(t)
 	f.lockout("3", "1000")
-	want := tpmkey.Lockout{Tries: 3, Max: 3, Interval: 1000 * time.Second, Recovery: 1000 * time.Second}
+	want := tpmkey.Lockout{Tries: 3, Max: 3, Interval: 1000 * time.Second}
 	if got := f.mustLockout(t); got != want {
 		t.Errorf("unused: %+v, want %+v", got, want)
 	}
@@ -104,20 +104,6 @@ func TestNoLockout(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	mustSign(t, key, "right", crypto.SHA256)
-}
-
-// TestLockoutPassword: that there is one is said.
-func TestLockoutPassword(t *testing.T) {
-	f := start(t)
-	if f.mustLockout(t).Password {
-		t.Error("a password that nobody has set")
-	}
-	f.Close(t)
-	f.Tool("tpm2_changeauth", "-c", "l", "secret")
-	f.tpm = f.newTPM(t)
-	if !f.mustLockout(t).Password {
-		t.Error("no password")
-	}
 }
 
 // TestLockoutNotKnown: a TPM that tells nothing of its lockout still refuses.

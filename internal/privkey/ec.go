@@ -13,7 +13,7 @@ import (
 // parseEC reads an ECPrivateKey (RFC 5915). curve is that of the file around
 // it, as DER, or nil.
 func parseEC(der, curve []byte) (*ecdsa.PrivateKey, error) {
-	s, err := sequence(FormatSEC1, der)
+	s, err := sequence("SEC 1", der)
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,6 @@ type container struct {
 
 // parseOpenSSH reads openssh-key-v1.
 func (p *parser) parseOpenSSH(content []byte) error {
-	p.key.Format = FormatOpenSSH
 	c, err := openContainer(content)
 	if err != nil {
 		return err

@@ -17,11 +17,10 @@ const (
 // parsePKCS8 reads a PrivateKeyInfo (RFC 5208), with the public key that RFC
 // 5958 allows behind it.
 func (p *parser) parsePKCS8(der []byte) error {
-	s, err := sequence(FormatPKCS8, der)
+	s, err := sequence("PKCS #8", der)
 	if err != nil {
 		return err
 	}
-	p.key.Format = FormatPKCS8
 	var version int64
 	if !s.ReadASN1Integer(&version) || version < 0 || version > 1 {
 		return malformed("PKCS #8: the version is neither 1 nor 2")
@@ -99,7 +98,6 @@ func (p *parser) holdEC(inner, params, public []byte) error {
 
 // parsePKCS1 reads an RSAPrivateKey (RFC 8017, appendix A.1.2).
 func (p *parser) parsePKCS1(der []byte) error {
-	p.key.Format = FormatPKCS1
 	key, err := parseRSA(der)
 	if err != nil {
 		return err
@@ -111,7 +109,6 @@ func (p *parser) parsePKCS1(der []byte) error {
 // parseSEC1 reads an ECPrivateKey (RFC 5915). curve, if not nil, is for a key
 // that does not name its own.
 func (p *parser) parseSEC1(der, curve []byte) error {
-	p.key.Format = FormatSEC1
 	key, err := parseEC(der, curve)
 	if err != nil {
 		return err

@@ -29,14 +29,6 @@ import (
 // has a fifth of it.
 const maxFile = 64 << 10
 
-// The formats of Key.Format.
-const (
-	FormatOpenSSH = "OpenSSH"
-	FormatPKCS8   = "PKCS #8"
-	FormatPKCS1   = "PKCS #1"
-	FormatSEC1    = "SEC 1"
-)
-
 // Key is a private key that was read, and what its file says about it.
 type Key struct {
 	// Private is an *ecdsa.PrivateKey on P-256, P-384 or P-521, or an
@@ -46,8 +38,6 @@ type Key struct {
 	// Comment is that of an OpenSSH file, in one line and without control
 	// characters; other formats have none.
 	Comment string
-	// Format is one of the formats above, without regard to PEM.
-	Format string
 	// Encrypted is whether a passphrase was needed.
 	Encrypted bool
 }

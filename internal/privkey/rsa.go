@@ -23,7 +23,7 @@ type rsaNumbers struct {
 
 // parseRSA reads an RSAPrivateKey (RFC 8017, appendix A.1.2).
 func parseRSA(der []byte) (*rsa.PrivateKey, error) {
-	s, err := sequence(FormatPKCS1, der)
+	s, err := sequence("PKCS #1", der)
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func TestSSHKeygen(t *testing.T) {
 					t.Fatalf("%v as %s with passphrase %q: %v", args, format, passphrase, err)
 				}
 				checkKey(t, k, public)
-				if k.Encrypted != (passphrase != "") || (k.Comment == "ä comment") != (k.Format == FormatOpenSSH) {
+				if k.Encrypted != (passphrase != "") || (k.Comment == "ä comment") != (format == "RFC4716") {
 					t.Errorf("%v as %s: %+v", args, format, k)
 				}
 			}
