@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -33,8 +34,8 @@ type Pin struct {
 }
 
 // ParentChangedError means that the TPM does not have the storage key that a
-// key was loaded under before: it is another TPM, or was cleared; or something
-// between the TPM and us puts a key of its own in place of the TPM's. No
+// key was loaded under before: it is another TPM, or was cleared, or a persistent
+// key was replaced; or something between the TPM and us puts a key of its own in place of the TPM's. No
 // session was started with the other one. It wraps [ErrWrongTPM].
 type ParentChangedError struct {
 	Want []byte // the Name that is remembered
@@ -43,6 +44,9 @@ type ParentChangedError struct {
 
 // Error implements error.
 func (e *ParentChangedError) Error() string {
+	if strings.HasPrefix(e.Have.At, "0x") {
+		return fmt.Sprintf("another storage key is at %s than before: it was replaced, or this TPM was cleared, or is another one", e.Have.At)
+	}
 	return "made in another TPM, or this TPM was cleared: its storage key has changed"
 }
 

@@ -188,7 +188,7 @@ func TestPersistentParentReplaced(t *testing.T) {
 	f.tpm = f.newTPM(t)
 	err = signError(t, f.pinned(t, file, tpmkey.Pin{Parent: key.ParentName()}), "1234")
 	var parent *tpmkey.ParentChangedError
-	if !errors.As(err, &parent) || parent.Have.At != "0x81000001" {
+	if !errors.As(err, &parent) || parent.Have.At != "0x81000001" || !strings.Contains(err.Error(), "another storage key is at 0x81000001 than before: it was replaced") {
 		t.Errorf("%v, %+v", err, parent)
 	}
 }

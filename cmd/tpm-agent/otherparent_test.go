@@ -72,7 +72,7 @@ func TestOtherStorageKey(t *testing.T) {
 				for _, args := range [][]string{append(keygen, "second"), {"import", "-q", "--no-pin", "old"}} {
 					args = append(args, parent...)
 					out, code := run(args...)
-					if code != 1 || !strings.Contains(out, "another TPM, or was cleared") || !strings.Contains(out, "--new-tpm") {
+					if code != 1 || !strings.Contains(out, "the storage key at "+test.handle+" is not the one of ") || !strings.Contains(out, "--new-tpm") {
 						t.Errorf("%q: status %d: %s", args, code, out)
 					}
 				}
@@ -103,6 +103,44 @@ func TestNoStorageKey(t *testing.T) {
 		if code := status(t, err); code != 1 || !strings.Contains(string(out), "nothing is at 0x81000123") ||
 			!strings.Contains(string(out), "tpm2_getcap handles-persistent") || strings.Contains(string(out), "was made under") {
 			t.Errorf("%q: status %d: %s", args, code, out)
+		}
+	}
+}
+
+// TestStorageKeyTakenAway: that a key's storage key was taken from its handle, or
+// replaced there, is not said to mean another TPM.
+func TestStorageKeyTakenAway(t *testing.T) {
+	for name, change := range map[string]func(*tpmtest.SWTPM){
+		"away":     func(tpm *tpmtest.SWTPM) { tpm.Tool("tpm2_evictcontrol", "-Q", "-C", "o", "-c", "0x81000005") },
+		"replaced": func(tpm *tpmtest.SWTPM) { persist(t, tpm, "0x81000005", "") },
+	} {
+		tpm := tpmtest.Start(t)
+		persist(t, tpm, "0x81000005", "", "-a", storageAttributes)
+		home := program(t).Dir
+		run := func(args ...string) string {
+			cmd := program(t, append(args, "--tpm", tpm.Address())...)
+			cmd.Dir = home
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%s: %q: %v: %s", name, args, err, out)
+			}
+			return string(out)
+		}
+		run("keygen", "-q", "-N", "", "-f", "id", "--parent", "0x81000005")
+		change(tpm)
+		want := "its storage key is not at 0x81000005 any more: it was taken away or replaced on " + string(today()) + ", or this TPM was cleared, or is another one\n"
+		if out := run("inspect", "id.tpm"); !strings.Contains(out, "does not load it: loading the key: "+want) {
+			t.Errorf("%s: inspect says %s", name, out)
+		}
+		if out := run("list", "--key-dir", "."); !strings.Contains(out, "* id: "+want) {
+			t.Errorf("%s: list says %s", name, out)
+		}
+		persist(t, tpm, "0x81000005", "", "-a", storageAttributes)
+		if out := run("inspect", "id.tpm"); !strings.Contains(out, "loads it") {
+			t.Errorf("%s: inspect says %s", name, out)
+		}
+		if out := run("list", "--key-dir", "."); strings.Contains(out, "*") {
+			t.Errorf("%s: list says %s", name, out)
 		}
 	}
 }

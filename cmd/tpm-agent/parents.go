@@ -176,11 +176,20 @@ func (m *memory) history(p *parents.Parent) string {
 	switch {
 	case p.TPM != m.tpm:
 		return fmt.Sprintf("made in another TPM (%s), or that TPM was cleared: its storage key was last seen there on %s", plain(p.TPM), p.Last)
-	case p.Last == p.Gone:
-		return fmt.Sprintf("made in another TPM, or this TPM was cleared: its storage key changed on %s", p.Last)
 	}
-	return fmt.Sprintf("made in another TPM, or this TPM was cleared: its storage key changed between %s and %s", p.Last, p.Gone)
+	when := fmt.Sprintf("between %s and %s", p.Last, p.Gone)
+	if p.Last == p.Gone {
+		when = "on " + string(p.Last)
+	}
+	if isHandle(p.At) {
+		return fmt.Sprintf("its storage key is not at %s any more: it was taken away or replaced %s, or this TPM was cleared, or is another one", p.At, when)
+	}
+	return "made in another TPM, or this TPM was cleared: its storage key changed " + when
 }
+
+// isHandle says that a place is a persistent handle. What is there can change
+// without the TPM being cleared.
+func isHandle(place string) bool { return strings.HasPrefix(place, "0x") }
 
 // lost is what became of a key's storage key, "" if it is there as far as is
 // remembered.
@@ -259,7 +268,11 @@ func (m *memory) check(dir, place string, name []byte) error {
 // the user can know whether that is right; who sits on the bus and offers a
 // storage key of their own would get the PIN, or the private key itself.
 func anotherTPM(last parents.Date, changed *tpmkey.ParentChangedError) error {
-	return withHint(&goneError{fmt.Sprintf("the storage key of this TPM is not the one of %s: it is another TPM, or was cleared since", last), changed},
+	which, because := "of this TPM", "it is another TPM, or was cleared since"
+	if isHandle(changed.Have.At) {
+		which, because = "at "+changed.Have.At, "it was replaced, or it is another TPM, or was cleared since"
+	}
+	return withHint(&goneError{fmt.Sprintf("the storage key %s is not the one of %s: %s", which, last, because), changed},
 		"if you know that it was, go on with --new-tpm (the keys of before do not work in it); if not, do not: something may stand between you and the TPM")
 }
 

@@ -178,7 +178,9 @@ func keyHint(err error) string {
 		return "with a storage key at 0x81000001 no owner password is needed: tpm2_createprimary -G ecc -a 'fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt' -P PASSWORD -c srk.ctx && tpm2_evictcontrol -P PASSWORD -c srk.ctx 0x81000001"
 	case errors.Is(err, tpmkey.ErrDamaged):
 		return "this is the right TPM: take the key file from a backup"
-	case errors.Is(err, tpmkey.ErrWrongTPM), errors.Is(err, tpmkey.ErrNoParent):
+	case errors.Is(err, tpmkey.ErrNoParent):
+		return "who took the storage key away can put it back there (tpm2_evictcontrol); else make a new key with tpm-agent keygen, and put it where the old one's public key is"
+	case errors.Is(err, tpmkey.ErrWrongTPM):
 		return "the key cannot be used here any more: make a new one with tpm-agent keygen, and put it where the old one's public key is"
 	case errors.Is(err, keyfile.ErrLegacy), errors.Is(err, keyfile.ErrSealed), errors.Is(err, keyfile.ErrNoKey):
 		return "tpm-agent reads TPM 2.0 key files: PEM with a TSS2 PRIVATE KEY block"

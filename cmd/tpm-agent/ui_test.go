@@ -47,7 +47,7 @@ func TestReport(t *testing.T) {
 		{&tpmkey.UnsupportedError{What: "key file", Why: "it is restricted"}, 3, ""},
 		{tpmkey.ErrOwnerAuth, 1, "0x81000001"},
 		{tpmkey.ErrWrongTPM, 1, "make a new one"},
-		{tpmkey.ErrNoParent, 1, "make a new one"},
+		{tpmkey.ErrNoParent, 1, "tpm2_evictcontrol"},
 		{keyfile.ErrSealed, 1, "TSS2 PRIVATE KEY"},
 		{keyfile.ErrFormat, 1, ""},
 		{&socket.InUseError{Path: "/s", PID: 1}, 1, "--socket PATH"},
