@@ -21,21 +21,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// helperDir makes the test binary play another process that uses the software
-// TPM in that directory: see helper.
-const helperDir = "SOFTTPM_TEST_DIR"
+// otherDir makes the test binary play another process that uses the software
+// TPM in that directory: see other.
+const otherDir = "SOFTTPM_TEST_DIR"
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(helperDir); dir != "" {
-		helper(dir)
+	if dir := os.Getenv(otherDir); dir != "" {
+		other(dir)
 	}
 	unix.Umask(0o022) // the TPM does not start below what others may write to
 	goleak.VerifyTestMain(m)
 }
 
-// helper starts the software TPM, prints swtpm's process id, and holds it until
+// other starts the software TPM, prints swtpm's process id, and holds it until
 // its standard input ends.
-func helper(dir string) {
+func other(dir string) {
 	tpm, err := Start(context.Background(), dir)
 	if err != nil {
 		fmt.Println(err)
@@ -53,7 +53,7 @@ func helper(dir string) {
 	os.Exit(0)
 }
 
-// process is a helper that runs.
+// process is another process that runs.
 type process struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser
@@ -61,10 +61,10 @@ type process struct {
 	swtpm int
 }
 
-func startHelper(t *testing.T, dir string) *process {
+func startOther(t *testing.T, dir string) *process {
 	t.Helper()
 	p := &process{cmd: exec.Command(os.Args[0])}
-	p.cmd.Env = append(os.Environ(), helperDir+"="+dir)
+	p.cmd.Env = append(os.Environ(), otherDir+"="+dir)
 	p.cmd.Stderr = os.Stderr
 	in, err := p.cmd.StdinPipe()
 	if err != nil {
@@ -83,7 +83,7 @@ func startHelper(t *testing.T, dir string) *process {
 	return p
 }
 
-// ready waits until the helper has the TPM.
+// ready waits until the other process has the TPM.
 func (p *process) ready(t *testing.T) {
 	t.Helper()
 	line, err := p.out.ReadString('\n')
@@ -313,7 +313,7 @@ func TestRace(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	var wg sync.WaitGroup
 	for range 4 {
-		p := startHelper(t, dir)
+		p := startOther(t, dir)
 		wg.Go(func() {
 			p.ready(t)
 			if n := len(running(t, dir)); n != 1 {
@@ -366,7 +366,7 @@ func running(t *testing.T, dir string) (pids []string) {
 func TestKilledHolder(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	for _, busy := range []bool{false, true, true, true} {
-		p := startHelper(t, dir)
+		p := startOther(t, dir)
 		p.ready(t)
 		if busy {
 			if _, err := io.WriteString(p.in, "work\n"); err != nil {
