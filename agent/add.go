@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 )
@@ -33,6 +34,9 @@ func (a *Agent) addOwn(c *conn, id *identity, limits []byte) *refusal {
 	var err error
 	if id.limits, err = parseConstraints(limits); err != nil {
 		return &refusal{CauseConstraint, err}
+	}
+	if _, inMemory := id.Key.(wiper); inMemory && id.limits.pinLife != nil {
+		return &refusal{CauseConstraint, errors.New("a key in memory has no PIN")}
 	}
 	if r := a.mayReplace(c, id.blob); r != nil {
 		return r

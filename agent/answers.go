@@ -130,8 +130,8 @@ func (a *Agent) unlock(ctx context.Context, id *identity, value []byte, ttl time
 
 // unlockLife is for how long a PIN is remembered that was given ahead of use.
 func (a *Agent) unlockLife(id *identity, asked time.Duration) time.Duration {
-	if asked == 0 && a.pinLife != nil {
-		asked = a.pinLife(id.Name, id.fingerprint())
+	if asked == 0 {
+		asked = a.lifeOfPIN(id)
 	}
 	if asked == 0 {
 		return Forever

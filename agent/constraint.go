@@ -8,7 +8,9 @@ import (
 	"time"
 )
 
-// Key constraints, RFC 9987, section 5.2.6, and OpenSSH's extensions of them.
+// Key constraints, RFC 9987, section 5.2.6, OpenSSH's extensions of them, and our
+// own: for how long the PIN of a key file is remembered, in seconds, a uint32 in a
+// string; 0 is not at all, and the largest number until PINs are forgotten.
 const (
 	constrainLifetime  = 1
 	constrainConfirm   = 2
@@ -16,6 +18,7 @@ const (
 
 	extRestrictDestination = "restrict-destination-v00@openssh.com"
 	extProvider            = "sk-provider@openssh.com"
+	extPINLife             = "pin-life@tpm-agent.github.io"
 )
 
 // constraints are the conditions under which an added key may be used. Those
@@ -24,6 +27,7 @@ type constraints struct {
 	lifetime     *uint32 // seconds from being added; 0 is over at once
 	confirm      bool
 	destinations []Destination // none: anywhere
+	pinLife      *uint32       // as extPINLife has it; nil: as the agent was told
 }
 
 // parseConstraints reads what follows the comment of a key that is added. RFC
@@ -68,21 +72,42 @@ func (c *constraints) parseExtension(w *wire) error {
 	if w.err != nil {
 		return nil // the caller reports it
 	}
-	if name != extRestrictDestination {
+	parse := c.parseDestinations
+	switch name {
+	case extRestrictDestination:
+	case extPINLife:
+		parse = c.parsePINLife
+	default:
 		return fmt.Errorf("key constraint %q is not known, or not for this key", name)
 	}
 	body := w.string()
 	if w.err != nil {
 		return nil
 	}
+	return parse(body)
+}
+
+func (c *constraints) parseDestinations(body []byte) error {
 	if c.destinations != nil {
 		return errors.New("key constraints: destinations are given twice")
 	}
 	destinations, err := parseDestinations(body)
 	if err != nil {
-		return fmt.Errorf("key constraint %s: %w", name, err)
+		return fmt.Errorf("key constraint %s: %w", extRestrictDestination, err)
 	}
 	c.destinations = destinations
+	return nil
+}
+
+func (c *constraints) parsePINLife(body []byte) error {
+	if c.pinLife != nil {
+		return errors.New("key constraints: two lives of the PIN")
+	}
+	if len(body) != 4 {
+		return fmt.Errorf("key constraint %s: %d octets", extPINLife, len(body))
+	}
+	life := binary.BigEndian.Uint32(body)
+	c.pinLife = &life
 	return nil
 }
 
@@ -99,6 +124,10 @@ func (c *constraints) marshal() []byte {
 		b = appendString(append(b, constrainExtension), extRestrictDestination)
 		b = appendString(b, string(MarshalDestinations(c.destinations)))
 	}
+	if c.pinLife != nil {
+		b = appendString(append(b, constrainExtension), extPINLife)
+		b = appendString(b, string(binary.BigEndian.AppendUint32(nil, *c.pinLife)))
+	}
 	return b
 }
 
@@ -113,6 +142,9 @@ func (c *constraints) LogValue() slog.Value {
 	}
 	if len(c.destinations) > 0 {
 		attrs = append(attrs, slog.Int("destinations", len(c.destinations)))
+	}
+	if c.pinLife != nil {
+		attrs = append(attrs, slog.String("PIN", lifeText(seconds(*c.pinLife))))
 	}
 	return slog.GroupValue(attrs...)
 }

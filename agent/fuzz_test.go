@@ -151,6 +151,7 @@ func FuzzConstraints(f *testing.F) {
 	f.Add(append(lifetime(9), confirmed()...))
 	f.Add(restricted(direct(toHost("me", "a", hostA())), onward(toHost("", "a", hostA()), byAuthority("", "b", hostCA()))))
 	f.Add(extensionConstraint("x"))
+	f.Add(pinLife(90))
 	f.Add([]byte{constrainExtension, 0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := parseConstraints(b)
@@ -161,7 +162,7 @@ func FuzzConstraints(f *testing.F) {
 		if err != nil || !bytes.Equal(again.marshal(), c.marshal()) {
 			t.Fatalf("%+v is written as %x, %v", c, c.marshal(), err)
 		}
-		if (c.lifetime == nil) != (again.lifetime == nil) || c.confirm != again.confirm || len(c.destinations) != len(again.destinations) {
+		if (c.lifetime == nil) != (again.lifetime == nil) || c.confirm != again.confirm || len(c.destinations) != len(again.destinations) || (c.pinLife == nil) != (again.pinLife == nil) {
 			t.Fatalf("%+v comes back as %+v", c, again)
 		}
 		if c.lifetime != nil && !hasLifetime(b) {

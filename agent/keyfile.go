@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -23,6 +24,7 @@ type KeyFileRequest struct {
 	Lifetime     *uint32 // in seconds; nil: the agent's default
 	Confirm      bool
 	Destinations []Destination
+	PINLife      *time.Duration // in seconds; 0: its PIN is not remembered; Forever; nil: as the agent was told
 }
 
 // extAddKeyFile is the name of the extension, in the request and the answer.
@@ -39,6 +41,10 @@ func (k *KeyFileRequest) Marshal() []byte {
 		b = appendString(b, field)
 	}
 	c := constraints{lifetime: k.Lifetime, confirm: k.Confirm, destinations: k.Destinations}
+	if k.PINLife != nil {
+		life := inSeconds(*k.PINLife)
+		c.pinLife = &life
+	}
 	return append(b, c.marshal()...)
 }
 

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -34,6 +36,8 @@ func (l localListener) Accept() (net.Conn, error) {
 // keyFiles takes two contents for key files.
 func keyFiles(name, comment string, content []byte) (Identity, error) {
 	switch string(content) {
+	case "pin":
+		return Identity{Public: publicOf(p384()), Name: name, Comment: comment, Key: &softKey{Signer: p384(), pin: []byte("1234"), required: true}}, nil
 	case "p256":
 		return Identity{Public: publicOf(p256()), Name: name, Comment: comment, Key: &softKey{Signer: p256()}}, nil
 	case "rsa":
@@ -84,6 +88,61 @@ func TestAddKeyFile(t *testing.T) {
 	}
 }
 
+func pinLife(seconds byte) []byte {
+	return extensionConstraint(extPINLife, appendString(nil, string([]byte{0, 0, 0, seconds}))...)
+}
+
+// TestAddKeyFileWithPINLife: what was said when a key was added counts, and not
+// what the agent was told of all keys.
+func TestAddKeyFileWithPINLife(t *testing.T) {
+	clock, user := newHandClock(), &scripted{answers: slices.Repeat([]string{"1234"}, 20)}
+	s := serveLocal(t, true, Config{
+		Source: fixed(), Clock: clock, Prompter: user,
+		PINLife: func(string, string) time.Duration { return time.Hour },
+	})
+	nc := s.dial(t)
+	key := publicOf(p384()).Marshal()
+	sign := func() (asked int) {
+		before := len(user.asked)
+		verify(t, publicOf(p384()), nil, ask(t, nc, signMessage(key, nil, 0)))
+		return len(user.asked) - before
+	}
+	life := func(d time.Duration) *time.Duration { return &d }
+	for name, test := range map[string]struct {
+		life  *time.Duration
+		after time.Duration // the second use is
+		asked int           // then
+	}{
+		"as the agent was told":      {nil, time.Hour - 1, 0},
+		"as the agent was told, not": {nil, time.Hour, 1},
+		"off":                        {life(0), 0, 1},
+		"a minute":                   {life(time.Minute), time.Minute - 1, 0},
+		"a minute, not":              {life(time.Minute), time.Minute, 1},
+		"session":                    {life(Forever), 1000 * time.Hour, 0},
+	} {
+		m := KeyFileRequest{Name: "k", Content: []byte("pin"), PINLife: test.life}
+		if err := ParseKeyFileAnswer(ask(t, nc, m.Marshal())); err != nil {
+			t.Fatal(err)
+		}
+		first := sign()
+		clock.forward(test.after)
+		if again := sign(); first != 1 || again != test.asked {
+			t.Errorf("%s: asked %d times, and %d times later", name, first, again)
+		}
+	}
+	// To give the PIN ahead of use is to want it remembered.
+	m := KeyFileRequest{Name: "k", Content: []byte("pin"), PINLife: life(0)}
+	if err := ParseKeyFileAnswer(ask(t, nc, m.Marshal())); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ParseUnlockAnswer(ask(t, nc, (&UnlockRequest{Blob: key, PIN: []byte("1234")}).Marshal()))
+	if err != nil || got != Forever || sign() != 0 {
+		t.Errorf("remembered for %v, %v", got, err)
+	}
+	// Nothing else has a PIN.
+	wantAnswer(t, nc, constrained(adding(p256(), nil), pinLife(9)), failed)
+}
+
 func TestAddKeyFileRefused(t *testing.T) {
 	good := KeyFileRequest{Name: "k", Content: []byte("p256")}
 	with := func(change func(*KeyFileRequest)) []byte {
@@ -98,6 +157,8 @@ func TestAddKeyFileRefused(t *testing.T) {
 		"not for the key":     with(func(k *KeyFileRequest) { k.Certificates = []*ssh.Certificate{certFor(rsa2k())} }),
 		"not known":           append(good.Marshal(), 99),
 		"inside a field":      good.Marshal()[:50],
+		"two lives":           append(good.Marshal(), bytes.Repeat(pinLife(1), 2)...),
+		"3 octets":            append(good.Marshal(), extensionConstraint(extPINLife, 0, 0, 0, 3, 0, 0, 1)...),
 		"two lifetimes":       append(good.Marshal(), bytes.Repeat(lifetime(1), 2)...),
 	} {
 		if err := ParseKeyFileAnswer(ask(t, nc, m)); err == nil || !strings.Contains(err.Error(), problem) {

@@ -37,11 +37,19 @@ func (a *Agent) keepPIN(id *identity, value []byte, since uint64) (kept *memory,
 	if err != nil {
 		return nil, false, err
 	}
-	life := time.Duration(0)
-	if a.pinLife != nil {
-		life = a.pinLife(id.Name, id.fingerprint())
+	return kept, !a.rememberPIN(id, kept, a.lifeOfPIN(id), since), nil
+}
+
+// lifeOfPIN is for how long the PIN of a key is remembered: as was said when it
+// was added, else as the agent was told.
+func (a *Agent) lifeOfPIN(id *identity) time.Duration {
+	switch {
+	case id.limits != nil && id.limits.pinLife != nil:
+		return seconds(*id.limits.pinLife)
+	case a.pinLife != nil:
+		return a.pinLife(id.Name, id.fingerprint())
 	}
-	return kept, !a.rememberPIN(id, kept, life, since), nil
+	return 0
 }
 
 // rememberPIN remembers a PIN for some time. It does not if there is no time, or
@@ -78,8 +86,11 @@ func (a *Agent) putPIN(p *pin, since uint64) bool {
 }
 
 func lifeText(life time.Duration) string {
-	if life == Forever {
+	switch life {
+	case Forever:
 		return "session"
+	case 0:
+		return "off"
 	}
 	return life.String()
 }

@@ -20,6 +20,7 @@ type addOptions struct {
 	confirm      bool
 	destinations []string
 	hostKeys     []string
+	pinTTL       *string
 }
 
 func newAddCmd(g *global) *cobra.Command {
@@ -30,9 +31,13 @@ func newAddCmd(g *global) *cobra.Command {
 		Long:  addHelp,
 		Example: `  tpm-agent add /media/stick/work.tpm
   tpm-agent add -t 8h -c work.tpm
+  tpm-agent add --pin-ttl 15m work.tpm
   tpm-agent add -h gate.example.org -h 'gate.example.org>me@inner.example.org' work.tpm`,
 		Args: someArgs("the key file"),
-		RunE: func(cmd *cobra.Command, args []string) error { return runAdd(cmd, g.sys, o, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.pinTTL = given(cmd, "pin-ttl")
+			return runAdd(cmd, g.sys, o, args)
+		},
 	}
 	f := cmd.Flags()
 	agentFlag(cmd, &o.socket)
@@ -40,9 +45,11 @@ func newAddCmd(g *global) *cobra.Command {
 	f.BoolVarP(&o.confirm, "confirm", "c", false, "ask before each use of the key")
 	f.StringArrayVarP(&o.destinations, "destination", "h", nil, "use the key only for this `[FROM>][USER@]HOST`; may be given several times")
 	f.StringArrayVarP(&o.hostKeys, "hostkeys", "H", nil, "`FILE` with keys of hosts, for -h; may be given several times (default: ssh's known_hosts files)")
+	f.String("pin-ttl", "", "remember the key's PIN, once it was typed, for this `TIME`: 15m, 8h, session or off (default as the agent's --pin-ttl says)")
 	f.Bool("help", false, "help for add") // -h is ssh-add's
 	mustComplete(cmd, "destination")
 	mustComplete(cmd, "lifetime")
+	mustComplete(cmd, "pin-ttl", "15m", "8h", "session", "off")
 	return cmd
 }
 
@@ -68,6 +75,11 @@ Each hop needs an -h of its own, and USER may have the wildcards * and ?. The
 keys of the hosts are taken from ssh's known_hosts files, or those given with
 -H; a port other than 22 is written [HOST]:PORT. The client's ssh, and the
 servers on the way, have to be OpenSSH 8.9 or newer.
+
+With --pin-ttl the agent remembers the PIN of the key for a time after it was
+typed for a signature, whatever the agent was told of other keys; "session" is
+until something makes it forget (tpm-agent help unlock says what), and "off" not
+at all.
 
 The agent takes key files from processes on this machine only, not over
 forwarded connections.`
@@ -107,6 +119,13 @@ func (o addOptions) limits(sys system) (k agent.KeyFileRequest, err error) {
 		if seconds := uint32(d / time.Second); seconds > 0 { // ssh-add takes 0 for none, too
 			k.Lifetime = &seconds
 		}
+	}
+	if o.pinTTL != nil {
+		life, err := parseKeyPINLife(*o.pinTTL)
+		if err != nil {
+			return k, usage("--pin-ttl: %w", err)
+		}
+		k.PINLife = &life
 	}
 	files, err := sys.hostKeyFiles(o.hostKeys)
 	if err != nil {
@@ -178,5 +197,8 @@ func reportAdded(stderr io.Writer, path string, k *agent.KeyFileRequest) {
 	}
 	if k.Confirm {
 		fmt.Fprintln(stderr, "The user must confirm each use of the key")
+	}
+	if k.PINLife != nil {
+		fmt.Fprintf(stderr, "Its PIN, once typed, is remembered %s\n", pinLifeWords(*k.PINLife))
 	}
 }

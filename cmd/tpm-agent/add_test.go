@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 	"github.com/tpm-agent/tpm-agent/internal/knownhosts"
@@ -338,6 +339,22 @@ func TestLifetimes(t *testing.T) {
 		var wrong *usageError
 		if !errors.As(err, &wrong) || !strings.HasPrefix(err.Error(), "-t: ") {
 			t.Errorf("-t %s: %v", text, err)
+		}
+	}
+}
+
+func TestPINTTLOfKey(t *testing.T) {
+	for text, want := range map[string]time.Duration{"off": 0, "session": agent.Forever, "15m": 15 * time.Minute, "90": 90 * time.Second} {
+		k, err := addOptions{pinTTL: &text}.limits(system{environ: []string{"HOME=/h"}})
+		if err != nil || k.PINLife == nil || *k.PINLife != want {
+			t.Errorf("--pin-ttl %q: %v, %v", text, k.PINLife, err)
+		}
+	}
+	for _, text := range []string{"", "0", "x", "-1", "OFF"} {
+		_, err := addOptions{pinTTL: &text}.limits(system{environ: []string{"HOME=/h"}})
+		var wrong *usageError
+		if !errors.As(err, &wrong) || !strings.HasPrefix(err.Error(), "--pin-ttl: ") {
+			t.Errorf("--pin-ttl %q: %v", text, err)
 		}
 	}
 }

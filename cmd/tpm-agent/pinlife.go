@@ -35,11 +35,7 @@ func (l *pinLives) add(value string) error {
 		l.rest = life
 		return err
 	}
-	var life time.Duration
-	var err error
-	if value[i+1:] != "off" {
-		life, err = parsePINLife(value[i+1:])
-	}
+	life, err := parseKeyPINLife(value[i+1:])
 	if err != nil {
 		return err
 	}
@@ -66,6 +62,14 @@ func parsePINLife(s string) (time.Duration, error) {
 	return life, nil
 }
 
+// parseKeyPINLife reads the time for one key: that of its PIN may be none.
+func parseKeyPINLife(s string) (time.Duration, error) {
+	if s == "off" {
+		return 0, nil
+	}
+	return parsePINLife(s)
+}
+
 // of is the life of the PIN of one key.
 func (l pinLives) of(file, fingerprint string) time.Duration {
 	if life, ok := l.keys.find(file, fingerprint); ok {
@@ -76,8 +80,11 @@ func (l pinLives) of(file, fingerprint string) time.Duration {
 
 // pinLifeWords says a life as one reads it.
 func pinLifeWords(life time.Duration) string {
-	if life == agent.Forever {
+	switch life {
+	case agent.Forever:
 		return "until it is told to forget"
+	case 0:
+		return "not at all"
 	}
 	return "for " + duration(life)
 }

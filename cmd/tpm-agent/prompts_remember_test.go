@@ -38,6 +38,36 @@ func TestPromptRemembered(t *testing.T) {
 	})
 }
 
+// TestPromptRememberedAsAdded: the PIN of a key that is added with a time of its
+// own is remembered for that, or not at all.
+func TestPromptRememberedAsAdded(t *testing.T) {
+	for _, test := range []struct{ agent, add, says string }{
+		{"", "15m", "for 15 minutes"},
+		{"1h", "off", "not at all"},
+	} {
+		s := newScene(t, patient, "")
+		a := newAskpass(t)
+		var args []string
+		if test.agent != "" {
+			args = []string{"--pin-ttl", test.agent}
+		}
+		d := s.serve(a.env(), args...)
+		out, err := s.command("tpm-agent", "add", "--socket", d.socket, "--pin-ttl", test.add, "keys/id.tpm").CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "Its PIN, once typed, is remembered "+test.says+"\n") {
+			t.Fatalf("%v: %s", err, out)
+		}
+		again := []string{"say " + s.pin}
+		if test.add != "off" {
+			again = nil
+		}
+		for _, answers := range [][]string{{"say " + s.pin}, again} {
+			if _, err := d.asked(a, s.public, answers...); err != nil {
+				t.Error(err, d.logged())
+			}
+		}
+	}
+}
+
 // waysToForget a PIN that an agent remembers.
 var waysToForget = []struct {
 	name   string
