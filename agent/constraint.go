@@ -122,7 +122,7 @@ func (c *constraints) marshal() []byte {
 	}
 	if len(c.destinations) > 0 {
 		b = appendString(append(b, constrainExtension), extRestrictDestination)
-		b = appendString(b, string(MarshalDestinations(c.destinations)))
+		b = appendString(b, string(marshalDestinations(c.destinations)))
 	}
 	if c.pinLife != nil {
 		b = appendString(append(b, constrainExtension), extPINLife)

@@ -56,10 +56,10 @@ type wireString struct {
 	Rest []byte `ssh:"rest"`
 }
 
-// MarshalDestinations makes the body of the constraint extension
+// marshalDestinations makes the body of the constraint extension
 // restrict-destination-v00@openssh.com: what stands inside of the string that
 // follows the extension's name.
-func MarshalDestinations(ds []Destination) []byte {
+func marshalDestinations(ds []Destination) []byte {
 	var body []byte
 	for _, d := range ds {
 		w := ssh.Marshal(wireDestination{From: d.From.marshal(), To: d.To.marshal()})
@@ -76,7 +76,7 @@ func (h *Hop) marshal() []byte {
 	return ssh.Marshal(w)
 }
 
-// parseDestinations takes the body apart that MarshalDestinations makes. No
+// parseDestinations takes the body apart that marshalDestinations makes. No
 // destination at all, which is an empty body, restricts nothing; OpenSSH has
 // it so.
 func parseDestinations(body []byte) ([]Destination, error) {

@@ -100,7 +100,7 @@ func TestParseDestinations(t *testing.T) {
 }
 
 func TestDestinationsTruncated(t *testing.T) {
-	body := MarshalDestinations([]Destination{onward(toHost("", "a", hostA(), hostB()), toHost("u", "b", hostC()))})
+	body := marshalDestinations([]Destination{onward(toHost("", "a", hostA(), hostB()), toHost("u", "b", hostC()))})
 	for n := 1; n < len(body); n++ {
 		if _, err := parseDestinations(body[:n]); err == nil {
 			t.Fatalf("%d bytes of %d were taken", n, len(body))
@@ -110,7 +110,7 @@ func TestDestinationsTruncated(t *testing.T) {
 
 // TestDestinationsThereAndBack, with the request overwritten in between.
 func TestDestinationsThereAndBack(t *testing.T) {
-	body := MarshalDestinations([]Destination{
+	body := marshalDestinations([]Destination{
 		direct(toHost("root", "a.example", hostA(), hostB())),
 		onward(toHost("", "a.example", hostA()), byAuthority("*", "*.example", hostCA())),
 	})
@@ -120,7 +120,7 @@ func TestDestinationsThereAndBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	clear(sent)
-	if !bytes.Equal(MarshalDestinations(ds), body) {
+	if !bytes.Equal(marshalDestinations(ds), body) {
 		t.Errorf("%+v is not what was sent", ds)
 	}
 	to := ds[1].To
@@ -150,13 +150,13 @@ func FuzzDestinations(f *testing.F) {
 				t.Fatalf("took %+v", d)
 			}
 		}
-		sent := MarshalDestinations(ds)
+		sent := marshalDestinations(ds)
 		again, err := parseDestinations(sent)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(MarshalDestinations(again), sent) {
-			t.Fatalf("%x became %x", sent, MarshalDestinations(again))
+		if !bytes.Equal(marshalDestinations(again), sent) {
+			t.Fatalf("%x became %x", sent, marshalDestinations(again))
 		}
 	})
 }

@@ -28,7 +28,7 @@ func extensionConstraint(name string, body ...byte) []byte {
 }
 
 func restricted(ds ...Destination) []byte {
-	return extensionConstraint(extRestrictDestination, appendString(nil, string(MarshalDestinations(ds)))...)
+	return extensionConstraint(extRestrictDestination, appendString(nil, string(marshalDestinations(ds)))...)
 }
 
 // conversation is what one client says to an agent that holds nothing yet. A

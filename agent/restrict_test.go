@@ -88,7 +88,7 @@ func (s *scene) ours() (v verdicts) {
 func (s *scene) theirs(t *testing.T, th *theirs) (v verdicts) {
 	t.Helper()
 	id := s.identity()
-	if !th.add(t, id, MarshalDestinations(s.ds)) {
+	if !th.add(t, id, marshalDestinations(s.ds)) {
 		t.Fatal("ssh-agent did not take the key")
 	}
 	nc := dialUnix(t, th.path)
@@ -211,7 +211,7 @@ func TestFromSSHAdd(t *testing.T) {
 	body := destinationsOf(t, dir, "-H", knownHosts, "-h", "a.example", "-h", "ro?t@b.example",
 		"-h", "a.example>bob@b.example", "-h", "b.example>h.ca.example", keyFile)
 	a, b := toHost("", "a.example", hostA(), hostB()), toHost("", "b.example", hostC())
-	want := MarshalDestinations([]Destination{
+	want := marshalDestinations([]Destination{
 		direct(a), direct(toHost("ro?t", "b.example", hostC())),
 		onward(a, toHost("bob", "b.example", hostC())), onward(b, byAuthority("", "h.ca.example", hostCA())),
 	})
@@ -219,8 +219,8 @@ func TestFromSSHAdd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(MarshalDestinations(ds), body) || !bytes.Equal(body, want) {
-		t.Errorf("ssh-add sent\n%x, we make\n%x\nand of it\n%x", body, want, MarshalDestinations(ds))
+	if !bytes.Equal(marshalDestinations(ds), body) || !bytes.Equal(body, want) {
+		t.Errorf("ssh-add sent\n%x, we make\n%x\nand of it\n%x", body, want, marshalDestinations(ds))
 	}
 }
 

@@ -168,7 +168,7 @@ func TestRestrictedUpstream(t *testing.T) {
 	})
 	ds := []Destination{direct(toHost("", "a", hostA()))}
 	toA := restricted(ds...)
-	terminated := extensionConstraint(extRestrictDestination+"\x00", appendString(nil, string(MarshalDestinations(ds)))...)
+	terminated := extensionConstraint(extRestrictDestination+"\x00", appendString(nil, string(marshalDestinations(ds)))...)
 	for name, up := range map[string]*fake{"gullible": gullible, "ignorant": ignorant} {
 		nc := serve(t, Config{Source: fixed(), Upstreams: []Upstream{at(up.path)}}).dial(t)
 		for _, limits := range [][]byte{toA, terminated} {

@@ -20,9 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxFile bounds a file in bytes: what is beyond is an error, not left out.
+// maxFile bounds a file in bytes: what is beyond is an error, not left out.
 // The known_hosts of a large site has some ten thousand lines of 400 bytes.
-const MaxFile = 64 << 20
+const maxFile = 64 << 20
 
 // maxLine bounds a line in bytes. A longer one is a broken one.
 const maxLine = 64 << 10
@@ -100,8 +100,8 @@ func (l *lookup) readFile(path string) error {
 		return err
 	case info.IsDir():
 		return fmt.Errorf("%s is a directory", path)
-	case info.Size() > MaxFile:
-		return fmt.Errorf("%s has more than %d MiB", path, MaxFile>>20)
+	case info.Size() > maxFile:
+		return fmt.Errorf("%s has more than %d MiB", path, maxFile>>20)
 	}
 	if err := l.read(f); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
@@ -109,7 +109,7 @@ func (l *lookup) readFile(path string) error {
 	return nil
 }
 
-var errTooLong = fmt.Errorf("more than %d MiB", MaxFile>>20)
+var errTooLong = fmt.Errorf("more than %d MiB", maxFile>>20)
 
 // read looks at each line.
 func (l *lookup) read(r io.Reader) error { return readLines(r, l.line, func() { l.broken++ }) }
@@ -117,7 +117,7 @@ func (l *lookup) read(r io.Reader) error { return readLines(r, l.line, func() { 
 // readLines calls line for each line, with its end, and tooLong for one that
 // is longer than maxLine.
 func readLines(r io.Reader, line func([]byte), tooLong func()) error {
-	limited := &io.LimitedReader{R: r, N: MaxFile + 1}
+	limited := &io.LimitedReader{R: r, N: maxFile + 1}
 	b := bufio.NewReaderSize(limited, maxLine)
 	for {
 		text, err := b.ReadSlice('\n')

@@ -256,7 +256,7 @@ func TestTooLong(t *testing.T) {
 		t.Errorf("an endless file: %v", err)
 	}
 	path := write(t, "")
-	if err := os.Truncate(path, MaxFile+1); err != nil {
+	if err := os.Truncate(path, maxFile+1); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Lookup([]string{path}, "h"); err == nil || !strings.Contains(err.Error(), "more than 64 MiB") {

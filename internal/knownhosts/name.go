@@ -84,7 +84,7 @@ func (n *naming) readFile(path string) {
 		return
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() > MaxFile {
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() > maxFile {
 		return
 	}
 	_ = readLines(f, n.line, func() {}) // it is good as far as it goes

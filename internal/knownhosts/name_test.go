@@ -173,7 +173,7 @@ func TestNameOfFiles(t *testing.T) {
 	}
 	defer writer.Close()
 	giant := write(t, "")
-	if err := os.Truncate(giant, MaxFile+1); err != nil {
+	if err := os.Truncate(giant, maxFile+1); err != nil {
 		t.Fatal(err)
 	}
 	long := strings.Repeat("x", 3*maxLine)

@@ -33,7 +33,7 @@ func read(root *os.Root) (*Memory, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return Parse(text), err
+	return parse(text), err
 }
 
 // errNotOurs is for what lies in the place of the memory and is not to be
@@ -97,7 +97,7 @@ func Update(dir string, change func(*Memory) bool) error {
 	if m, err = read(root); err != nil || !change(m) {
 		return err
 	}
-	return keyfile.ReplaceIn(root, FileName, m.Marshal(), 0o600)
+	return keyfile.ReplaceIn(root, FileName, m.marshal(), 0o600)
 }
 
 // patience is the longest wait for others who write.

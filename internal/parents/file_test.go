@@ -69,7 +69,7 @@ func TestNoDirectory(t *testing.T) {
 // What lies there and is not ours is neither read nor replaced, nor waited for.
 func TestNotOurs(t *testing.T) {
 	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
-	text := append([]byte(nil), func() []byte { m := new(Memory); m.Seen(at(1, "owner"), key(1), "2026-11-01"); return m.Marshal() }()...)
+	text := append([]byte(nil), func() []byte { m := new(Memory); m.Seen(at(1, "owner"), key(1), "2026-11-01"); return m.marshal() }()...)
 	if err := os.WriteFile(elsewhere, text, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -137,8 +137,8 @@ func TestText(t *testing.T) {
 	m.Seen(at(1, "owner"), key(2), "2026-11-01")
 	m.Seen(Parent{Name: name(2), At: "0x81000001", TPM: "swtpm:path=/tmp/with a blank/100%\n"}, key(3), "2026-11-02")
 	m.Missed(name(1), chip, "2026-11-03")
-	text := m.Marshal()
-	if got := Parse(text); !reflect.DeepEqual(got, m) {
+	text := m.marshal()
+	if got := parse(text); !reflect.DeepEqual(got, m) {
 		t.Errorf("%s\nread as %v", text, got)
 	}
 	if n := bytes.Count(text, []byte("\n")); n != strings.Count(heading, "\n")+2 {
@@ -150,7 +150,7 @@ func TestText(t *testing.T) {
 func TestGarbage(t *testing.T) {
 	m := new(Memory)
 	m.Seen(at(1, "owner"), key(1), "2026-11-01")
-	good := strings.TrimPrefix(string(m.Marshal()), heading)
+	good := strings.TrimPrefix(string(m.marshal()), heading)
 	words := strings.Fields(good)
 	with := func(i int, word string) string {
 		w := append([]string(nil), words...)
@@ -161,13 +161,13 @@ func TestGarbage(t *testing.T) {
 		"", "#", "x", "\x00\xff", good[:20], with(0, "xyz"), with(0, "00"), with(0, strings.Repeat("00", 67)), with(1, "Owner"),
 		with(1, strings.Repeat("a", 33)), with(2, "%zz"), with(3, "2026-13-01"), with(4, "yesterday"), with(5, "gone"), good,
 	} {
-		got := Parse([]byte(bad + "\n" + good + bad))
+		got := parse([]byte(bad + "\n" + good + bad))
 		if len(got.parents) != 1 || !reflect.DeepEqual(got, m) {
 			t.Errorf("%q: %v", bad, got.parents)
 		}
 	}
 	for _, bad := range []string{"SHA256:", "SHA256:=0000000000000000", words[6] + "0", words[6][1:], "MD5:aa=0000000000000000"} {
-		if got := Parse([]byte(with(6, bad))); len(got.parents) != 1 || len(got.parents[0].Keys) != 0 {
+		if got := parse([]byte(with(6, bad))); len(got.parents) != 1 || len(got.parents[0].Keys) != 0 {
 			t.Errorf("%q: %v", bad, got.parents)
 		}
 	}
@@ -186,11 +186,11 @@ func TestBounds(t *testing.T) {
 		digest := sum(i)
 		m.Seen(at(255, "owner"), Key{"SHA256:" + base64.RawStdEncoding.EncodeToString(digest[:]), "0000000000000000"}, "2026-11-02")
 	}
-	text := m.Marshal()
+	text := m.marshal()
 	if len(text) > maxFile {
 		t.Errorf("%d octets", len(text))
 	}
-	got, keys := Parse(text), 0
+	got, keys := parse(text), 0
 	for _, p := range got.parents {
 		keys += len(p.Keys)
 	}
@@ -209,13 +209,13 @@ func FuzzParse(f *testing.F) {
 	m.Seen(at(1, "owner"), key(1), "2026-11-01")
 	m.Seen(Parent{Name: name(2), At: "0x81000001", TPM: "swtpm:path=/tmp/a b"}, key(2), "2026-11-01")
 	m.Missed(name(1), chip, "2026-11-02")
-	f.Add(m.Marshal())
+	f.Add(m.marshal())
 	f.Add([]byte("000b owner %20 2026-11-01 2026-11-01 - SHA256:=\n"))
 	f.Add([]byte("\xff\x00\r\n\n000b"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		m := Parse(text)
-		again := m.Marshal()
-		if got := Parse(again); !reflect.DeepEqual(got, m) {
+		m := parse(text)
+		again := m.marshal()
+		if got := parse(again); !reflect.DeepEqual(got, m) {
 			t.Fatalf("%q is read as %q, and that otherwise", text, again)
 		}
 		m.Seen(at(1, "owner"), key(1), "2026-11-01")

@@ -16,8 +16,8 @@ const heading = `# Which storage key of which TPM the keys in this directory wer
 # shows it. Without this file nothing breaks, and nothing is remembered.
 `
 
-// Marshal returns the text of a memory.
-func (m *Memory) Marshal() []byte {
+// marshal returns the text of a memory.
+func (m *Memory) marshal() []byte {
 	m.trim()
 	var b strings.Builder
 	b.WriteString(heading)
@@ -35,9 +35,9 @@ func (m *Memory) Marshal() []byte {
 	return []byte(b.String())
 }
 
-// Parse reads the text of a memory. A line that makes no sense counts as not
+// parse reads the text of a memory. A line that makes no sense counts as not
 // there, as does a second one about the same storage key.
-func Parse(text []byte) *Memory {
+func parse(text []byte) *Memory {
 	m := new(Memory)
 	for line := range strings.Lines(string(text)) {
 		p := parseLine(line)

@@ -19,9 +19,9 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/child"
 )
 
-// ErrNotFound is wrapped when there is no pinentry. The error says what to
+// errNotFound is wrapped when there is no pinentry. The error says what to
 // install, or which setting names a program that is not there.
-var ErrNotFound = errors.New("no pinentry found")
+var errNotFound = errors.New("no pinentry found")
 
 // Find finds the pinentry that gpg-agent would use: the pinentry-program of
 // gpg-agent.conf in $GNUPGHOME, ~/.gnupg or /etc/gnupg; else the one that GnuPG
@@ -51,7 +51,7 @@ func (f finder) find() (string, error) {
 			return program, nil
 		}
 	}
-	return "", fmt.Errorf("%w: install one (Debian: pinentry-gnome3, pinentry-qt or pinentry-curses)", ErrNotFound)
+	return "", fmt.Errorf("%w: install one (Debian: pinentry-gnome3, pinentry-qt or pinentry-curses)", errNotFound)
 }
 
 // configured returns the pinentry-program that is set, and the file where. The
@@ -84,7 +84,7 @@ func (f finder) named(program, conf string) (string, error) {
 		path = f.lookUp(path)
 	}
 	if !filepath.IsAbs(path) || !isProgram(path) {
-		return "", fmt.Errorf("%w: pinentry-program %s in %s is not a program that can be run", ErrNotFound, harmless(program), conf)
+		return "", fmt.Errorf("%w: pinentry-program %s in %s is not a program that can be run", errNotFound, harmless(program), conf)
 	}
 	return path, nil
 }

@@ -106,7 +106,7 @@ func TestFindConfiguredIsMissing(t *testing.T) {
 		m.write("opt/plain", "", 0o644)
 		m.write(".gnupg/gpg-agent.conf", "pinentry-program "+value+"\n", 0o600)
 		got, err := m.find()
-		if !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), ".gnupg/gpg-agent.conf") || strings.Contains(err.Error(), "\x1b") {
+		if !errors.Is(err, errNotFound) || !strings.Contains(err.Error(), ".gnupg/gpg-agent.conf") || strings.Contains(err.Error(), "\x1b") {
 			t.Errorf("%s: got %q, %v", value, got, err)
 		}
 	}
@@ -149,7 +149,7 @@ func TestFindNothing(t *testing.T) {
 	m.write("bin/pinentry", "not a program", 0o644)
 	m.write("bin/pinentry-qt/x", "", 0o755)
 	got, err := m.find("PATH=.:relative:")
-	if !errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), "pinentry-gnome3") {
+	if !errors.Is(err, errNotFound) || !strings.Contains(err.Error(), "pinentry-gnome3") {
 		t.Errorf("got %q, %v", got, err)
 	}
 }

@@ -182,3 +182,10 @@ func TestConfirmTerminalTakesTurns(t *testing.T) {
 		t.Errorf("typed before it was asked: %v", err)
 	}
 }
+
+// TestGrantTime: the questions say how long consent for a while holds.
+func TestGrantTime(t *testing.T) {
+	if got := Duration(agent.GrantTime); got != "15 minutes" {
+		t.Errorf("consent holds for %s, and the terminal and pinentry offer 15 minutes", got)
+	}
+}

@@ -30,8 +30,8 @@ import (
 // clients do. A PIN is far shorter; what is longer is a program gone wrong.
 const maxAnswer = 1024
 
-// DefaultTimeout is how long a dialog waits for somebody.
-const DefaultTimeout = 2 * time.Minute
+// defaultTimeout is how long a dialog waits for somebody.
+const defaultTimeout = 2 * time.Minute
 
 // grace is from SIGTERM to SIGKILL for a program that does not end.
 const grace = 2 * time.Second
@@ -54,7 +54,7 @@ type Options struct {
 	Require  Require       // when to use it
 	Environ  []string      // of the programs that are run; nil: that of this process
 	Terminal string        // the agent's own, such as /dev/tty; empty: none
-	Timeout  time.Duration // the limit of a dialog; 0: DefaultTimeout
+	Timeout  time.Duration // the limit of a dialog; 0: defaultTimeout
 	Grace    time.Duration // from SIGTERM to SIGKILL for a program that does not end; 0: two seconds
 	Log      *slog.Logger  // what ways were passed over, for debugging; nil: not logged
 }
@@ -124,7 +124,7 @@ func New(o Options) *Prompter {
 		o.Grace = grace
 	}
 	if o.Timeout == 0 {
-		o.Timeout = DefaultTimeout
+		o.Timeout = defaultTimeout
 	}
 	if o.Environ == nil {
 		o.Environ = os.Environ()

@@ -21,8 +21,8 @@ const (
 	Systemd  Way = "systemd"  // systemd-ask-password
 )
 
-// AllWays are the ways of asking, in the order in which they are tried.
-func AllWays() []Way { return []Way{Pinentry, Askpass, Terminal, Systemd} }
+// allWays are the ways of asking, in the order in which they are tried.
+func allWays() []Way { return []Way{Pinentry, Askpass, Terminal, Systemd} }
 
 // ParseWays reads a list of ways, separated by commas: the order in which they
 // are tried. "none" is an empty list. "auto" is nil: which ways there are is
@@ -38,7 +38,7 @@ func ParseWays(list string) ([]Way, error) {
 	for name := range strings.SplitSeq(list, ",") {
 		way := Way(name)
 		switch {
-		case !slices.Contains(AllWays(), way):
+		case !slices.Contains(allWays(), way):
 			return nil, fmt.Errorf("%q is no way to ask: they are pinentry, askpass, terminal and systemd; or auto, or none", name)
 		case slices.Contains(ways, way):
 			return nil, fmt.Errorf("%s is named twice", name)
@@ -54,7 +54,7 @@ func order(require Require) []Way {
 	if require == Prefer || require == Force {
 		return []Way{Askpass, Pinentry, Terminal, Systemd}
 	}
-	return AllWays()
+	return allWays()
 }
 
 // question is what somebody is asked, or told.
