@@ -170,22 +170,23 @@ func (e *wrongParentError) plain() error {
 
 // refusal is why a key does not load, given the storage keys that refused it and
 // the errors that matter. Whether the one that is remembered is among them makes
-// the difference between a file that is damaged and a key of another TPM.
+// the difference between a file that is damaged, if only in its public part, and a
+// key of another TPM.
 func (k *Key) refusal(tried []*wrongParentError, errs []error) error {
 	err := errors.Join(errs...)
-	want, changed := k.pin.Parent, k.pin.Changed
-	if p := k.parent.Load(); p != nil {
-		want, changed = p.Name, false
+	want, loaded := k.pin.Parent, k.parent.Load()
+	if loaded != nil {
+		want = loaded.Name
 	}
 	if want == nil || !errors.Is(err, ErrWrongTPM) {
 		return err
 	}
 	for _, t := range tried {
 		switch same := bytes.Equal(t.parent.Name, want); {
-		case same && changed:
-			return fmt.Errorf("%w: %w", ErrDamaged, t.plain())
-		case same:
+		case same && loaded != nil: // from the same octets
 			return fmt.Errorf("the TPM refuses what it loaded before: %w", t.plain())
+		case same:
+			return fmt.Errorf("%w: %w", ErrDamaged, t.plain())
 		}
 	}
 	var refused *wrongParentError

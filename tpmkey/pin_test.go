@@ -209,10 +209,18 @@ func TestDamagedFile(t *testing.T) {
 	if strings.Contains(err.Error(), "another TPM") {
 		t.Errorf("damaged: %v", err)
 	}
-	// A file that is as it was cannot be damaged.
-	err = signError(t, f.pinned(t, &file, tpmkey.Pin{Parent: key.ParentName()}), "")
-	if errors.Is(err, tpmkey.ErrDamaged) || errors.Is(err, tpmkey.ErrWrongTPM) || !strings.Contains(err.Error(), "loaded before") {
-		t.Errorf("unchanged: %v", err)
+	// The private part is as it was, and the attributes are not.
+	other := *key.File()
+	other.Pubkey = bytes.Clone(other.Pubkey)
+	other.Pubkey[8] ^= 0x04 // noDA
+	read, err := keyfile.ParsePublic(other.Pubkey)
+	if err != nil || read.Attributes == other.Public.Attributes {
+		t.Fatalf("%+v, %v", read, err)
+	}
+	other.Public = read
+	err = signError(t, f.pinned(t, &other, tpmkey.Pin{Parent: key.ParentName()}), "")
+	if !errors.Is(err, tpmkey.ErrDamaged) || errors.Is(err, tpmkey.ErrWrongTPM) {
+		t.Errorf("damaged public part: %v", err)
 	}
 	if err := signError(t, f.key(t, &file), ""); !errors.Is(err, tpmkey.ErrWrongTPM) {
 		t.Errorf("nothing remembered: %v", err)
