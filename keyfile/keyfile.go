@@ -19,6 +19,9 @@ const (
 	maxFile        = 64 << 10
 	maxTPM2B       = 2<<10 + 2
 	maxDescription = 1 << 10
+	// maxPolicy is how many commands a policy may have: each is one of the TPM's,
+	// for every signature. Policies that are in use have two or three.
+	maxPolicy = 32
 )
 
 // Type says how the key gets into a TPM.
@@ -139,6 +142,14 @@ func (k *TPMKey) check() error {
 	if len(k.Description) > maxDescription {
 		return malformed("description", 0, "%d octets, at most %d are allowed", len(k.Description), maxDescription)
 	}
+	if len(k.Policy) > maxPolicy {
+		return tooManyCommands("policy", 0)
+	}
+	for _, signed := range k.AuthPolicy {
+		if len(signed.Policy) > maxPolicy {
+			return tooManyCommands("authPolicy policy", 0)
+		}
+	}
 	if err := checkParent(k.Parent, 0); err != nil {
 		return err
 	}
@@ -151,6 +162,10 @@ func (k *TPMKey) check() error {
 	}
 	k.Public = public
 	return nil
+}
+
+func tooManyCommands(field string, offset int) error {
+	return malformed(field, offset, "more than %d commands", maxPolicy)
 }
 
 // checkSecret says whether a key of type t may have secret, which stands at

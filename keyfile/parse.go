@@ -193,6 +193,9 @@ func parseDescription(v cursor) (string, error) {
 func parsePolicies(c cursor, field string) ([]Policy, error) {
 	var list []Policy
 	for !c.Empty() {
+		if len(list) == maxPolicy {
+			return nil, tooManyCommands(field, c.offset())
+		}
 		item, err := c.element(field, asn1.SEQUENCE)
 		if err != nil {
 			return nil, err

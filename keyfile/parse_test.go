@@ -274,6 +274,33 @@ func TestPoliciesRefused(t *testing.T) {
 	}
 }
 
+// TestLongPolicies: a file cannot have a TPM run commands without end.
+func TestLongPolicies(t *testing.T) {
+	long := func(n int) []byte { return tlv(0x30, bytes.Repeat(onePolicy, n)) }
+	f := plain(t)
+	f.optional = bytes.Join([][]byte{tlv(0xa1, long(maxPolicy)), tlv(0xa3, tlv(0x30, tlv(0x30, tlv(0xa1, long(maxPolicy)))))}, nil)
+	k := f.mustParse(t)
+	if len(k.Policy) != maxPolicy || len(k.AuthPolicy[0].Policy) != maxPolicy {
+		t.Errorf("%d and %d commands", len(k.Policy), len(k.AuthPolicy[0].Policy))
+	}
+	for _, optional := range [][]byte{
+		tlv(0xa1, long(maxPolicy+1)),
+		tlv(0xa3, tlv(0x30, tlv(0x30, tlv(0xa1, long(maxPolicy+1))))),
+	} {
+		f.optional = optional
+		_, err := f.parse()
+		wantError(t, err, ErrFormat, "more than 32 commands")
+	}
+	more := *k
+	more.Policy = append(k.Policy[:maxPolicy:maxPolicy], Policy{CommandCode: PolicyAuthValue})
+	_, err := more.Marshal()
+	wantError(t, err, ErrFormat, "more than 32 commands")
+	more = *k
+	more.AuthPolicy = []AuthPolicy{{Policy: append(k.Policy[:maxPolicy:maxPolicy], Policy{CommandCode: PolicyAuthValue})}}
+	_, err = more.Marshal()
+	wantError(t, err, ErrFormat, "more than 32 commands")
+}
+
 func TestDescription(t *testing.T) {
 	for _, test := range []struct{ raw, shown string }{
 		{"me@host", "me@host"},
