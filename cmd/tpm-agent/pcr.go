@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -87,11 +88,26 @@ func warnPCRs(w io.Writer, list []bound) {
 				fmt.Fprintf(w, "tpm-agent: warning: PCR %d can be reset by any program; it says nothing about how the machine was started\n", n)
 			}
 		}
-		blank := sha256.Sum256(make([]byte, sha256.Size*len(b.PCRs)))
-		if hex.EncodeToString(blank[:]) == b.Digest {
+		if blankDigest(b.PCRs) == b.Digest {
 			fmt.Fprintf(w, "tpm-agent: warning: nothing was recorded in %s when this machine was started, so any start where that is so is the right one for the key\n", pcrWords(b.PCRs))
 		}
 	}
+}
+
+// blankDigest is the digest of PCRs in which nothing was recorded: those of late
+// launch have all bits set until there is one, the others none (TCG PC Client
+// Platform TPM Profile, 4.6).
+func blankDigest(list []int) string {
+	var values []byte
+	for _, n := range list {
+		var value byte
+		if n >= 17 && n <= 22 {
+			value = 0xFF
+		}
+		values = append(values, bytes.Repeat([]byte{value}, sha256.Size)...)
+	}
+	digest := sha256.Sum256(values)
+	return hex.EncodeToString(digest[:])
 }
 
 // announcePCRs says in one line what a key that is bound to PCRs means.
