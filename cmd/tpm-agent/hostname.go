@@ -21,9 +21,10 @@ func (s system) hostNames() func(key ssh.PublicKey, peer agent.Peer) string {
 	if err != nil {
 		return nil
 	}
-	config := filepath.Join(filepath.Dir(files[0]), "config")
+	dir := filepath.Dir(files[0])
 	return func(key ssh.PublicKey, peer agent.Peer) string {
-		name, _ := knownhosts.NameOf(files, key, knownhosts.Guesses(arguments(peer.PID), config)...)
+		guesses := knownhosts.Guesses(arguments(peer.PID), filepath.Dir(dir), filepath.Join(dir, "config"), "/etc/ssh/ssh_config")
+		name, _ := knownhosts.NameOf(files, key, guesses...)
 		return name
 	}
 }

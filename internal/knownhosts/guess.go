@@ -3,6 +3,7 @@ package knownhosts
 import (
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -12,40 +13,86 @@ import (
 // maxGuesses bounds the names that are compared with hashes.
 const maxGuesses = 4096
 
+// maxConfigs bounds the files of a configuration.
+const maxConfigs = 128
+
 // Guesses returns the hosts that an ssh may be talking to which was started with
-// args, the program's name first, and reads the file config (ssh_config(5)); as
-// known_hosts writes them, at most 4096. They are for [NameOf]: where known_hosts
-// has hashes, nothing else says what they are of. A config that cannot be read
-// is passed over.
-func Guesses(args []string, config string) []string { return guess(args, aliases(config)) }
+// args, the program's name first, and reads the files configs (ssh_config(5)) and
+// those that they include; home is that of its user. They are as known_hosts
+// writes them, at most 4096, and for [NameOf]: where known_hosts has hashes,
+// nothing else says what they are of. What cannot be read is passed over.
+func Guesses(args []string, home string, configs ...string) []string {
+	var words []string
+	for _, path := range configs {
+		a := aliases{home: home, dir: filepath.Dir(path), files: make(map[string]bool)}
+		a.read(path)
+		words = append(words, a.words...)
+	}
+	return guess(args, words)
+}
 
 // aliases are the names and the ports that a configuration has for other names:
-// what is behind HostName, HostKeyAlias and Port. Whose they are, and what is in
-// other files, does not matter for guesses.
-func aliases(path string) (words []string) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil
+// what is behind HostName, HostKeyAlias and Port. Whose they are, and under which
+// conditions files are included, does not matter for guesses.
+type aliases struct {
+	words []string
+	home  string
+	dir   string          // where the files are that are included without one
+	files map[string]bool // that were read: one may include itself
+}
+
+func (a *aliases) read(path string) {
+	if a.files[path] || len(a.files) == maxConfigs {
+		return
 	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil
-	}
-	text, err := io.ReadAll(io.LimitReader(f, 1<<20))
-	if err != nil {
-		return nil
-	}
-	for line := range strings.Lines(string(text)) {
+	a.files[path] = true
+	for line := range strings.Lines(readConfig(path)) {
 		fields := strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\r\n=\"", r) })
 		if len(fields) < 2 {
 			continue
 		}
 		switch strings.ToLower(fields[0]) {
 		case "hostname", "hostkeyalias", "port":
-			words = append(words, fields[1])
+			a.words = append(a.words, fields[1])
+		case "include":
+			for _, pattern := range fields[1:] {
+				a.include(pattern)
+			}
 		}
 	}
-	return words
+}
+
+func (a *aliases) include(pattern string) {
+	if below, inHome := strings.CutPrefix(pattern, "~/"); inHome {
+		pattern = filepath.Join(a.home, below)
+	}
+	if !filepath.IsAbs(pattern) {
+		pattern = filepath.Join(a.dir, pattern)
+	}
+	paths, err := filepath.Glob(pattern)
+	if err != nil {
+		return // it is no pattern
+	}
+	for _, path := range paths {
+		a.read(path)
+	}
+}
+
+// readConfig is the content of a regular file, or nothing.
+func readConfig(path string) string {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return ""
+	}
+	text, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil {
+		return ""
+	}
+	return string(text)
 }
 
 // guess is Guesses with what the configuration has for other names, %h being

@@ -1,6 +1,7 @@
 package knownhosts
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,11 +56,10 @@ func TestAliases(t *testing.T) {
 		"HostKeyAlias alias\nHostName\n#HostName no.example\nUser HostName\r\nhostname=last.example\r\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	words := aliases(path)
-	if want := []string{"github.com", "2222", "%h.example.org", "alias", "last.example"}; !slices.Equal(words, want) {
+	if words, want := read(path), []string{"github.com", "2222", "%h.example.org", "alias", "last.example"}; !slices.Equal(words, want) {
 		t.Errorf("%q, want %q", words, want)
 	}
-	got := Guesses([]string{"ssh", "gh"}, path)
+	got := Guesses([]string{"ssh", "gh"}, "/nowhere", path, "/nowhere/else")
 	for _, want := range []string{"gh", "github.com", "[github.com]:2222", "gh.example.org", "alias"} {
 		if !slices.Contains(got, want) {
 			t.Errorf("%q is not among %q", want, got)
@@ -75,9 +75,43 @@ func TestAliases(t *testing.T) {
 	}
 	defer writer.Close()
 	for _, path := range []string{fifo, t.TempDir(), "/nowhere/config"} {
-		if got := aliases(path); got != nil {
+		if got := read(path); got != nil {
 			t.Errorf("%s has %q", path, got)
 		}
+	}
+}
+
+// read returns the aliases in the configuration at path, of a user who has none
+// of his own.
+func read(path string) []string {
+	a := aliases{home: "/nowhere", dir: filepath.Dir(path), files: make(map[string]bool)}
+	a.read(path)
+	return a.words
+}
+
+// TestIncludedAliases: files that are included are read where ssh looks for them,
+// and one that includes itself comes to an end.
+func TestIncludedAliases(t *testing.T) {
+	home, dir := t.TempDir(), t.TempDir()
+	config := filepath.Join(dir, "config")
+	for path, content := range map[string]string{
+		config:                          "Include conf.d/* ~/more\nHost x\n\tInclude=\"" + dir + "/absolute\" [ none\n",
+		filepath.Join(dir, "conf.d/1"):  "HostName one.example\nInclude beside\n",
+		filepath.Join(dir, "conf.d/2"):  "HostName two.example\n",
+		filepath.Join(dir, "beside"):    "HostName beside.example\n", // of the first file
+		filepath.Join(dir, "absolute"):  "Port 2222\nInclude config\n",
+		filepath.Join(home, "more"):     "HostKeyAlias more.example\n",
+		filepath.Join(home, "conf.d/3"): "HostName no.example\n",
+	} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := Guesses(nil, home, config)
+	slices.Sort(got)
+	if want := []string{"beside.example", "more.example", "one.example", "two.example"}; !slices.Equal(got[4:], want) ||
+		!slices.Contains(got, "[one.example]:2222") || len(got) != 8 {
+		t.Errorf("got %q, want %q, each with the port and without", got, want)
 	}
 }
 
