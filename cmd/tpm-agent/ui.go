@@ -218,16 +218,28 @@ func fileHint(err error) string {
 	return ""
 }
 
-// duration says a time as one says it: the TPM counts in seconds, people in
-// minutes and hours.
+// duration says a time that was chosen, to the second below two minutes and to
+// the minute above. For how long to wait there is prompt.Duration, which rounds
+// up.
 func duration(d time.Duration) string {
+	minutes := int(d.Round(time.Minute) / time.Minute)
+	hours := counted(minutes/60, "hour")
 	switch {
 	case d < 2*time.Minute:
-		return fmt.Sprintf("%d seconds", int(d.Round(time.Second)/time.Second))
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%d minutes", int(d.Round(time.Minute)/time.Minute))
+		return counted(int(d.Round(time.Second)/time.Second), "second")
+	case minutes < 120:
+		return counted(minutes, "minute")
+	case minutes%60 == 0:
+		return hours
 	}
-	return fmt.Sprintf("%d hours", int(d.Round(time.Hour)/time.Hour))
+	return hours + " " + counted(minutes%60, "minute")
+}
+
+func counted(n int, unit string) string {
+	if n == 1 {
+		return "1 " + unit
+	}
+	return fmt.Sprintf("%d %ss", n, unit)
 }
 
 // oneLine makes an error one line.

@@ -106,7 +106,9 @@ func TestReportIsPlain(t *testing.T) {
 func TestDuration(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0: "0 seconds", 119 * time.Second: "119 seconds", 1000 * time.Second: "17 minutes",
-		2 * time.Hour: "2 hours", 36 * time.Hour: "36 hours",
+		2 * time.Hour: "2 hours", 36 * time.Hour: "36 hours", time.Second: "1 second", 2 * time.Minute: "2 minutes",
+		150 * time.Minute: "2 hours 30 minutes", 121 * time.Minute: "2 hours 1 minute", 2*time.Hour + time.Second: "2 hours",
+		2*time.Hour - time.Second: "2 hours", 100 * time.Hour: "100 hours",
 	} {
 		if got := duration(d); got != want {
 			t.Errorf("%v: %s, want %s", d, got, want)
