@@ -24,7 +24,7 @@ func replaceIn(dir *os.Root, name string, data []byte, perm fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	if err := fill(f, data, perm); err != nil {
+	if err := fill(f, data, perm, nil); err != nil {
 		dir.Remove(temp)
 		return err
 	}

@@ -38,14 +38,14 @@ func create(path string, data []byte, perm fs.FileMode, link func(old, new strin
 		return syscall.EEXIST
 	}
 	dir := filepath.Dir(path)
-	temp, err := writeTemp(dir, data, perm)
+	temp, err := writeTemp(dir, data, perm, nil)
 	if err != nil {
 		return err
 	}
 	// A rename would replace; a link does not, and brings the file in whole.
 	err = link(temp, path)
 	if noLinks(err) {
-		err = writeNew(path, data, perm)
+		err = writeNew(path, data, perm, nil)
 	}
 	removeErr := os.Remove(temp)
 	if err != nil {
@@ -69,7 +69,8 @@ func noLinks(err error) bool {
 
 // Replace puts data in place of the file path, or makes it: whoever opens the
 // file sees the old content or the new one, whole, and so does the next boot.
-// The mode becomes perm. Through a symbolic link the target is replaced.
+// The mode becomes perm; the owner stays, also where root writes. Through a
+// symbolic link the target is replaced.
 // All errors are *fs.PathError.
 func Replace(path string, data []byte, perm fs.FileMode) error {
 	if err := replace(path, data, perm); err != nil {
@@ -79,12 +80,12 @@ func Replace(path string, data []byte, perm fs.FileMode) error {
 }
 
 func replace(path string, data []byte, perm fs.FileMode) error {
-	target, err := replaceTarget(path)
+	target, old, err := replaceTarget(path)
 	if err != nil {
 		return err
 	}
 	dir := filepath.Dir(target)
-	temp, err := writeTemp(dir, data, perm)
+	temp, err := writeTemp(dir, data, perm, old)
 	if err != nil {
 		return err
 	}
@@ -97,38 +98,38 @@ func replace(path string, data []byte, perm fs.FileMode) error {
 
 // replaceTarget follows symbolic links to the file that is to be replaced,
 // which must be a regular one or not be there yet.
-func replaceTarget(path string) (string, error) {
+func replaceTarget(path string) (target string, old fs.FileInfo, err error) {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		return path, nil
+		return path, nil, nil
 	}
-	target, err := filepath.EvalSymlinks(path)
+	target, err = filepath.EvalSymlinks(path)
 	if err != nil {
-		return "", explainLink(path, err)
+		return "", nil, explainLink(path, err)
 	}
-	info, err := os.Lstat(target)
+	old, err = os.Lstat(target)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
-	if !info.Mode().IsRegular() {
-		return "", notRegular(info.Mode())
+	if !old.Mode().IsRegular() {
+		return "", nil, notRegular(old.Mode())
 	}
-	return target, nil
+	return target, old, nil
 }
 
 // writeTemp writes data to a new file in dir, synchronised, and returns its
-// path.
-func writeTemp(dir string, data []byte, perm fs.FileMode) (string, error) {
+// path. It is for the owner of old, unless that is nil.
+func writeTemp(dir string, data []byte, perm fs.FileMode, old fs.FileInfo) (string, error) {
 	path := filepath.Join(dir, tempPrefix+rand.Text())
-	return path, writeNew(path, data, perm)
+	return path, writeNew(path, data, perm, old)
 }
 
 // writeNew writes a file that must not exist. On an error it is gone again.
-func writeNew(path string, data []byte, perm fs.FileMode) error {
+func writeNew(path string, data []byte, perm fs.FileMode, old fs.FileInfo) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm&0o600)
 	if err != nil {
 		return err
 	}
-	if err := fill(f, data, perm); err != nil {
+	if err := fill(f, data, perm, old); err != nil {
 		os.Remove(path)
 		return err
 	}
@@ -136,10 +137,13 @@ func writeNew(path string, data []byte, perm fs.FileMode) error {
 }
 
 // fill writes data to a new file, synchronised, and closes it.
-func fill(f *os.File, data []byte, perm fs.FileMode) error {
+func fill(f *os.File, data []byte, perm fs.FileMode, old fs.FileInfo) error {
 	_, err := f.Write(data)
 	if err == nil {
 		err = setMode(f, perm)
+	}
+	if err == nil && old != nil && os.Geteuid() == 0 {
+		err = setOwner(f, old)
 	}
 	if err == nil {
 		err = f.Sync()
@@ -148,6 +152,21 @@ func fill(f *os.File, data []byte, perm fs.FileMode) error {
 		err = closeErr
 	}
 	return err
+}
+
+// setOwner gives f to the owner and the group of old: a key that root changes for
+// somebody would be of no use to them otherwise.
+func setOwner(f *os.File, old fs.FileInfo) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	now, known := info.Sys().(*syscall.Stat_t)
+	want, also := old.Sys().(*syscall.Stat_t)
+	if !known || !also || now.Uid == want.Uid && now.Gid == want.Gid {
+		return nil
+	}
+	return f.Chown(int(want.Uid), int(want.Gid))
 }
 
 // setMode gives f the mode perm. A file system without modes may refuse, which

@@ -187,6 +187,30 @@ func TestReplace(t *testing.T) {
 	wantNames(t, dir, "key")
 }
 
+// TestReplaceForAnother: root may change a key of somebody else's, who goes on
+// having it.
+func TestReplaceForAnother(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file away")
+	}
+	path := filepath.Join(t.TempDir(), "key")
+	put(t, path, []byte("old"))
+	if err := os.Chown(path, 12345, 54321); err != nil {
+		t.Fatal(err)
+	}
+	if err := Replace(path, []byte("new"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, path, []byte("new"), 0o600)
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stat := info.Sys().(*syscall.Stat_t); stat.Uid != 12345 || stat.Gid != 54321 {
+		t.Errorf("it belongs to %d and the group %d", stat.Uid, stat.Gid)
+	}
+}
+
 func TestReplaceThroughLinks(t *testing.T) {
 	dir := t.TempDir()
 	sub := filepath.Join(dir, "sub")
