@@ -124,6 +124,7 @@ install: ## installs binary, man pages, completions and systemd user units (PREF
 	bin/tpm-agent completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/tpm-agent
 	bin/tpm-agent completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tpm-agent
 	bin/tpm-agent completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tpm-agent.fish
+	chmod 0644 $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tpm-agent $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tpm-agent $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tpm-agent.fish
 	install -D -m 0644 contrib/systemd-user/tpm-agent.socket $(DESTDIR)$(UNITDIR)/tpm-agent.socket
 	sed 's|^ExecStart=[^ ]*|ExecStart=$(PREFIX)/bin/tpm-agent|' contrib/systemd-user/tpm-agent.service >$(DESTDIR)$(UNITDIR)/tpm-agent.service
 	chmod 0644 $(DESTDIR)$(UNITDIR)/tpm-agent.service
