@@ -26,12 +26,12 @@ func newLogger(sys system, o serveOptions) (*slog.Logger, error) {
 		if err != nil {
 			return slog.New(slog.DiscardHandler), nil // no syslog here: --help says so
 		}
-		return slog.New(newSyslogHandler(out, options)), nil
+		return slog.New(newPatientLog(newSyslogHandler(out, options))), nil
 	}
 	if sys.getenv("JOURNAL_STREAM") != "" {
 		options.ReplaceAttr = withoutTime
 	}
-	return slog.New(slog.NewTextHandler(sys.stderr, options)), nil
+	return slog.New(newPatientLog(slog.NewTextHandler(sys.stderr, options))), nil
 }
 
 // level is the one that was asked for.

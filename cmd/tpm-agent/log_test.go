@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -45,5 +46,44 @@ func TestSyslog(t *testing.T) {
 	quiet.Warn("said")
 	if got := hears(t, daemon); !strings.HasSuffix(got, "msg=said\n") {
 		t.Errorf("below the level there was %q", got)
+	}
+}
+
+// gated is a place to write to that takes nothing before it is open.
+type gated struct {
+	open chan struct{}
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (g *gated) Write(b []byte) (int, error) {
+	<-g.open
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.text.Write(b)
+}
+
+func (g *gated) String() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.text.String()
+}
+
+// TestPatientLog: what comes while a line is not taken is lost, and is counted.
+func TestPatientLog(t *testing.T) {
+	out := &gated{open: make(chan struct{})}
+	log := slog.New(newPatientLog(slog.NewTextHandler(out, &slog.HandlerOptions{ReplaceAttr: withoutTime})))
+	log.Info("first")
+	log.With("key", "k").Warn("lost")
+	log.WithGroup("peer").Warn("lost")
+	close(out.open)
+	for !strings.Contains(out.String(), "last") { // the first is being written
+		log.Debug("not counted")
+		log.Info("last")
+	}
+	want := regexp.MustCompile(`^level=INFO msg=first\nlevel=WARN msg="nobody took the log, and lines are lost" lines=(\d+)\nlevel=INFO msg=last\n`)
+	lines := want.FindStringSubmatch(out.String())
+	if lines == nil || lines[1] == "0" || lines[1] == "1" {
+		t.Errorf("logged:\n%s", out)
 	}
 }

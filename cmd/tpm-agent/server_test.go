@@ -109,6 +109,42 @@ func TestNobodyReadsTheLog(t *testing.T) {
 	}
 }
 
+// TestNobodyTakesTheLog: neither does an agent whose stderr is a pipe that is
+// full wait for it, nor a client, nor its end.
+func TestNobodyTakesTheLog(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd := program(t, "serve")
+	cmd.Stderr = w
+	startAndWait(t, cmd, filepath.Join(cmd.Dir, "tpm-agent", "agent.sock"))
+	w.Close()
+	conn, err := net.Dial("unix", filepath.Join(cmd.Dir, "tpm-agent", "agent.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	const refused = 5 // of 100 bytes and more in the log, and the pipe takes 64 KiB
+	for range 2000 {
+		if _, err := conn.Write([]byte{0, 0, 0, 1, 0xf0}); err != nil {
+			t.Fatal(err)
+		}
+		answer, err := readFrame(conn)
+		if err != nil || len(answer) != 1 || answer[0] != refused {
+			t.Fatalf("answer %x, %v", answer, err)
+		}
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestManOnTerminal: man(1) shows the page where there is a terminal.
 func TestManOnTerminal(t *testing.T) {
 	if _, err := exec.LookPath("man"); err != nil {
