@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
@@ -32,6 +33,13 @@ type identities struct {
 }
 
 var _ agent.Source = (*identities)(nil)
+
+// close lets go of the TPM and the directories.
+func (s *identities) close() error {
+	err := errors.Join(s.tpm.Close(), s.index.Close())
+	s.memory.wait()
+	return err
+}
 
 // Identities returns the same Set until a file changes. A key keeps its
 // TPM's key as long as its file does, for that holds its saved context. The

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -27,12 +25,6 @@ func run(args []string, sys system) int {
 		err = out.err
 	}
 	return report(sys.stderr, cmd.CommandPath(), err)
-}
-
-// interrupting is the context of commands that end at the first Ctrl-C, after
-// having cleaned up. serve has rules of its own.
-func interrupting(cmd *cobra.Command) (context.Context, func()) {
-	return interruptible(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 }
 
 // global has the options of all commands.

@@ -128,13 +128,6 @@ func (set *settings) openKeys() (*identities, error) {
 	}, nil
 }
 
-// close lets go of the TPM and the directories.
-func (s *identities) close() error {
-	err := errors.Join(s.tpm.Close(), s.index.Close())
-	s.memory.wait()
-	return err
-}
-
 // agentConfig is what the options and the keys make of the agent.
 func (set *settings) agentConfig(sys system, o serveOptions, keys *identities) agent.Config {
 	return agent.Config{

@@ -1,15 +1,12 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"golang.org/x/term"
 )
@@ -91,37 +88,3 @@ func (s system) tempDir() string {
 }
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
-
-// interruptedError is the cause of a context that a signal ended.
-type interruptedError struct{ signal syscall.Signal }
-
-func (e *interruptedError) Error() string { return "interrupted (" + e.signal.String() + ")" }
-
-// orInterrupted is err, or the interruption that brought it about: what the TPM
-// says to somebody who stops in the middle is of no interest.
-func orInterrupted(ctx context.Context, err error) error {
-	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
-}
-
-// interruptible returns a context that ends with the first of the signals; the
-// second one then has its usual effect. Its cause is an *interruptedError.
-func interruptible(parent context.Context, signals ...os.Signal) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(parent)
-	caught := make(chan os.Signal, 1)
-	signal.Notify(caught, signals...)
-	go func() {
-		select {
-		case s := <-caught:
-			signal.Stop(caught)
-			cancel(&interruptedError{s.(syscall.Signal)})
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, func() {
-		signal.Stop(caught)
-		cancel(nil)
-	}
-}
