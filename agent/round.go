@@ -68,6 +68,7 @@ type round struct {
 	cancel  context.CancelFunc
 	members []*member          // those who wait, in order of arrival
 	answer  context.CancelFunc // ends the dialog that is open, because its answer is known; may be nil
+	unused  error              // why a PIN that was given is not used; may be nil
 
 	// signer is the member for whom the auth value was tried that was right,
 	// and signature what came of it.

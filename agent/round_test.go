@@ -422,6 +422,31 @@ func TestGivenPIN(t *testing.T) {
 	}
 }
 
+// TestGivenPINIsTheReason: where nobody can be asked, the reason that is kept is
+// what was wrong with the PIN that was given.
+func TestGivenPINIsTheReason(t *testing.T) {
+	for name, test := range map[string]struct {
+		given   string
+		problem error
+		want    []string // of one request after the other
+	}{
+		"unreadable": {"", errors.New("mode 0644"), []string{"cannot be used: mode 0644"}},
+		"wrong":      {"wrong", nil, []string{"is wrong, and is not tried again", "is not tried: it was wrong"}},
+	} {
+		id, _ := locked("1234", 32, true)
+		s := serve(t, Config{Source: fixed(id), GivenPIN: func(string, string) ([]byte, string, error) {
+			return []byte(test.given), "1", test.problem
+		}})
+		for _, want := range test.want {
+			wantAnswer(t, s.dial(t), signMessage(id.Public.Marshal(), nil, 0), failed)
+			kept := s.recent.list()
+			if last := kept[len(kept)-1]; last.Cause != string(CauseNoPrompt) || last.Detail != "the PIN that was given for it "+want {
+				t.Errorf("%s: kept %+v, want %q", name, last, want)
+			}
+		}
+	}
+}
+
 // TestLockoutInSign: what a key says when it is asked to sign is told as well.
 func TestLockoutInSign(t *testing.T) {
 	id := Identity{Public: publicOf(p256()), Comment: "c", Name: "n", Key: lockedKey{}}

@@ -42,7 +42,21 @@ func (r *round) find() (pin *memory, own bool, err error) {
 	if pin, err := r.given(id); pin != nil || err != nil {
 		return pin, true, err
 	}
-	return r.prompt(id)
+	pin, own, err = r.prompt(id)
+	return pin, own, r.orUnused(err)
+}
+
+// orUnused is err, with the better reason where nobody could be asked for a PIN
+// that was given.
+func (r *round) orUnused(err error) error {
+	var refused *refusal
+	switch {
+	case r.unused == nil || !errors.As(err, &refused) || refused.cause != CauseNoPrompt:
+		return err
+	case refused.err == nil:
+		return &refusal{CauseNoPrompt, r.unused}
+	}
+	return &refusal{CauseNoPrompt, fmt.Errorf("%w; %w", r.unused, refused.err)}
 }
 
 // identity is that of a member who may still use it. Those who may not are
@@ -105,21 +119,21 @@ func (r *round) given(id *identity) (*memory, error) {
 	}
 	value, version, err := r.a.givenPIN(id.Name, id.fingerprint())
 	if err != nil {
-		r.a.log.Warn("the PIN that was given for a key cannot be used", "key", id.name(), "cause", err)
+		r.unusable(id, fmt.Errorf("cannot be used: %w", err))
 	}
 	if err != nil || value == nil {
 		return nil, nil
 	}
 	defer clear(value)
-	if why := r.notToTry(id, version); why != "" {
-		r.a.log.Warn("the PIN that was given for a key is not tried", "key", id.name(), "cause", why)
+	if why := r.notToTry(id, version); why != nil {
+		r.unusable(id, fmt.Errorf("is not tried: %w", why))
 		return nil, nil
 	}
 	wrong, err := r.attempt(value)
 	switch {
 	case wrong:
 		r.a.learn(id, func(l *auth) { l.refused = version })
-		r.a.log.Warn("the PIN that was given for a key is wrong, and is not tried again", "key", id.name())
+		r.unusable(id, errors.New("is wrong, and is not tried again"))
 		return nil, nil
 	case err != nil:
 		return nil, err
@@ -128,21 +142,27 @@ func (r *round) given(id *identity) (*memory, error) {
 	return newMemory(len(value), func(b []byte) { copy(b, value) })
 }
 
+// unusable notes and logs why a PIN that was given is of no use.
+func (r *round) unusable(id *identity, why error) {
+	r.unused = fmt.Errorf("the PIN that was given for it %w", why)
+	r.a.log.Warn("the PIN that was given for a key is not used", "key", id.name(), "cause", why)
+}
+
 // notToTry says why a version of a given PIN is not to be tried, if so.
-func (r *round) notToTry(id *identity, version string) string {
+func (r *round) notToTry(id *identity, version string) error {
 	switch known, _ := r.a.learned(id); version {
 	case known.taken:
-		return ""
+		return nil
 	case known.refused:
-		return "it was wrong"
+		return errors.New("it was wrong")
 	}
 	switch l, _ := r.a.lockout(r.ctx, id); l.Tries {
 	case 0:
-		return "no PIN is taken after too many wrong ones"
+		return errors.New("no PIN is taken after too many wrong ones")
 	case 1:
-		return "if it is wrong, no PIN is taken any more"
+		return errors.New("if it is wrong, no PIN is taken any more")
 	}
-	return ""
+	return nil
 }
 
 // prompt asks and signs, until the PIN is right or there is a reason to stop.
