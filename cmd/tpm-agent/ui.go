@@ -175,7 +175,7 @@ func keyHint(err error) string {
 	case errors.As(err, &unsupported) && unsupported.Why == "":
 		return "tpm-agent keygen --list shows what this TPM can make"
 	case errors.Is(err, tpmkey.ErrOwnerAuth):
-		return "with a storage key at 0x81000001 no owner password is needed: tpm2_createprimary -G ecc -a 'fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt' -P PASSWORD -c srk.ctx && tpm2_evictcontrol -P PASSWORD -c srk.ctx 0x81000001"
+		return "a storage key at 0x81000001 needs no password, and takes the place of the owner's: tpm2_createprimary -G ecc -a 'fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt' -P PASSWORD -c srk.ctx && tpm2_evictcontrol -P PASSWORD -c srk.ctx 0x81000001"
 	case errors.Is(err, tpmkey.ErrDamaged):
 		return "this is the right TPM: take the key file from a backup"
 	case errors.Is(err, tpmkey.ErrNoParent):
