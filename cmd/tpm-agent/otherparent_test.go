@@ -18,7 +18,7 @@ func persist(t *testing.T, tpm *tpmtest.SWTPM, handle, password string, options 
 	saved := filepath.Join(t.TempDir(), "primary")
 	auth := func(args ...string) []string {
 		if password != "" {
-			args = append(args, "-P", password)
+			args = append([]string{"-P", password}, args...)
 		}
 		return args
 	}
