@@ -121,9 +121,13 @@ func (r removals) and(ids ...*identity) (more removals, n int) {
 // andKeys returns the removals with the keys of ids among them, as far as set
 // has them or a certificate of theirs.
 func (r removals) andKeys(set *Set, ids []*identity) removals {
-	more := removals{blobs: r.blobs, lines: with(r.lines)}
+	gone := make(map[string]bool, len(ids))
 	for _, id := range ids {
-		if slices.ContainsFunc(set.ids, func(other *identity) bool { return other.line == id.line }) {
+		gone[id.line] = true
+	}
+	more := removals{blobs: r.blobs, lines: with(r.lines)}
+	for _, id := range set.ids {
+		if gone[id.line] {
 			more.lines[id.line] = true
 		}
 	}
