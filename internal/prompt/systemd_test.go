@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -14,22 +15,53 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/ptytest"
 )
 
+// Questions for the machine are files in one directory, where others may ask and
+// answer at the same time. So these tests run in a process that has one for
+// itself.
+const (
+	questionsDir = "/run/systemd/ask-password"
+	apartEnv     = "PROMPT_TEST_APART"
+)
+
+func TestSystemdApart(t *testing.T) {
+	for _, name := range []string{systemdProgram, "systemd-tty-ask-password-agent"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skip(err)
+		}
+	}
+	// It is made by who asks first; an agent waits for files in it.
+	if err := os.MkdirAll(questionsDir, 0o755); err != nil {
+		t.Skip(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "-test.run=^TestSystemd(|Confirm|Ends)$", "-test.v")
+	cmd.Env = append(os.Environ(), apartEnv+"=yes")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, syscall.EPERM) {
+		t.Skip("only root can have a directory for itself")
+	}
+	if err != nil || strings.Count(string(out), "\n--- PASS: ") != 3 {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // answering starts systemd-tty-ask-password-agent on a terminal, as it runs on
 // a server's console.
 func answering(t *testing.T) *ptytest.Terminal {
 	t.Helper()
-	agent, err := exec.LookPath("systemd-tty-ask-password-agent")
-	if _, noProgram := exec.LookPath(systemdProgram); err != nil || noProgram != nil || os.Getuid() != 0 {
-		t.Skip("needs systemd's programs, and root, to answer questions that are for the machine")
+	if os.Getenv(apartEnv) == "" {
+		t.Skip("runs as a child of TestSystemdApart")
 	}
-	// It is made by who asks first; an agent waits for files in it.
-	const dir = "/run/systemd/ask-password"
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := syscall.Mount("tmpfs", questionsDir, "tmpfs", 0, "mode=755"); err != nil {
 		t.Fatal(err)
 	}
 	p := ptytest.New(t)
-	p.Run(exec.Command(agent, "--watch"))
-	for deadline := time.Now().Add(20 * time.Second); !watched(dir); time.Sleep(time.Millisecond) {
+	p.Run(exec.Command("systemd-tty-ask-password-agent", "--watch"))
+	for deadline := time.Now().Add(time.Minute); !watched(questionsDir); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("nobody waits for questions")
 		}
@@ -105,7 +137,7 @@ func TestSystemdEnds(t *testing.T) {
 
 func questions(t *testing.T) int {
 	t.Helper()
-	files, err := filepath.Glob("/run/systemd/ask-password/ask.*")
+	files, err := filepath.Glob(questionsDir + "/ask.*")
 	if err != nil {
 		t.Fatal(err)
 	}
