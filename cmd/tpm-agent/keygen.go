@@ -215,6 +215,11 @@ func runKeygen(ctx context.Context, g *global, o keygenOptions) error {
 	if err != nil {
 		return err
 	}
+	if o.pin == nil {
+		if err := reach(ctx, addr); err != nil {
+			return fmt.Errorf("making the key: %w", err)
+		}
+	}
 	ask := newAsker(g.sys)
 	file, err := o.place(ctx, g.sys, ask)
 	if err != nil {

@@ -137,6 +137,16 @@ func (g *global) address() (tcti.Address, error) {
 	return addr, nil
 }
 
+// reach opens the TPM and closes it again: for who asks the user for secrets that
+// would be of no use without it.
+func reach(ctx context.Context, addr tcti.Address) error {
+	conn, err := addr.Open(ctx)
+	if err != nil {
+		return orInterrupted(ctx, err)
+	}
+	return conn.Close()
+}
+
 // openTPM returns the TPM at addr. It is opened when it is first used. The
 // caller closes it.
 func openTPM(addr tcti.Address) *tpmkey.TPM {

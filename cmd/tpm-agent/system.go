@@ -66,7 +66,7 @@ func (s system) socketPath(asked string) (string, error) {
 	dir := s.runtimeDir()
 	if dir == "" {
 		return "", withHint(errors.New("XDG_RUNTIME_DIR is not set, so there is no default place for the agent's socket"),
-			"log in through a session manager that sets it, or choose a place with --socket PATH")
+			"a login by ssh or on a desktop sets it, su and sudo do not; or choose a place with --socket PATH")
 	}
 	return filepath.Abs(filepath.Join(dir, "agent.sock"))
 }
