@@ -36,13 +36,14 @@ func hasStopped(pid int) bool {
 	return err == nil && info.Signo != 0
 }
 
-// stopHere returns when this process was continued. The signal is for the thread
+// stopHere returns when this process was continued; at once if there is nobody
+// who could do that, for then the kernel ignores this signal. It is for the thread
 // that sends it: one for the process could be taken by another thread, after
 // this one has gone on.
 func stopHere() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	_ = unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGSTOP)
+	_ = unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGTSTP)
 }
 
 // giveTerminal puts a child that leads a process group of its own, as shells do,

@@ -166,6 +166,24 @@ func TestServeSuspended(t *testing.T) {
 	}
 }
 
+// Where no shell has started the agent, there is nowhere to go back to: the
+// command goes on.
+func TestServeNotSuspended(t *testing.T) {
+	serve := program(t, "serve", "--", "bash", "--norc", "-i")
+	serve.Env = append(serve.Env, "PS1=> ")
+	s := sit(t, serve)
+	s.Type("echo inside $((6*7))\n")
+	s.WaitFor("inside 42")
+	s.Type("suspend\n")
+	s.Type("echo still inside $((7*7))\n")
+	s.WaitFor("inside 49")
+	s.Type("exit 7\n")
+	_ = s.cmd.Wait()
+	if got := s.cmd.ProcessState.ExitCode(); got != 7 {
+		t.Errorf("exit status %d, want 7", got)
+	}
+}
+
 // A shell under serve gives the terminal to its jobs, and the agent is in the
 // background there. It asks all the same where its client is in front of
 // somebody, and not where that one is in the background too: then it neither
