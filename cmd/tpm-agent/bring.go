@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/tpm-agent/tpm-agent/keyfile"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
@@ -105,7 +104,7 @@ func (o *importOptions) checkPublic(to *keyFiles, public ssh.PublicKey) error {
 // PIN.
 func (o *importOptions) bring(ctx context.Context, tpm *tpmkey.TPM, ask *asker, s *sourceKey, remembering *memory, dir string) (*newKey, error) {
 	if s.wrapped != nil {
-		return o.bringWrapped(ctx, tpm, ask, s)
+		return o.bringWrapped(ctx, tpm, ask, s, remembering, dir)
 	}
 	parent, err := storageKey(o.parent)
 	if err != nil {
@@ -124,52 +123,11 @@ func (o *importOptions) bring(ctx context.Context, tpm *tpmkey.TPM, ask *asker, 
 	if err != nil {
 		return nil, err
 	}
-	key, err := tryKey(ctx, tpm, made, pin)
+	key, err := tryKey(ctx, tpm, made, name, pin)
 	if err != nil {
 		return nil, err
 	}
 	return key, key.is(s.public)
-}
-
-// bringWrapped makes an ordinary key of one that was wrapped for this TPM.
-func (o *importOptions) bringWrapped(ctx context.Context, tpm *tpmkey.TPM, ask *asker, s *sourceKey) (*newKey, error) {
-	made, err := tpm.Import(ctx, s.wrapped)
-	if gone(err) {
-		return nil, withHint(err, "compare the fingerprint that was shown when it was wrapped with: tpm-agent srk --fingerprint")
-	}
-	if err != nil {
-		return nil, err
-	}
-	key, err := o.tryWithPIN(ctx, tpm, ask, s, made)
-	if err != nil {
-		return nil, err
-	}
-	return key, key.is(s.public)
-}
-
-// tryWithPIN tries a key whose PIN somebody else has chosen. A person may try
-// again, but not the last time before the TPM locks.
-func (o *importOptions) tryWithPIN(ctx context.Context, tpm *tpmkey.TPM, ask *asker, s *sourceKey, made *keyfile.TPMKey) (*newKey, error) {
-	var wrong *tpmkey.AuthError
-	if !made.UsesAuth() && o.passphrase == nil {
-		// Some programs say so of keys that have a PIN.
-		key, err := tryKey(ctx, tpm, made, nil)
-		if !errors.As(err, &wrong) {
-			return key, err
-		}
-	}
-	for try := 1; ; try++ {
-		if err := s.askPIN(ctx, ask, o); err != nil {
-			return nil, err
-		}
-		made.EmptyAuth = len(s.passphrase) == 0
-		key, err := tryKey(ctx, tpm, made, s.passphrase)
-		last := o.passphrase != nil || !ask.terminal || try == passphraseTries
-		if last || !errors.As(err, &wrong) || wrong.Left == 0 || wrong.Left == 1 {
-			return key, err
-		}
-		fmt.Fprintf(ask.sys.stderr, "%s.  Try again.\n", wrong)
-	}
 }
 
 // is makes sure that the key in the TPM is the one that was imported.

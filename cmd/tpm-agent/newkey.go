@@ -36,12 +36,13 @@ func makeKey(ctx context.Context, tpm *tpmkey.TPM, tm tpmkey.Template) (*newKey,
 	if err != nil {
 		return nil, err
 	}
-	return tryKey(ctx, tpm, made, tm.Auth)
+	return tryKey(ctx, tpm, made, tm.ParentName, tm.Auth)
 }
 
 // tryKey tries a key in the form in which it will be saved: what signs the test
-// is what was read back from the file's octets.
-func tryKey(ctx context.Context, tpm *tpmkey.TPM, made *keyfile.TPMKey, pin []byte) (*newKey, error) {
+// is what was read back from the file's octets. Its storage key must have the Name
+// under, nil for any.
+func tryKey(ctx context.Context, tpm *tpmkey.TPM, made *keyfile.TPMKey, under, pin []byte) (*newKey, error) {
 	k, parsed, err := encodeKey(made)
 	if err != nil {
 		return nil, err
@@ -50,6 +51,7 @@ func tryKey(ctx context.Context, tpm *tpmkey.TPM, made *keyfile.TPMKey, pin []by
 	if err != nil {
 		return nil, err
 	}
+	key.Pin(tpmkey.Pin{Parent: under})
 	if err := trySignature(ctx, key, pin); err != nil {
 		return nil, fmt.Errorf("signing a test message with the new key: %w", err)
 	}

@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/internal/parents"
-	"github.com/tpm-agent/tpm-agent/internal/prompt"
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
@@ -197,7 +196,7 @@ func (c *pinChange) needsPIN(ctx context.Context) (bool, error) {
 	if !c.parsed.EmptyAuth && !c.exempt() {
 		return true, nil
 	}
-	if _, err := c.mayTry(ctx, false); err != nil {
+	if _, err := c.ask.mayTry(ctx, c.key.Key, c.file, false); err != nil {
 		return false, err
 	}
 	err := c.key.CheckAuth(ctx, nil)
@@ -206,36 +205,6 @@ func (c *pinChange) needsPIN(ctx context.Context) (bool, error) {
 		return true, nil
 	}
 	return false, err
-}
-
-// mayTry finds out how many tries are left, -1 if they are not counted, and
-// wants to hear that the one that may lock the TPM is to be made. again: the PIN
-// before it was wrong.
-func (c *pinChange) mayTry(ctx context.Context, again bool) (tries int, err error) {
-	lo, err := c.key.Key.Lockout(ctx)
-	switch {
-	case err != nil:
-		return 0, err
-	case lo.Tries == 0:
-		return 0, &tpmkey.LockoutError{Wait: lo.Wait}
-	case lo.Tries == 1:
-		return 1, c.lastTry(ctx, lo, again)
-	}
-	return lo.Tries, nil
-}
-
-func (c *pinChange) lastTry(ctx context.Context, lo tpmkey.Lockout, again bool) error {
-	answer, err := c.ask.line(ctx, prompt.LastTry(c.file, again))
-	defer clear(answer)
-	if err != nil {
-		err = fmt.Errorf("asking whether to use the last try: %w", err)
-	} else if !prompt.SaysYes(answer) {
-		err = errLastTryLeft
-	}
-	if err != nil && ctx.Err() == nil && lo.Wait > 0 {
-		return withHint(err, "nothing was changed; wait %s, and the TPM gives a try back", prompt.Duration(lo.Wait))
-	}
-	return err
 }
 
 // askOld gets the old PIN, which the TPM has verified then. A person may try
@@ -263,7 +232,7 @@ func (c *pinChange) askOld(ctx context.Context) error {
 // only cost another try.
 func (c *pinChange) tryOld(ctx context.Context, asked bool, wrong wrongPINs) error {
 	again := len(wrong) > 0
-	tries, err := c.mayTry(ctx, again)
+	tries, err := c.ask.mayTry(ctx, c.key.Key, c.file, again)
 	if err == nil && asked {
 		c.old, err = c.ask.secret(ctx, "PIN", c.question(tries, again), "-P PIN gives it, or --pin-from SOURCE")
 	}

@@ -139,7 +139,7 @@ func TestSRKIsTheTPMs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := tryKey(ctx, tpm, made, nil); err != nil {
+		if _, err := tryKey(ctx, tpm, made, nil, nil); err != nil {
 			t.Error(err)
 		}
 	}
