@@ -41,7 +41,9 @@ func (a *Agent) addOwn(c *conn, id *identity, limits []byte) *refusal {
 	if r := a.mayReplace(c, id.blob); r != nil {
 		return r
 	}
-	a.hold(id)
+	if !a.hold(id) {
+		return &refusal{cause: CauseTooMany}
+	}
 	a.log.Info("added", "key", id.name(), "type", id.Public.Type(), "fingerprint", id.fingerprint(),
 		slog.Any("constraints", id.limits), "peer", c.peer)
 	return nil

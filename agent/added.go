@@ -12,6 +12,12 @@ import (
 // from there. It may be in use at the time.
 type wiper interface{ wipe() }
 
+// maxAdded is how many identities clients can add, four times what they take in
+// a list. Each private key has pages of its own, of which the kernel gives a
+// process 65530 (vm.max_map_count): without them Go's runtime ends it. Who the
+// agent is forwarded to could go as far as that.
+const maxAdded = 4 * maxListed
+
 // entry is an identity that was added at run time.
 type entry struct {
 	*identity
@@ -43,18 +49,23 @@ func (d *addedKeys) get(blob string) *identity {
 	return nil
 }
 
-// put adds e, and returns the identity in whose place it came, if any.
-func (d *addedKeys) put(e *entry) (replaced []*identity) {
-	if old := d.byBlob[e.blob]; old != nil {
+// put adds e, unless there are most already, and returns the identity in whose
+// place it came, if any.
+func (d *addedKeys) put(e *entry, most int) (replaced []*identity, ok bool) {
+	old := d.byBlob[e.blob]
+	switch {
+	case old != nil:
 		replaced = append(replaced, old.identity)
 		d.entries[slices.Index(d.entries, old)] = e
-	} else {
+	case len(d.entries) >= most:
+		return nil, false
+	default:
 		d.entries = append(d.entries, e)
 		d.byLine[e.line]++
 	}
 	d.byBlob[e.blob] = e
 	d.updateNext()
-	return replaced
+	return replaced, true
 }
 
 // remove removes those that match and returns them.
@@ -228,7 +239,8 @@ func (a *Agent) hides(id *identity) bool { return a.added.byLine[id.line] > 0 ||
 
 // hold adds an identity. A certificate that has expired already was not added by
 // oversight: one can still sign for a time in the past, and so it stays offered.
-func (a *Agent) hold(id *identity) {
+// It is false if there is no room.
+func (a *Agent) hold(id *identity) bool {
 	if id.expired(time.Now()) {
 		id.expires = ssh.CertTimeInfinity
 	}
@@ -237,11 +249,14 @@ func (a *Agent) hold(id *identity) {
 		e.mortal, e.deadline = true, a.clock.Now()+seconds
 	}
 	a.mu.Lock()
-	replaced := a.added.put(e)
-	a.changed()
+	replaced, ok := a.added.put(e, a.maxAdded)
+	if ok {
+		a.changed()
+	}
 	a.mu.Unlock()
 	wipe(replaced)
 	a.expire() // a lifetime of 0 is over now
+	return ok
 }
 
 // lifetimeOf is for how long an identity with these constraints is held.

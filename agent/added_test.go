@@ -129,6 +129,26 @@ func TestRefusedIsWiped(t *testing.T) {
 	}
 }
 
+// TestTooMany: there is a limit to what clients can add. One that is there can be
+// added again, and one that goes makes room.
+func TestTooMany(t *testing.T) {
+	s := serve(t, Config{Source: fixed(plain("file", rsa2k()))})
+	s.maxAdded = 2
+	nc := s.dial(t)
+	wantAnswer(t, nc, adding(ed(), nil), succeeded)
+	wantAnswer(t, nc, adding(p256(), nil), succeeded)
+	wantAnswer(t, nc, adding(p384(), nil), failed)
+	wantAnswer(t, nc, adding(p256(), nil), succeeded)
+	if n := countListed(t, ask(t, nc, listThem)); n != 3 {
+		t.Errorf("%d keys are listed, want 3", n)
+	}
+	wantAnswer(t, nc, removeMessage(publicOf(ed()).Marshal()), succeeded)
+	wantAnswer(t, nc, adding(p384(), nil), succeeded)
+	if s.log.count(string(CauseTooMany)) != 1 {
+		t.Errorf("the log does not say why:\n%s", s.log)
+	}
+}
+
 // TestInFrontOfFile: an added key stands in front of the same key from a file,
 // with its constraints, and hides the file's other names for it.
 func TestInFrontOfFile(t *testing.T) {

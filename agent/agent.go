@@ -174,6 +174,7 @@ type Agent struct {
 	maxConns       int
 	upstreams      *upstreams
 	lockMemory     uint32 // KiB; less only where many locks are tested
+	maxAdded       int    // less only where that is tested
 
 	lines  lines  // one per key, for prompts; and one for lock passwords
 	rounds rounds // searches for PINs
@@ -222,6 +223,7 @@ func New(c Config) *Agent {
 		hostName:       c.HostName,
 		maxConns:       c.MaxConns,
 		lockMemory:     lockMemory,
+		maxAdded:       maxAdded,
 		lock:           newLock(),
 		added:          newAdded(),
 		auth:           make(map[string]auth),

@@ -36,6 +36,7 @@ const (
 	CauseBinding     Cause = "binding to an SSH session"
 	CauseConstraint  Cause = "constraint that cannot be kept"
 	CauseDestination Cause = "not for this destination"
+	CauseTooMany     Cause = "as many keys were added as the agent holds"
 	CauseReplaced    Cause = "key was added anew meanwhile"
 	CauseRemote      Cause = "not over a forwarded connection"
 	CauseNoSoftware  Cause = "this agent holds no private keys in memory (--no-software-keys)"

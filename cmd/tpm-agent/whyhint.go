@@ -62,6 +62,8 @@ func constraintHint(cause agent.Cause) string {
 		return "ssh or a server on the way is no OpenSSH 8.9 or newer, or it lies about the host"
 	case agent.CauseConstraint:
 		return "add the key without the condition that the agent does not know"
+	case agent.CauseTooMany:
+		return "ssh-add -D removes all keys; those of the agent's directories come back with SIGHUP"
 	case agent.CauseReplaced:
 		return "try again"
 	case agent.CauseExpired:
