@@ -88,9 +88,9 @@ terminal. The key in the TPM has a PIN or none: --keep-passphrase makes the
 passphrase the PIN, -N gives a new one, --no-pin leaves it out. Without one of
 these you are asked; without a terminal they must be given, for a key that has a
 passphrase. The PIN of a wrapped key was given when it was wrapped, and stays; a
-wrong one counts, and before the one that would lock the TPM it wants to hear "yes".
--P and -N put secrets into the list of processes, where others can read them for
-a moment.
+wrong one counts, and before the one that would lock the TPM it wants to hear
+"yes". -P and -N put secrets into the list of processes, where others can read
+them for a moment.
 
 The old file stays. Whoever reads it still has the key: the TPM protects only its
 own copy. --retire moves it to $XDG_STATE_HOME/tpm-agent/retired (by default below
