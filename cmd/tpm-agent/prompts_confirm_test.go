@@ -21,7 +21,7 @@ var consents = map[string]struct{ once, no, untilLocked []step }{
 	"pinentry-tty": {
 		[]step{{"[adl]?", []string{"a"}}},
 		[]step{{"[adl]?", []string{"d"}}},
-		[]step{{"[adl]?", []string{"l"}}, {"[pdl]?", []string{"l"}}, {"[mdl]?", []string{"l"}}},
+		[]step{{"[adl]?", []string{"l"}}, {"[pdl]?", []string{"l"}}, {"[mdu]?", []string{"u"}}},
 	},
 	"terminal": {
 		[]step{{"[y/p/m/l/N]", []string{"y", "Enter"}}},

@@ -51,13 +51,14 @@ type choice struct {
 	question      string
 }
 
-// choices are the dialogs of a consent, one after the other: a pinentry has no
+// choices are the dialogs of a consent, one after the other, and the keys for their
+// buttons: that which asks for more must not give the most. A pinentry has no
 // more than three buttons, and one of them says no.
 func choices() []choice {
 	return []choice{
 		{ok: "_Allow once", onOK: agent.GrantOnce, notOK: "_Longer…"},
 		{ok: "This _process", onOK: agent.GrantProcess, notOK: "_Longer…", question: "Allow it for as long as the process that asks runs, or longer?"},
-		{ok: "15 _minutes", onOK: agent.GrantMinutes, notOK: "Until _locked", onNotOK: agent.GrantUntilLocked, question: "Allow it for 15 minutes, or until the agent is locked?"},
+		{ok: "15 _minutes", onOK: agent.GrantMinutes, notOK: "_Until locked", onNotOK: agent.GrantUntilLocked, question: "Allow it for 15 minutes, or until the agent is locked?"},
 	}
 }
 
