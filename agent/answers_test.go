@@ -125,11 +125,18 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	// There are never more than can be told, of whatever size.
+	long := strings.Repeat("\x00\xff", 50000)
 	for range 10 * maxRecent {
-		s.recent.add(Refusal{Request: strings.Repeat("\x00\xff", 5000), Detail: strings.Repeat("x", 100000)})
+		s.recent.add(Refusal{Request: long, Key: long, Fingerprint: long, Cause: long, Detail: long})
 	}
 	if got, err := ParseRefusals(ask(t, nc, RefusalsRequest())); err != nil || len(got) != maxRecent {
 		t.Errorf("%d, %v", len(got), err)
+	}
+	// What is told of a usual one is whole.
+	detail := strings.Repeat("a way to ask, and why it was passed over; ", 20)
+	s.recent.add(Refusal{Detail: detail})
+	if got, err := ParseRefusals(ask(t, nc, RefusalsRequest())); err != nil || got[len(got)-1].Detail != detail {
+		t.Errorf("%+v, %v", got[len(got)-1:], err)
 	}
 }
 

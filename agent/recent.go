@@ -12,8 +12,9 @@ import (
 // maxRecent is how many refusals are kept. Their texts are cut, so that the
 // answer to RefusalsRequest fits a message.
 const (
-	maxRecent     = 64
-	maxRecentText = 512 // bytes
+	maxRecent       = 64
+	maxRecentText   = 512  // bytes
+	maxRecentDetail = 1024 // bytes; what every way to ask says for itself fits
 )
 
 // recent are the last refusals, for who wants to know why.
@@ -23,11 +24,12 @@ type recent struct {
 }
 
 func (rs *recent) add(r Refusal) {
-	for _, text := range []*string{&r.Request, &r.Key, &r.Fingerprint, &r.Cause, &r.Detail} {
-		*text = shortened(*text)
+	for _, text := range []*string{&r.Request, &r.Key, &r.Fingerprint, &r.Cause} {
+		*text = shortened(*text, maxRecentText)
 	}
+	r.Detail = shortened(r.Detail, maxRecentDetail)
 	for i, name := range r.Chain {
-		r.Chain[i] = shortened(name)
+		r.Chain[i] = shortened(name, maxRecentText)
 	}
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -43,12 +45,13 @@ func (rs *recent) list() []Refusal {
 	return slices.Clone(rs.all)
 }
 
-// shortened is text that fits a string of the protocol.
-func shortened(s string) string {
-	if len(s) > maxRecentText {
-		s = s[:maxRecentText] + "…"
+// shortened is text that fits a string of the protocol, of up to limit bytes.
+func shortened(s string, limit int) string {
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	if len(s) > limit {
+		s = strings.ToValidUTF8(s[:limit], "") + "…"
 	}
-	return strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	return s
 }
 
 // refuse logs why a request gets a failure, and keeps it; id may be nil. That a
