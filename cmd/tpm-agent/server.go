@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -112,6 +113,19 @@ func (s *server) reload() {
 	s.log.Info("read the keys again", "keys", len(s.index.Entries()))
 }
 
+// notStarted is about the file of a command, not about that of an agent.
+func notStarted(err error) error {
+	var file *fs.PathError
+	if !errors.As(err, &file) {
+		return fmt.Errorf("running the command: %w", err)
+	}
+	err = fmt.Errorf("running the command %s: %s", plain(file.Path), file.Err)
+	if errors.Is(file.Err, fs.ErrPermission) {
+		return withHint(err, "may you run it? ls -l %s", shQuote(file.Path))
+	}
+	return err
+}
+
 // withCommand runs a command under the agent. Its status becomes ours.
 func (s *server) withCommand(command []string) error {
 	signal.Notify(s.signals, syscall.SIGQUIT, syscall.SIGUSR2)
@@ -122,7 +136,7 @@ func (s *server) withCommand(command []string) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = s.sys.stdin, s.sys.stdout, s.sys.stderr
 	cmd.Env = append(s.sys.without("SSH_AUTH_SOCK", "SSH_AGENT_PID"), "SSH_AUTH_SOCK="+s.path, "SSH_AGENT_PID="+strconv.Itoa(os.Getpid()))
 	if err := withSignals(cmd.Start); err != nil {
-		return fmt.Errorf("running the command: %w", err)
+		return notStarted(err)
 	}
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
