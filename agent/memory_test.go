@@ -70,17 +70,12 @@ func TestMemoryForgotten(t *testing.T) {
 	}
 	m := a.key.memory
 	a = nil
-	for range 100 {
+	soon(t, "a key that nobody has is given back", func() bool {
 		runtime.GC()
 		m.mu.Lock()
-		gone := m.wiped && m.b == nil
-		m.mu.Unlock()
-		if gone {
-			return
-		}
-		runtime.Gosched()
-	}
-	t.Error("a key that nobody has is still in memory")
+		defer m.mu.Unlock()
+		return m.wiped && m.b == nil
+	})
 }
 
 // TestWipeWhileSigning: each signature is right or refused.

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 	client "golang.org/x/crypto/ssh/agent"
@@ -26,15 +25,14 @@ func sshAgent(t *testing.T) string {
 		t.Skipf("needs ssh-agent: %v", err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	for range 1000 {
-		if nc, err := net.Dial("unix", path); err == nil {
+	soon(t, "ssh-agent listens", func() bool {
+		nc, err := net.Dial("unix", path)
+		if err == nil {
 			nc.Close()
-			return path
 		}
-		time.Sleep(5 * time.Millisecond) // it tells nobody when it listens
-	}
-	t.Fatal("ssh-agent does not listen")
-	return ""
+		return err == nil
+	})
+	return path
 }
 
 // The identities of both agents, in this order.

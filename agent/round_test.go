@@ -44,7 +44,7 @@ func newDialogs() *dialogs {
 // waiting waits until so many wait for PINs.
 func (s *testServer) waiting(t *testing.T, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		s.rounds.mu.Lock()
 		sum := 0
 		for _, r := range s.rounds.m {

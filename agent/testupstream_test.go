@@ -13,7 +13,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 	client "golang.org/x/crypto/ssh/agent"
@@ -180,14 +179,13 @@ func (a *realAgent) start(t testing.TB) {
 	if err := a.cmd.Start(); err != nil {
 		t.Skipf("needs ssh-agent: %v", err)
 	}
-	for range 1000 {
-		if nc, err := net.Dial("unix", a.path); err == nil {
+	soon(t, "ssh-agent listens", func() bool {
+		nc, err := net.Dial("unix", a.path)
+		if err == nil {
 			nc.Close()
-			return
 		}
-		time.Sleep(5 * time.Millisecond) // it tells nobody when it listens
-	}
-	t.Fatal("ssh-agent does not listen")
+		return err == nil
+	})
 }
 
 func (a *realAgent) kill() {
@@ -204,17 +202,13 @@ func (a *realAgent) signal(t testing.TB, s syscall.Signal) {
 		return
 	}
 	// It stops when it next runs.
-	for range 1000 {
+	soon(t, "ssh-agent has stopped", func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.cmd.Process.Pid))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if bytes.Contains(stat, []byte(") T ")) {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
-	t.Fatal("ssh-agent does not stop")
+		return bytes.Contains(stat, []byte(") T "))
+	})
 }
 
 func (a *realAgent) add(t testing.TB, comment string, key any) {

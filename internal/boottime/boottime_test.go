@@ -38,7 +38,7 @@ func timers(t *testing.T) (found []string) {
 // awaitNoTimer waits for the goroutines that close descriptors.
 func awaitNoTimer(t *testing.T) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); len(timers(t)) > 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); len(timers(t)) > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("left open: %q", timers(t))
 		}

@@ -16,7 +16,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // longEnough ends tests that would hang.
-const longEnough = 20 * time.Second
+const longEnough = time.Minute
 
 // watched is a Watch that runs.
 type watched struct {

@@ -235,7 +235,7 @@ func TestEndsWithContext(t *testing.T) {
 // waitForHang waits until the fake says that it hangs.
 func waitForHang(t *testing.T, p part) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if text, _ := os.ReadFile(p.Log); strings.HasSuffix(string(text), "hangs\n") {
 			return
 		}

@@ -170,7 +170,7 @@ func TestContextOverBeforeStart(t *testing.T) {
 // await waits until a file is there and returns the number in it.
 func await(t *testing.T, path string) int {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if data, err := os.ReadFile(path); err == nil {
 			if n, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil {
 				return n
@@ -184,7 +184,7 @@ func await(t *testing.T, path string) int {
 // awaitGone waits until a process has ended. One that nobody reaps counts.
 func awaitGone(t *testing.T, pid int) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return

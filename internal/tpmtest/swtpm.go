@@ -22,7 +22,7 @@ import (
 
 // patience bounds everything that this package waits for itself. It is never
 // reached unless something hangs.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // SWTPM is a software TPM with a unix socket and a state directory, both in a
 // temporary directory. It serves one connection at a time: who keeps one open
