@@ -188,6 +188,7 @@ type Agent struct {
 	// is called under it: no Source, Key, Prompter or upstream agent.
 	mu        sync.Mutex
 	lock      lock
+	service   service
 	added     addedKeys
 	removed   removals
 	changes   uint64          // of added and removed, to tell one state from another
@@ -225,6 +226,7 @@ func New(c Config) *Agent {
 		lockMemory:     lockMemory,
 		maxAdded:       maxAdded,
 		lock:           newLock(),
+		service:        newService(),
 		added:          newAdded(),
 		auth:           make(map[string]auth),
 		pins:           make(map[string]*pin),

@@ -256,6 +256,41 @@ func TestShutdownFinishes(t *testing.T) {
 	})
 }
 
+// TestShutdownTakesQuestionsAway: nobody waits for an answer to a question when
+// the agent is to end, and no other is asked. What was answered is finished.
+func TestShutdownTakesQuestionsAway(t *testing.T) {
+	for name, confirm := range map[string]bool{"PIN": false, "consent": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				id, key := locked("1234", 32, true)
+				user, log := &patient{open: make(chan struct{}, 9)}, new(record)
+				l := newPipes()
+				stop := inBubble(t, Config{
+					Source: fixed(id), Prompter: user, ConfirmAll: confirm, Grace: time.Hour,
+					Log: slog.New(slog.NewTextHandler(log, nil)),
+				}, l)
+				nc := l.dial()
+				request := signMessage(id.Public.Marshal(), nil, 0)
+				send(t, nc, request, request)
+				<-user.open
+				begun := time.Now()
+				go stop()
+				for range 2 {
+					if got, err := tryRecv(nc); err == nil && !bytes.Equal(got, failed) {
+						t.Errorf("answer %x", got)
+					}
+				}
+				if err := stop(); err != nil || time.Since(begun) > 0 {
+					t.Errorf("it took %v to end, %v", time.Since(begun), err)
+				}
+				if log.count(string(CauseEnding)) == 0 || len(key.tried()) > 0 {
+					t.Errorf("tried %q; log: %s", key.tried(), log)
+				}
+			})
+		})
+	}
+}
+
 func TestOutOfDescriptors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newPipes(syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED)

@@ -158,18 +158,33 @@ func (a *Agent) lockHash(password []byte, salt [lockHashSize]byte) []byte {
 	return argon2.IDKey(password, salt[:], lockPasses, a.lockMemory, 1, lockHashSize)
 }
 
-// untilLocked is ctx, ended also when the agent gets locked, which is then its
-// cause.
-func (a *Agent) untilLocked(ctx context.Context) (context.Context, context.CancelFunc) {
+// whileWanted is ctx for a question to the user. It ends also when the agent
+// gets locked or is to end, and takenAway says so.
+func (a *Agent) whileWanted(ctx context.Context) (context.Context, context.CancelFunc) {
 	a.mu.Lock()
-	prompts := a.lock.prompts
+	locked, ending := a.lock.prompts, a.service.ending
 	a.mu.Unlock()
 	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(prompts, func() { cancel(errLockedMeanwhile) })
-	return ctx, func() { stop(); cancel(nil) }
+	stopLocked := context.AfterFunc(locked, func() { cancel(errLockedMeanwhile) })
+	stopEnding := context.AfterFunc(ending, func() { cancel(errEnding) })
+	if ending.Err() != nil {
+		cancel(errEnding) // now, so that nothing is shown
+	}
+	return ctx, func() { stopLocked(); stopEnding(); cancel(nil) }
 }
 
-// errLockedMeanwhile is why a question ends whose agent gets locked.
-var errLockedMeanwhile = &refusal{CauseLocked, errors.New("it was locked while the question was open")}
+// Why the agent takes a question away.
+var (
+	errLockedMeanwhile = &refusal{CauseLocked, errors.New("it was locked while the question was open")}
+	errEnding          = &refusal{cause: CauseEnding}
+)
 
-func wasLocked(ctx context.Context) bool { return context.Cause(ctx) == error(errLockedMeanwhile) }
+// takenAway is why the agent has ended a question; nil if it has not.
+func takenAway(ctx context.Context) *refusal {
+	for _, r := range []*refusal{errLockedMeanwhile, errEnding} {
+		if context.Cause(ctx) == error(r) {
+			return r
+		}
+	}
+	return nil
+}

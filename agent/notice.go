@@ -22,7 +22,7 @@ func (a *Agent) inform(n Notice) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), noticeTime)
-	ctx, done := a.untilLocked(ctx)
+	ctx, done := a.whileWanted(ctx)
 	out := make(chan struct{})
 	a.rounds.mu.Lock()
 	a.endNotice = cancel

@@ -66,14 +66,15 @@ func (a *Agent) confirm(ctx context.Context, id *identity, peer Peer, use Use) *
 }
 
 func (a *Agent) askConsent(ctx context.Context, id *identity, peer Peer, use Use) (Grant, *refusal) {
-	asking, done := a.untilLocked(ctx)
+	asking, done := a.whileWanted(ctx)
 	defer done()
 	how, err := a.prompter.Confirm(asking, ConfirmPrompt{Question{
 		Name: id.Name, Comment: id.Comment, Fingerprint: id.fingerprint(), Peer: peer, Use: use,
 	}})
+	r := takenAway(asking)
 	switch {
-	case err != nil && wasLocked(asking):
-		return GrantNo, errLockedMeanwhile
+	case err != nil && r != nil:
+		return GrantNo, r
 	case err != nil:
 		return GrantNo, because(ctx, promptCause(err), err)
 	case how < GrantOnce || how > GrantUntilLocked:

@@ -29,6 +29,7 @@ const (
 	CauseLockout   Cause = "locked out after too many wrong PINs"
 
 	CauseLocked        Cause = "the agent is locked"
+	CauseEnding        Cause = "the agent is ending"
 	CauseNotLocked     Cause = "the agent is not locked"
 	CauseNoPassword    Cause = "an empty password locks nothing"
 	CauseWrongPassword Cause = "wrong password"

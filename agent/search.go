@@ -247,15 +247,15 @@ func (r *round) askFor(m *member, p AuthPrompt) ([]byte, error) {
 	if a.prompter == nil {
 		return nil, &refusal{cause: CauseNoPrompt}
 	}
-	asking, done := a.untilLocked(r.ctx)
+	asking, done := a.whileWanted(r.ctx)
 	defer done()
 	asking, answered := context.WithCancel(asking)
 	defer answered()
 	r.dialog(answered)
 	defer r.dialog(nil)
 	value, err := a.askWithin(asking, m.t, p)
-	if err != nil && wasLocked(asking) {
-		return nil, errLockedMeanwhile
+	if away := takenAway(asking); err != nil && away != nil {
+		return nil, away
 	}
 	return value, err
 }

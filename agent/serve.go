@@ -26,19 +26,51 @@ type server struct {
 	wg    sync.WaitGroup // one for each of conns
 }
 
+// service is what all calls of Serve have in common. It is guarded by Agent.mu.
+type service struct {
+	calls  int
+	ending context.Context // ends with the last of them
+	cancel context.CancelFunc
+}
+
+func newService() (s service) {
+	s.ending, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+func (a *Agent) beginService() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.service.ending.Err() != nil {
+		a.service = newService()
+	}
+	a.service.calls++
+}
+
+func (a *Agent) endService() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.service.calls--; a.service.calls == 0 {
+		a.service.cancel()
+	}
+}
+
 // Serve answers the clients that connect to l until ctx ends. Then it closes
-// l and the connections that wait for nothing, lets requests in flight finish
-// for as long as Config.Grace, and returns nil. What has not finished by then
+// l and the connections that wait for nothing, takes questions to the user away,
+// lets other requests in flight finish for as long as Config.Grace, and returns
+// nil. What has not finished by then
 // is cancelled. It returns an error if l fails for good, or if requests do not
 // even end when they are cancelled. It may be called for several listeners.
 func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	s := &server{a: a, l: l, conns: make(map[*conn]struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer s.cancel()
+	a.beginService()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	err := s.accept(ctx)
 	stop()
 	l.Close()
+	a.endService()
 	return errors.Join(err, s.drain(), a.settleDown())
 }
 

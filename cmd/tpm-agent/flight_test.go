@@ -3,14 +3,17 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	sshagent "golang.org/x/crypto/ssh/agent"
@@ -43,6 +46,92 @@ func TestInFlight(t *testing.T) {
 	}
 	pipeline(t, connect(t, socket), public, n)
 	all.Wait()
+}
+
+// TestEndsInFlight: SIGTERM lets the signature that the TPM is making finish, and
+// takes no new clients.
+func TestEndsInFlight(t *testing.T) {
+	sw, dir := tpmtest.Start(t), t.TempDir()
+	public := keyIn(t, sw.Address(), dir)
+	tpm, socket := newGate(t, sw.Socket()), filepath.Join(dir, "run", "s")
+	serve := program(t, "--tpm", "swtpm:path="+tpm.path, "serve", "--socket", socket, "--key-dir", dir)
+	if err := serve.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = serve.Process.Kill(); _ = serve.Wait() })
+	conn := connect(t, socket)
+	tpm.shut.Store(true)
+	requestSignature(t, conn, public)
+	<-tpm.reached
+	if err := serve.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	for start := time.Now(); exists(socket); time.Sleep(time.Millisecond) {
+		if time.Since(start) > time.Minute {
+			t.Fatal("the socket is still there")
+		}
+	}
+	close(tpm.open)
+	var signed struct {
+		Signature []byte `sshtype:"14"`
+	}
+	var sig ssh.Signature
+	if err := errors.Join(ssh.Unmarshal(answer(t, conn), &signed), ssh.Unmarshal(signed.Signature, &sig)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(public.Verify([]byte("data"), &sig), serve.Wait()); err != nil {
+		t.Error(err)
+	}
+}
+
+// gate stands before a TPM. Once it is shut, what goes there waits until it is
+// opened.
+type gate struct {
+	path    string
+	shut    atomic.Bool
+	reached chan struct{} // something waits
+	open    chan struct{}
+}
+
+func newGate(t *testing.T, tpm string) *gate {
+	t.Helper()
+	g := &gate{path: filepath.Join(t.TempDir(), "tpm"), reached: make(chan struct{}), open: make(chan struct{})}
+	l := must(net.Listen("unix", g.path))
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go g.pass(client, tpm)
+		}
+	}()
+	return g
+}
+
+func (g *gate) pass(client net.Conn, tpm string) {
+	defer client.Close()
+	server, err := net.Dial("unix", tpm)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	go func() { io.Copy(client, server); client.Close() }()
+	b := make([]byte, 4096)
+	for {
+		n, err := client.Read(b)
+		if err != nil {
+			return
+		}
+		if g.shut.CompareAndSwap(true, false) {
+			close(g.reached)
+			<-g.open
+		}
+		if _, err := server.Write(b[:n]); err != nil {
+			return
+		}
+	}
 }
 
 // pipeline sends n requests to sign and as many to list at once, and checks
@@ -102,21 +191,25 @@ func answer(t *testing.T, conn net.Conn) []byte {
 func served(t *testing.T) (public ssh.PublicKey, socket string) {
 	t.Helper()
 	sw, dir := tpmtest.Start(t), t.TempDir()
-	key, socket := filepath.Join(dir, "id"), filepath.Join(dir, "run", "s")
-	if out, err := program(t, "--tpm", sw.Address(), "keygen", "-q", "-N", "", "-f", key).CombinedOutput(); err != nil {
-		t.Fatalf("keygen: %v\n%s", err, out)
-	}
-	line, err := os.ReadFile(key + ".pub")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if public, _, _, _, err = ssh.ParseAuthorizedKey(line); err != nil {
-		t.Fatal(err)
-	}
+	public, socket = keyIn(t, sw.Address(), dir), filepath.Join(dir, "run", "s")
 	serve := program(t, "--tpm", sw.Address(), "serve", "--socket", socket, "--key-dir", dir)
 	if err := serve.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = serve.Process.Signal(syscall.SIGTERM); _ = serve.Wait() })
 	return public, socket
+}
+
+// keyIn makes a key without a PIN, the file id.tpm of a directory.
+func keyIn(t *testing.T, tpm, dir string) ssh.PublicKey {
+	t.Helper()
+	key := filepath.Join(dir, "id")
+	if out, err := program(t, "--tpm", tpm, "keygen", "-q", "-N", "", "-f", key).CombinedOutput(); err != nil {
+		t.Fatalf("keygen: %v\n%s", err, out)
+	}
+	public, _, _, _, err := ssh.ParseAuthorizedKey(must(os.ReadFile(key + ".pub")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return public
 }

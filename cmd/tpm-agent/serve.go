@@ -209,7 +209,7 @@ itself, in the TPM or in memory, as for keys that were added with -c. Keys of
 upstream agents are theirs: they ask, or do not.
 
 Signals:
-  SIGTERM, SIGINT  finish the signature in progress, then end
+  SIGTERM, SIGINT  take questions away, finish the signature in progress, then end
   SIGHUP           read all keys again, and offer again what was removed with
                    ssh-add -d or -D
   SIGUSR1          forget all keys that were added, all PINs and all consent

@@ -47,7 +47,7 @@ func causes(t *testing.T) (all []agent.Cause) {
 // TestEveryCauseIsKnown: what can be done about each cause has been thought of.
 func TestEveryCauseIsKnown(t *testing.T) {
 	// What to do follows from these, or there is nothing to do.
-	speakForThemselves := []agent.Cause{agent.CauseHungUp, agent.CauseNotLocked, agent.CauseNoPassword}
+	speakForThemselves := []agent.Cause{agent.CauseHungUp, agent.CauseEnding, agent.CauseNotLocked, agent.CauseNoPassword}
 	for _, cause := range causes(t) {
 		if hint := causeHint(cause); (hint == "") != slices.Contains(speakForThemselves, cause) {
 			t.Errorf("%q: hint %q", cause, hint)
