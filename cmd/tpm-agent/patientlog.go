@@ -7,48 +7,57 @@ import (
 	"time"
 )
 
-// logPatience is how long the agent waits for whoever takes its log: a terminal
-// that was stopped with Ctrl-S, a pipe that nobody empties or a syslog that hangs
-// must hold up neither clients nor the agent's end.
-const logPatience = 250 * time.Millisecond
+const (
+	// logPatience is how long the agent waits for whoever takes its log: a
+	// terminal that was stopped with Ctrl-S, a pipe that nobody empties or a
+	// syslog that hangs must hold up neither clients nor the agent's end.
+	logPatience = 250 * time.Millisecond
 
-// patientLog is a slog.Handler that leaves lines out while the one before is not
-// taken.
+	// maxLogWaiting is how many lines wait to be taken.
+	maxLogWaiting = 1000
+)
+
+// patientLog is a slog.Handler that keeps lines while the one before is not
+// taken, and leaves out those for which it has no room.
 type patientLog struct {
 	slog.Handler
-	line *logLine
+	lines *logLines
 }
 
-// logLine is the line in the works, of a handler and of those made from it.
-type logLine struct {
+// logLines are the lines of a handler and of those made from it.
+type logLines struct {
+	turn sync.Mutex // of who may wait for its line to be written
+
 	mu      sync.Mutex
+	waiting []logLine // in order; the first is being written
+	lost    int       // behind the last of them
+}
+
+type logLine struct {
+	write   func()
 	written chan struct{} // closed when it is
-	lost    int           // lines since the last that was taken
 }
 
-func newPatientLog(h slog.Handler) *patientLog {
-	written := make(chan struct{})
-	close(written)
-	return &patientLog{h, &logLine{written: written}}
-}
+func newPatientLog(h slog.Handler) *patientLog { return &patientLog{h, new(logLines)} }
 
-// Handle returns when the line is written, or patience has ended.
+// Handle returns when the line is written, or patience has ended with this line
+// or one before.
 func (l *patientLog) Handle(ctx context.Context, r slog.Record) error {
-	l.line.mu.Lock()
-	defer l.line.mu.Unlock()
-	select {
-	case <-l.line.written:
-	default:
-		l.line.lost++
+	l.lines.turn.Lock()
+	defer l.lines.turn.Unlock()
+	r = r.Clone()
+	// There is no way to report an error: this is where errors go.
+	written, behind := l.lines.put(func(lost int) {
+		if lost > 0 {
+			gap := slog.NewRecord(r.Time, slog.LevelWarn, "nobody took the log, and lines are lost", 0)
+			gap.AddAttrs(slog.Int("lines", lost))
+			_ = l.Handler.Handle(ctx, gap)
+		}
+		_ = l.Handler.Handle(ctx, r)
+	})
+	if behind {
 		return nil
 	}
-	lost, written := l.line.lost, make(chan struct{})
-	l.line.lost, l.line.written = 0, written
-	r = r.Clone()
-	go func() {
-		defer close(written)
-		l.write(ctx, lost, r)
-	}()
 	timer := time.NewTimer(logPatience)
 	defer timer.Stop()
 	select {
@@ -58,22 +67,47 @@ func (l *patientLog) Handle(ctx context.Context, r slog.Record) error {
 	return nil
 }
 
-// write has no way to report an error: this is where errors go.
-func (l *patientLog) write(ctx context.Context, lost int, r slog.Record) {
-	if lost > 0 {
-		gap := slog.NewRecord(r.Time, slog.LevelWarn, "nobody took the log, and lines are lost", 0)
-		gap.AddAttrs(slog.Int("lines", lost))
-		_ = l.Handler.Handle(ctx, gap)
+// put has a line written, which is told how many were lost before it. behind
+// says that others are to be written first, or that there are too many of them
+// already.
+func (l *logLines) put(write func(lost int)) (written <-chan struct{}, behind bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := len(l.waiting)
+	if n == maxLogWaiting {
+		l.lost++
+		return nil, true
 	}
-	_ = l.Handler.Handle(ctx, r)
+	lost := l.lost
+	line := logLine{func() { write(lost) }, make(chan struct{})}
+	l.lost, l.waiting = 0, append(l.waiting, line)
+	if n == 0 {
+		go l.run(line)
+	}
+	return line.written, n > 0
+}
+
+// run writes a line and those behind it.
+func (l *logLines) run(line logLine) {
+	for more := true; more; {
+		line.write()
+		written := line.written
+		l.mu.Lock()
+		l.waiting = l.waiting[1:]
+		if more = len(l.waiting) > 0; more {
+			line = l.waiting[0]
+		}
+		l.mu.Unlock()
+		close(written)
+	}
 }
 
 // WithAttrs implements slog.Handler.
 func (l *patientLog) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return &patientLog{l.Handler.WithAttrs(attrs), l.line}
+	return &patientLog{l.Handler.WithAttrs(attrs), l.lines}
 }
 
 // WithGroup implements slog.Handler.
 func (l *patientLog) WithGroup(name string) slog.Handler {
-	return &patientLog{l.Handler.WithGroup(name), l.line}
+	return &patientLog{l.Handler.WithGroup(name), l.lines}
 }

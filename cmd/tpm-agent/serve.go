@@ -217,8 +217,8 @@ Signals:
 A COMMAND gets all signals passed on, but for SIGUSR1; it decides when to end. One
 that suspends itself (a shell with suspend, ssh with ~^Z) suspends the agent, too.
 
-The log goes to standard error. Nobody waits for it: while a line is not taken,
-those that follow are left out and counted.`
+The log goes to standard error. Nobody waits for it: lines that are not taken are
+kept, up to 1000, and those behind them left out and counted.`
 
 // runServe does what the options ask for.
 func runServe(cmd *cobra.Command, g *global, o serveOptions) error {
