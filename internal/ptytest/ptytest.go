@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"slices"
 	"strings"
 	"syscall"
@@ -33,6 +34,7 @@ type Terminal struct {
 // New opens a terminal, which lasts as long as the test.
 func New(t testing.TB) *Terminal {
 	t.Helper()
+	heedHangUps(t)
 	p := &Terminal{t: t, person: open(t, "/dev/ptmx")}
 	var n int
 	p.control(func(fd int) (err error) {
@@ -48,6 +50,17 @@ func New(t testing.TB) *Terminal {
 	// Held open, or what is read between two programs ends in EIO.
 	p.hold = open(t, fmt.Sprintf("/dev/pts/%d", n))
 	return p
+}
+
+// heedHangUps has programs end with their terminal, as those of a login do. Tests
+// that were started by nohup, with SIGHUP ignored, would hand that down.
+func heedHangUps(t testing.TB) {
+	if !signal.Ignored(syscall.SIGHUP) {
+		return
+	}
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(c) })
 }
 
 func open(t testing.TB, path string) *os.File {
