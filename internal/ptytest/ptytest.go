@@ -53,11 +53,10 @@ func New(t testing.TB) *Terminal {
 }
 
 // heedHangUps has programs end with their terminal, as those of a login do. Tests
-// that were started by nohup, with SIGHUP ignored, would hand that down.
+// that were started by nohup, with SIGHUP ignored, would hand that down; a signal
+// that is caught is not ignored by the programs that are started. (signal.Ignored
+// does not tell, once a signal was caught for a while.)
 func heedHangUps(t testing.TB) {
-	if !signal.Ignored(syscall.SIGHUP) {
-		return
-	}
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGHUP)
 	t.Cleanup(func() { signal.Stop(c) })
