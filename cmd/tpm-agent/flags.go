@@ -97,7 +97,7 @@ var opensshFlags = map[string]map[string]string{
 	},
 	"tpm-agent": {
 		"a": fromAgent, "c": fromAgent, "d": fromAgent, "D": fromAgent, "k": fromAgent, "s": fromAgent, "t": fromAgent,
-		"l": "ssh-add -l lists what the agent has, tpm-agent list the key files",
+		"l": "ssh-add -l lists what the agent has, tpm-agent list the key files as well",
 	},
 }
 

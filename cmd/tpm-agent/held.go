@@ -1,14 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/rsa"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -16,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/crypto/ssh"
+	sshagent "golang.org/x/crypto/ssh/agent"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 )
@@ -183,13 +176,12 @@ func (l *listing) merge(held []agent.Held) {
 	}
 	for i := range held {
 		h := &held[i]
-		line, public := certifiedKey(h.Blob)
-		print := fingerprint(line)
+		print := fingerprintOf(&sshagent.Key{Blob: h.Blob})
 		if offers[print] == nil {
 			offers[print] = newOffer(h)
 		}
 		if !listed[print] {
-			l.Others = append(l.Others, newListedElse(h, print, public))
+			l.Others = append(l.Others, newListedElse(h, print))
 		}
 	}
 	for i := range l.Keys {
@@ -200,9 +192,9 @@ func (l *listing) merge(held []agent.Held) {
 	}
 }
 
-func newListedElse(h *agent.Held, print string, public ssh.PublicKey) listedElse {
+func newListedElse(h *agent.Held, print string) listedElse {
 	k := listedElse{
-		kind: kindOfBlob(h.Blob, public), Fingerprint: print,
+		kind: kindOfBlob(h.Blob), Fingerprint: print,
 		Comment: plain(h.Comment), Place: "file", Agent: newOffer(h),
 	}
 	switch h.Keeper {
@@ -214,63 +206,4 @@ func newListedElse(h *agent.Held, print string, public ssh.PublicKey) listedElse
 		k.File = plain(h.Name)
 	}
 	return k
-}
-
-// certifiedKey is the blob of a key, or of the one that a certificate is for.
-// public is nil if the kind of key is not known here.
-func certifiedKey(blob []byte) (line []byte, public ssh.PublicKey) {
-	public, err := ssh.ParsePublicKey(blob)
-	if err != nil {
-		return blob, nil
-	}
-	if cert, ok := public.(*ssh.Certificate); ok {
-		return cert.Key.Marshal(), cert.Key
-	}
-	return blob, public
-}
-
-func fingerprint(blob []byte) string {
-	sum := sha256.Sum256(blob)
-	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
-}
-
-// kindOfBlob is the kind of a key that need not be of a TPM, in the words of
-// ssh-keygen -t; one that is not known has the name that SSH gives it.
-func kindOfBlob(blob []byte, public ssh.PublicKey) (k kind) {
-	name := blobType(blob)
-	k.Type = plain(name)
-	for word, prefix := range map[string]string{
-		"ed25519": "ssh-ed25519", "ecdsa": "ecdsa-sha2-", "rsa": "ssh-rsa", "dsa": "ssh-dss",
-		"ed25519-sk": "sk-ssh-ed25519", "ecdsa-sk": "sk-ecdsa-sha2-",
-	} {
-		if strings.HasPrefix(name, prefix) {
-			k.Type = word
-		}
-	}
-	if strings.Contains(name, "-cert-v") {
-		k.Type += "-cert"
-	}
-	if p, ok := public.(ssh.CryptoPublicKey); ok {
-		switch key := p.CryptoPublicKey().(type) {
-		case *rsa.PublicKey:
-			k.Bits = key.N.BitLen()
-		case *ecdsa.PublicKey:
-			k.Bits = key.Curve.Params().BitSize
-		case ed25519.PublicKey:
-			k.Bits = 8 * len(key)
-		}
-	}
-	return k
-}
-
-// blobType is the name with which a public key begins.
-func blobType(blob []byte) string {
-	if len(blob) < 4 {
-		return ""
-	}
-	n, rest := binary.BigEndian.Uint32(blob), blob[4:]
-	if uint64(n) > uint64(len(rest)) {
-		return ""
-	}
-	return string(bytes.Clone(rest[:n]))
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	sshagent "golang.org/x/crypto/ssh/agent"
 
 	"github.com/tpm-agent/tpm-agent/agent"
 )
@@ -47,12 +48,11 @@ func TestKindOfBlob(t *testing.T) {
 		{[]byte{255, 255, 255, 255, 'x'}, kind{}},
 		{nil, kind{}},
 	} {
-		_, public := certifiedKey(test.blob)
-		if got := kindOfBlob(test.blob, public); got != test.want {
+		if got := kindOfBlob(test.blob); got != test.want {
 			t.Errorf("%q: %v, not %v", test.blob, got, test.want)
 		}
 	}
-	if line, _ := certifiedKey(cert.Marshal()); fingerprint(line) != ssh.FingerprintSHA256(ec) {
+	if fingerprintOf(&sshagent.Key{Blob: cert.Marshal()}) != ssh.FingerprintSHA256(ec) {
 		t.Error("a certificate has another fingerprint than its key")
 	}
 }

@@ -2,12 +2,18 @@ package main
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
 	"github.com/tpm-agent/tpm-agent/keyfile"
@@ -32,6 +38,50 @@ func kindOf(p *keyfile.Public) kind {
 		return kind{"rsa", p.KeyBits}
 	}
 	return kind{"ecdsa", p.KeyBits}
+}
+
+// kindOfBlob is the kind of a public key, or of a certificate, that need not be of
+// a TPM, in the words of ssh-keygen -t. One that is not known has the name that SSH
+// gives it, and no size.
+func kindOfBlob(blob []byte) (k kind) {
+	var head struct {
+		Name string
+		Rest []byte `ssh:"rest"`
+	}
+	if ssh.Unmarshal(blob, &head) != nil {
+		return kind{}
+	}
+	k.Type = plain(head.Name)
+	for word, prefix := range map[string]string{
+		"ed25519": "ssh-ed25519", "ecdsa": "ecdsa-sha2-", "rsa": "ssh-rsa", "dsa": "ssh-dss",
+		"ed25519-sk": "sk-ssh-ed25519", "ecdsa-sk": "sk-ecdsa-sha2-",
+	} {
+		if strings.HasPrefix(head.Name, prefix) {
+			k.Type = word
+		}
+	}
+	public, _ := ssh.ParsePublicKey(blob)
+	if cert, ok := public.(*ssh.Certificate); ok {
+		k.Type += "-cert"
+		public = cert.Key
+	}
+	if p, ok := public.(ssh.CryptoPublicKey); ok {
+		k.Bits = bitsOf(p.CryptoPublicKey())
+	}
+	return k
+}
+
+// bitsOf is the size of a key as ssh-keygen -l has it; 0 of types without one here.
+func bitsOf(public crypto.PublicKey) int {
+	switch key := public.(type) {
+	case *rsa.PublicKey:
+		return key.N.BitLen()
+	case *ecdsa.PublicKey:
+		return key.Curve.Params().BitSize
+	case ed25519.PublicKey:
+		return 8 * len(key)
+	}
+	return 0
 }
 
 // kinds are the keys that can be asked for, by -t and -b; the first size of a
