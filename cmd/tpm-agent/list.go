@@ -39,7 +39,7 @@ AGENT says what the agent that runs does with a key: whether it offers it, for
 how much longer, only with confirmation, only to some destinations, and whether
 it remembers its PIN. Behind the keys in the directories stand the others that it
 offers: those from elsewhere, in its memory (ssh-add) and of its upstream agents,
-whose conditions only they know. The last line names the agent. An agent that is
+whose conditions only they know. Below, the agent is named. An agent that is
 not tpm-agent, or does not run, is said to be so.
 
 Files that should be keys but cannot be used are named on standard error, with
