@@ -39,8 +39,8 @@ ifneq ($(shell git rev-parse --verify -q HEAD >/dev/null 2>&1 && echo yes),yes)
 export GOFLAGS += -buildvcs=false
 endif
 
-SCRIPTS := .ci/run .ci/deps .ci/fuzz contrib/demo contrib/systemd-user/check internal/clients/run internal/interop/run internal/vmtest/run internal/vmtest/init \
-	internal/conformance/run internal/conformance/suite internal/conformance/ssh-agent internal/conformance/chroot
+SCRIPTS := .ci/run .ci/deps .ci/fuzz contrib/demo contrib/systemd-user/check internal/test/clients/run internal/test/interop/run internal/test/vm/run internal/test/vm/init \
+	internal/test/conformance/run internal/test/conformance/suite internal/test/conformance/ssh-agent internal/test/conformance/chroot
 
 .DEFAULT_GOAL := help
 .PHONY: help build check test conformance fuzz test-vm clients interop bench demo tools install uninstall clean
@@ -68,9 +68,9 @@ check: tools ## the fast gate: format, vet, staticcheck, shellcheck, import tabl
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(GOFUMPT) -l) || exit 1; \
 		[ -z "$$bad" ] || { echo "gofumpt would change:"; echo "$$bad"; exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags vmtest ./internal/vmtest
+	$(GO) vet -tags vmtest ./internal/test/vm
 	$(STATICCHECK) ./...
-	$(STATICCHECK) -tags vmtest ./internal/vmtest
+	$(STATICCHECK) -tags vmtest ./internal/test/vm
 	shellcheck $(SCRIPTS)
 	contrib/systemd-user/check verify
 	$(GO) test -short -timeout $(TESTTIMEOUT) ./...
@@ -83,16 +83,16 @@ test: build ## everything that needs no virtual machine: unit, race, software TP
 	GOEXPERIMENT=runtimesecret $(GO) test -count=1 -timeout $(TESTTIMEOUT) -run 'Residue|Memory|Wipe' ./agent
 	$(GO) test -count=1 -timeout $(TESTTIMEOUT) -run TestCrash ./cmd/tpm-agent
 	contrib/systemd-user/check
-	$(GO) run ./internal/bench -quick
+	$(GO) run ./internal/test/bench -quick
 	.ci/fuzz $(FUZZTIME)
 
 conformance: build ## OpenSSH's own tests of agents, with ssh-agent and with tpm-agent; OPENSSH=testing for a newer one
 ifeq ($(OPENSSH),)
 	@.ci/deps conformance
-	@internal/conformance/run bin/tpm-agent '$(CASES)'
+	@internal/test/conformance/run bin/tpm-agent '$(CASES)'
 else
 	@.ci/deps chroot
-	@internal/conformance/chroot run '$(OPENSSH)' bin/tpm-agent '$(CASES)'
+	@internal/test/conformance/chroot run '$(OPENSSH)' bin/tpm-agent '$(CASES)'
 endif
 
 fuzz: ## every fuzz target, longer (LONGFUZZTIME each)
@@ -100,19 +100,19 @@ fuzz: ## every fuzz target, longer (LONGFUZZTIME each)
 
 test-vm: build ## boots Linux in QEMU and tests against the kernel's TPM driver and resource manager
 	@.ci/deps vm
-	@for device in $(VMTPM); do internal/vmtest/run $$device || exit 1; done
+	@for device in $(VMTPM); do internal/test/vm/run $$device || exit 1; done
 
 clients: build ## clients that others wrote, from ssh to PuTTY, end to end with each kind of key
 	@.ci/deps clients
-	@internal/clients/run
+	@internal/test/clients/run
 
 interop: build ## key files of other tools used here, and ours there: OpenSSL, tpm2-tools and more
 	@.ci/deps interop
-	@internal/interop/run '$(PAIRS)'
+	@internal/test/interop/run '$(PAIRS)'
 
 bench: build ## measures signatures, lists, start-up and memory; prints a table with ratios
 	@.ci/deps test
-	$(GO) run ./internal/bench
+	$(GO) run ./internal/test/bench
 
 demo: build ## key, agent, login and signed commit in a throwaway home; TPM=software for the software TPM
 	@.ci/deps demo
@@ -142,5 +142,5 @@ uninstall: ## removes what install put there
 	-rmdir $(DESTDIR)$(PREFIX)/share/tpm-agent
 
 clean: ## removes bin and build
-	@internal/conformance/chroot clean
+	@internal/test/conformance/chroot clean
 	rm -rf bin build

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 

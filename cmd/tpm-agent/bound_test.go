@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	sshagent "golang.org/x/crypto/ssh/agent"
 
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 )
 
 // TestInFlight: 32 requests of one client before it reads an answer, 32

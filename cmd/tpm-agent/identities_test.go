@@ -13,7 +13,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/agent"
 	"github.com/tpm-agent/tpm-agent/internal/keydir"
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )

@@ -8,7 +8,7 @@ import (
 
 	"github.com/godbus/dbus/v5"
 
-	"github.com/tpm-agent/tpm-agent/internal/bustest"
+	"github.com/tpm-agent/tpm-agent/internal/test/bustest"
 )
 
 // logs waits until the agent has logged a text so often.

@@ -20,7 +20,7 @@ import (
 	sshagent "golang.org/x/crypto/ssh/agent"
 	"golang.org/x/sys/unix"
 
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 )
 
 // scene is a TPM with two keys, one that has a PIN and one that has none, and a

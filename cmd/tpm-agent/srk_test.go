@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 

@@ -15,7 +15,7 @@ import (
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
-	"github.com/tpm-agent/tpm-agent/internal/bustest"
+	"github.com/tpm-agent/tpm-agent/internal/test/bustest"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

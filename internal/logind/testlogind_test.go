@@ -11,7 +11,7 @@ import (
 
 	"github.com/godbus/dbus/v5"
 
-	"github.com/tpm-agent/tpm-agent/internal/bustest"
+	"github.com/tpm-agent/tpm-agent/internal/test/bustest"
 )
 
 // script is a logind that does what a test wants it to, where the mock is too

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/tpm-agent/tpm-agent/internal/bustest"
+	"github.com/tpm-agent/tpm-agent/internal/test/bustest"
 )
 
 const (

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 const (

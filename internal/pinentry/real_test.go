@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 // terminalFlavours are the pinentries that ask on a terminal.

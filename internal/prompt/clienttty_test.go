@@ -16,7 +16,7 @@ import (
 
 	"github.com/tpm-agent/tpm-agent/agent"
 	"github.com/tpm-agent/tpm-agent/internal/procstat"
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 // clientOn is what a client in the foreground of a terminal asks.

@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"github.com/tpm-agent/tpm-agent/agent"
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 // What OpenSSH's ask_permission makes of the same programs.

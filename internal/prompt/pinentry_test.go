@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/agent"
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 // realPinentry is a Prompter that asks by an installed pinentry.

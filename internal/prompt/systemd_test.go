@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/agent"
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 // Questions for the machine are files in one directory, where others may ask and

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/agent"
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 type result struct {

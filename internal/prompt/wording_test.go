@@ -10,7 +10,7 @@ import (
 	"unicode"
 
 	"github.com/tpm-agent/tpm-agent/agent"
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 const (

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"go.uber.org/goleak"
 )
 

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"golang.org/x/sys/unix"
 )
 

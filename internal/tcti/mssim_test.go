@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 )
 
 // bridge speaks the reference simulator's protocol in front of an swtpm.

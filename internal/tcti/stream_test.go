@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"golang.org/x/sys/unix"
 )
 

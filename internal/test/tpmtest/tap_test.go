@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 )
 
 // TestTap: two have the TPM open at a time, what they send is written down, and

@@ -38,49 +38,49 @@ var table = map[string]row{
 	"tpmkey":  {imports: []string{"keyfile", "github.com/google/go-tpm/...", "golang.org/x/crypto/cryptobyte", "golang.org/x/sync/semaphore"}, tests: []string{"internal/tcti"}},
 	"agent":   {imports: []string{"internal/procstat", "golang.org/x/crypto/argon2", "golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"}},
 
-	"internal/boottime":   {imports: []string{"agent", "golang.org/x/sys/unix"}},
-	"internal/child":      {imports: []string{"golang.org/x/sys/unix"}},
-	"internal/keydir":     {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
-	"internal/knownhosts": {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
-	"internal/logind":     {imports: []string{"github.com/godbus/dbus/v5", "golang.org/x/sys/unix"}},
-	"internal/parents":    {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
-	"internal/pinentry":   {imports: []string{"internal/child", "golang.org/x/sys/unix"}},
-	"internal/privkey":    {imports: []string{"keyfile", "golang.org/x/crypto/blowfish", "golang.org/x/crypto/chacha20", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/crypto/poly1305", "golang.org/x/crypto/scrypt", "golang.org/x/crypto/ssh"}},
-	"internal/prompt":     {imports: []string{"internal/procstat", "agent", "internal/child", "internal/pinentry", "golang.org/x/term", "golang.org/x/sys/unix"}},
-	"internal/procstat":   {},
-	"internal/randomart":  {},
-	"internal/socket":     {imports: []string{"golang.org/x/sys/unix", "github.com/coreos/go-systemd/v22/activation"}},
-	"internal/softtpm":    {imports: []string{"golang.org/x/sys/unix"}},
-	"internal/tcti":       {imports: []string{"internal/softtpm", "golang.org/x/sys/unix"}},
-	"internal/tpmtest":    {imports: []string{"internal/softtpm", "internal/tcti", "github.com/google/go-tpm/...", "golang.org/x/sys/unix"}},
+	"internal/boottime":     {imports: []string{"agent", "golang.org/x/sys/unix"}},
+	"internal/child":        {imports: []string{"golang.org/x/sys/unix"}},
+	"internal/keydir":       {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
+	"internal/knownhosts":   {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
+	"internal/logind":       {imports: []string{"github.com/godbus/dbus/v5", "golang.org/x/sys/unix"}},
+	"internal/parents":      {imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"}},
+	"internal/pinentry":     {imports: []string{"internal/child", "golang.org/x/sys/unix"}},
+	"internal/privkey":      {imports: []string{"keyfile", "golang.org/x/crypto/blowfish", "golang.org/x/crypto/chacha20", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/crypto/poly1305", "golang.org/x/crypto/scrypt", "golang.org/x/crypto/ssh"}},
+	"internal/prompt":       {imports: []string{"internal/procstat", "agent", "internal/child", "internal/pinentry", "golang.org/x/term", "golang.org/x/sys/unix"}},
+	"internal/procstat":     {},
+	"internal/randomart":    {},
+	"internal/socket":       {imports: []string{"golang.org/x/sys/unix", "github.com/coreos/go-systemd/v22/activation"}},
+	"internal/softtpm":      {imports: []string{"golang.org/x/sys/unix"}},
+	"internal/tcti":         {imports: []string{"internal/softtpm", "golang.org/x/sys/unix"}},
+	"internal/test/tpmtest": {imports: []string{"internal/softtpm", "internal/tcti", "github.com/google/go-tpm/...", "golang.org/x/sys/unix"}},
 
-	"internal/archtest": {},
-	"internal/bustest":  {imports: []string{"github.com/godbus/dbus/v5"}},
-	"internal/bench":    everything,
-	"internal/clients":  {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent", "golang.org/x/crypto/ssh/knownhosts", "golang.org/x/sync/errgroup"}},
-	"internal/ptytest":  {imports: []string{"golang.org/x/sys/unix"}},
-	"internal/vmtest":   {tests: []string{"agent", "tpmkey", "keyfile", "internal/..."}},
+	"internal/test/archtest": {},
+	"internal/test/bustest":  {imports: []string{"github.com/godbus/dbus/v5"}},
+	"internal/test/bench":    everything,
+	"internal/test/clients":  {imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent", "golang.org/x/crypto/ssh/knownhosts", "golang.org/x/sync/errgroup"}},
+	"internal/test/ptytest":  {imports: []string{"golang.org/x/sys/unix"}},
+	"internal/test/vm":       {tests: []string{"agent", "tpmkey", "keyfile", "internal/..."}},
 }
 
 // testOnly may be imported by every test. Test files may also import any
 // module that go.mod lists: a test that compares with OpenSSH's formats or
 // with go-tpm's structures bends no wall. The house's own packages are held to
 // the table in tests too.
-var testOnly = []string{"internal/tpmtest", "internal/bustest", "internal/ptytest", "github.com/...", "golang.org/x/...", "go.uber.org/goleak"}
+var testOnly = []string{"internal/test/tpmtest", "internal/test/bustest", "internal/test/ptytest", "github.com/...", "golang.org/x/...", "go.uber.org/goleak"}
 
 func TestImportsFollowTheTable(t *testing.T) {
 	seen := map[string]bool{}
 	for _, f := range sources(t) {
 		r, ok := table[f.pkg]
 		if !ok && !seen[f.pkg] {
-			t.Errorf("package %s has no row in the import table (internal/archtest/imports_test.go)", f.pkg)
+			t.Errorf("package %s has no row in the import table (internal/test/archtest/imports_test.go)", f.pkg)
 		}
 		seen[f.pkg] = true
 		if ok {
 			checkImports(t, f, r)
 		}
 	}
-	if !seen["internal/archtest"] {
+	if !seen["internal/test/archtest"] {
 		t.Fatal("the module's source was not found: this test looked at nothing that matters")
 	}
 }

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"go.uber.org/goleak"
 )
 

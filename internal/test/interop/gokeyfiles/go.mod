@@ -1,4 +1,4 @@
-module github.com/tpm-agent/tpm-agent/internal/interop/gokeyfiles
+module github.com/tpm-agent/tpm-agent/internal/test/interop/gokeyfiles
 
 go 1.26
 

@@ -1,6 +1,6 @@
 //go:build vmtest
 
-package vmtest
+package vm
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 	"testing"
 
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
-	"github.com/tpm-agent/tpm-agent/internal/tpmtest"
+	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 

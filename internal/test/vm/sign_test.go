@@ -1,6 +1,6 @@
 //go:build vmtest
 
-package vmtest
+package vm
 
 import (
 	"strings"
