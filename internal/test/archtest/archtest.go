@@ -1,7 +1,7 @@
-// Package archtest holds the shape of the house as tests: which package may
-// import which, and what may stand at package level.
+// Package archtest checks the architecture: which package may import which,
+// how large it may be, and what may stand at package level.
 //
-// The tests read the source files themselves and not the answer of go list, so
-// that a file behind a build tag or for another system is held to the same
-// rules. The package has no code of its own.
+// The tests parse the source files instead of asking go list. Files behind a
+// build tag or for another system obey the same rules. The package has no code
+// of its own.
 package archtest

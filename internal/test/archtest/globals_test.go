@@ -2,38 +2,31 @@ package archtest
 
 import (
 	"go/ast"
-	"go/parser"
 	"go/token"
 	"strings"
 	"testing"
 )
 
-// allowedVariables are package variables that are neither a sentinel error nor
-// a table, each with its reason.
-var allowedVariables = map[string]string{}
-
-// TestNoPackageState holds the rule that a package keeps no state: its
-// variables are sentinel errors and constant tables, and nothing runs before
-// main. Tests may do as they like.
+// TestNoPackageState checks that packages keep no state: their variables are
+// sentinel errors and constant tables, and no code runs before main. The rule
+// does not apply to tests.
 func TestNoPackageState(t *testing.T) {
 	for _, f := range sources(t) {
-		if f.test {
-			continue
-		}
-		for _, problem := range packageState(f) {
-			t.Error(problem)
+		if !f.test {
+			report(t, packageState(f))
 		}
 	}
 }
 
-// packageState lists what a file has at package level and should not have.
+// packageState lists the package variables and init functions of a file that
+// the rule forbids.
 func packageState(f sourceFile) []string {
 	var problems []string
 	for _, decl := range f.ast.Decls {
 		switch d := decl.(type) {
 		case *ast.FuncDecl:
 			if d.Recv == nil && d.Name.Name == "init" {
-				problems = append(problems, f.at(d)+": init(): do it where it is needed, and let errors be returned")
+				problems = append(problems, f.at(d)+": init function: call it where it is needed, and return its errors")
 			}
 		case *ast.GenDecl:
 			if d.Tok == token.VAR && !embedded(d) {
@@ -44,8 +37,8 @@ func packageState(f sourceFile) []string {
 	return problems
 }
 
-// embedded reports a file's content brought in by go:embed, which is a
-// constant in all but name.
+// embedded reports whether go:embed fills the variable, which never changes
+// then.
 func embedded(d *ast.GenDecl) bool {
 	if d.Doc == nil {
 		return false
@@ -63,8 +56,7 @@ func variables(f sourceFile, d *ast.GenDecl) []string {
 	for _, s := range d.Specs {
 		spec := s.(*ast.ValueSpec)
 		for i, name := range spec.Names {
-			_, excused := allowedVariables[f.pkg+"."+name.Name]
-			if name.Name == "_" || excused || i < len(spec.Values) && (sentinel(name, spec.Values[i]) || constant(spec.Values[i])) {
+			if name.Name == "_" || i < len(spec.Values) && (sentinel(name, spec.Values[i]) || constant(spec.Values[i])) {
 				continue
 			}
 			problems = append(problems, f.at(name)+": package variable "+name.Name+" is neither a sentinel error nor a table")
@@ -73,15 +65,16 @@ func variables(f sourceFile, d *ast.GenDecl) []string {
 	return problems
 }
 
-// sentinel reports an error by its name, however it is made.
+// sentinel reports whether a variable is an error, by its name. Any call may
+// create it.
 func sentinel(name *ast.Ident, value ast.Expr) bool {
 	_, made := value.(*ast.CallExpr)
 	return made && (strings.HasPrefix(name.Name, "Err") || strings.HasPrefix(name.Name, "err"))
 }
 
-// constant reports a value that can stand at package level: a composite
-// literal (or its address), a []byte("…") conversion, a compiled pattern, a
-// moment that was spelled out.
+// constant reports whether a value may stand at package level: a composite
+// literal or its address, a []byte("…") conversion, a compiled pattern, or a
+// fixed time.
 func constant(e ast.Expr) bool {
 	switch e := e.(type) {
 	case *ast.CompositeLit:
@@ -107,7 +100,7 @@ var constantCalls = map[string]bool{
 	"time.Date":          true,
 }
 
-func TestPackageStateIsSeen(t *testing.T) {
+func TestPackageState(t *testing.T) {
 	cases := map[string]int{
 		`var ErrGone = errors.New("gone")`:                       0,
 		`var ErrOld = fmt.Errorf("old: %w", ErrGone)`:            0,
@@ -129,12 +122,8 @@ func TestPackageStateIsSeen(t *testing.T) {
 		"func init() {}\nfunc init() {}\nvar version = \"none\"": 3,
 	}
 	for src, want := range cases {
-		fset := token.NewFileSet()
-		file, err := parser.ParseFile(fset, "x.go", "package x\n"+src, parser.ParseComments|parser.SkipObjectResolution)
-		if err != nil {
-			t.Fatalf("%s: %v", src, err)
-		}
-		if got := packageState(sourceFile{pkg: "x", path: "x.go", ast: file, fset: fset}); len(got) != want {
+		f := parsed(t, "x/x.go", "package x\n"+src)
+		if got := packageState(f); len(got) != want {
 			t.Errorf("%s: %d problems, want %d: %q", src, len(got), want, got)
 		}
 	}

@@ -1,5 +1,5 @@
-// Package bustest runs a message bus for tests, and on it a logind that others
-// wrote. Nothing in it touches the machine's own.
+// Package bustest runs a message bus for tests, with a simulated logind on it.
+// The logind is python-dbusmock's. The machine's own bus is never used.
 package bustest
 
 import (

@@ -1,12 +1,11 @@
-// Command clients logs in as a Go program does: with golang.org/x/crypto/ssh
-// and the keys of the agent in $SSH_AUTH_SOCK. It is one of the clients of the
-// script beside it.
+// Command clients logs in as a Go program does, with golang.org/x/crypto/ssh
+// and the keys of the agent in $SSH_AUTH_SOCK. The script run uses it as one of
+// its clients.
 //
 //	clients HOST PORT USER KNOWN_HOSTS COMMAND
 //
-// Before it runs COMMAND over the first of them, it logs in eight times at
-// once over one connection to the agent, as programs do that work on many
-// hosts.
+// It logs in eight times at once over one connection to the agent, as programs
+// do that work on many hosts, and runs COMMAND over the first of these logins.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Package ptytest gives tests a terminal with somebody in front of it: programs
-// run on a pseudo-terminal, and the test reads its screen and types.
+// Package ptytest runs programs on a pseudo-terminal, reads their screen and
+// types.
 package ptytest
 
 import (

@@ -1,6 +1,5 @@
-// Package tpmtest gives tests a real TPM: an swtpm of their own, checked for
-// leftovers when the test ends, and a recorder that counts commands and
-// injects faults between the code under test and that TPM.
+// Package tpmtest gives each test its own swtpm, and counts or fails its
+// commands. When a test ends it must have left nothing in the TPM.
 package tpmtest
 
 import (

@@ -1,9 +1,9 @@
-// Package vm holds the tests that run against the kernel's own TPM driver
-// and resource manager, in a virtual machine: /dev/tpmrm0 and /dev/tpm0. No
-// socket to a software TPM can stand in for those two: they are what keeps
-// handles of programs apart, answers EBUSY, and returns EINTR.
+// Package vm tests the agent against the kernel's TPM driver and resource
+// manager, in a virtual machine. No socket to a software TPM can stand in for
+// /dev/tpmrm0 and /dev/tpm0: only they keep the handles of programs apart,
+// answer EBUSY, and return EINTR.
 //
-// The script run boots the machine; make test-vm calls it. The tests carry the
-// build tag vmtest and are no part of go test ./...: they expect to be root on
-// a machine of their own, with bin/tpm-agent at /bin/tpm-agent.
+// `make test-vm` calls the script run, which boots the machine. The tests have
+// the build tag vmtest, so go test ./... leaves them out: they expect to be root
+// on a machine of their own, with the agent at /bin/tpm-agent.
 package vm
