@@ -43,7 +43,7 @@ SCRIPTS := .ci/run .ci/deps .ci/fuzz contrib/demo contrib/systemd-user/check int
 	internal/test/conformance/run internal/test/conformance/suite internal/test/conformance/ssh-agent internal/test/conformance/chroot
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test conformance fuzz test-vm clients interop bench demo tools install uninstall clean
+.PHONY: help build check test conformance fuzz test-vm clients interop bench paths demo tools install uninstall clean
 
 help: ## this list
 	@echo 'Targets:'
@@ -109,6 +109,9 @@ clients: build ## clients that others wrote, from ssh to PuTTY, end to end with 
 interop: build ## key files of other tools used here, and ours there: OpenSSL, tpm2-tools and more
 	@.ci/deps interop
 	@internal/test/interop/run '$(PAIRS)'
+
+paths: ## counts the functions that a signature and keygen pass through; VERBOSE=1 lists them
+	$(GO) run ./internal/test/paths $(if $(VERBOSE),-v)
 
 bench: build ## measures signatures, lists, start-up and memory; prints a table with ratios
 	@.ci/deps test

@@ -307,7 +307,6 @@ var pending = []string{
 	"internal/tcti",
 	"internal/term",
 	"internal/test/bench",
-	"internal/test/paths",
 	"internal/test/sshtest",
 	"internal/upstream",
 	"internal/wire",
