@@ -1,4 +1,4 @@
-# tpm-agent. `make` alone says what there is.
+# tpm-agent. `make` lists the targets.
 
 GO      ?= go
 PREFIX  ?= /usr/local
@@ -6,14 +6,12 @@ DESTDIR ?=
 # Where systemd looks for user units: below a home it is share, not lib.
 UNITDIR ?= $(PREFIX)/$(if $(filter $(HOME)/%,$(PREFIX)),share,lib)/systemd/user
 
-# make demo TPM=software uses the software TPM even where there is a real one.
+# make demo TPM=software uses the software TPM even if the machine has a real one.
 TPM ?= auto
-# What hangs ends then. It takes minutes where nothing else runs, and a machine may
-# be ten times slower than the others.
+# Ends tests that hang. Nothing comes near it on a machine that works.
 TESTTIMEOUT := 40m
-# How long each fuzz target runs: as part of `make test`, and in `make fuzz`.
-FUZZTIME     ?= 5s
-LONGFUZZTIME ?= 5m
+# How long `make fuzz` runs each target.
+FUZZTIME ?= 5m
 # One or more of tpm-crb and tpm-tis: the drivers that `make test-vm` boots with.
 VMTPM ?= tpm-crb
 # Whose OpenSSH `make conformance` takes: this system's, or that of a suite of
@@ -39,32 +37,50 @@ ifneq ($(shell git rev-parse --verify -q HEAD >/dev/null 2>&1 && echo yes),yes)
 export GOFLAGS += -buildvcs=false
 endif
 
-SCRIPTS := .ci/run .ci/deps .ci/fuzz contrib/demo contrib/systemd-user/check internal/test/clients/run internal/test/interop/run internal/test/vm/run internal/test/vm/init \
-	internal/test/conformance/run internal/test/conformance/suite internal/test/conformance/ssh-agent internal/test/conformance/chroot
+SCRIPTS := $(wildcard .ci/*) contrib/demo contrib/systemd-user/check $(addprefix internal/test/,clients/run interop/run vm/run vm/init \
+	conformance/run conformance/suite conformance/ssh-agent conformance/chroot)
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test conformance fuzz test-vm clients interop bench paths demo tools install uninstall clean
+.PHONY: help build deps deps-all tools check test test-all race crash residue fuzz conformance test-vm clients interop bench paths demo \
+	install uninstall clean needs-go
 
 help: ## this list
 	@echo 'Targets:'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo 'Variables: TPM=software (demo), FUZZTIME, LONGFUZZTIME, VMTPM="tpm-crb tpm-tis" (test-vm), OPENSSH=SUITE, CASES=PATTERN (conformance), PAIRS=PATTERN (interop), PREFIX, DESTDIR (install)'
+	@echo 'Variables:'
+	@echo '  demo         TPM=software: the software TPM, also if there is a real one'
+	@echo '  fuzz         FUZZTIME=5m: how long each target runs'
+	@echo '  conformance  OPENSSH=SUITE: that of Debian testing; CASES=PATTERN'
+	@echo '  test-vm      VMTPM="tpm-crb tpm-tis": the TPM drivers'
+	@echo '  interop      PAIRS=PATTERN: some pairs of tools'
+	@echo '  bench        QUICK=1: fewer rounds'
+	@echo '  paths        VERBOSE=1: lists the functions'
+	@echo '  install      PREFIX, DESTDIR'
 
-build: ## builds bin/tpm-agent, one static binary
+needs-go:
+	@.ci/needs-go '$(GO)'
+
+build: needs-go ## builds bin/tpm-agent, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/tpm-agent
 
-tools: $(GOFUMPT) $(STATICCHECK) ## installs the linters, at pinned versions, into build/tools
+deps: ## installs the Debian packages for check, test, demo and bench
+	@.ci/deps check test demo bench
 
-$(GOFUMPT):
+deps-all: ## installs the packages for test-all as well
+	@.ci/deps check test demo bench conformance clients interop vm
+
+tools: $(GOFUMPT) $(STATICCHECK) ## builds the linters, at pinned versions, in build/tools
+
+$(GOFUMPT): | needs-go
 	GOBIN=$(CURDIR)/$(@D) $(GO) install mvdan.cc/gofumpt@$(GOFUMPT_VERSION)
 
-$(STATICCHECK):
+$(STATICCHECK): | needs-go
 	GOBIN=$(CURDIR)/$(@D) $(GO) install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK_VERSION)
 
 check: export CGO_ENABLED = 0
-check: tools ## the fast gate: format, vet, staticcheck, shellcheck, import table, unit tests
-	@.ci/deps check test
+check: tools ## format, vet, linters and architecture; under two minutes
+	@.ci/deps -n check
 	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(GOFUMPT) -l) || exit 1; \
 		[ -z "$$bad" ] || { echo "gofumpt would change:"; echo "$$bad"; exit 1; }
 	$(GO) vet ./...
@@ -73,56 +89,64 @@ check: tools ## the fast gate: format, vet, staticcheck, shellcheck, import tabl
 	$(STATICCHECK) -tags vmtest ./internal/test/vm
 	shellcheck $(SCRIPTS)
 	contrib/systemd-user/check verify
-	$(GO) test -short -timeout $(TESTTIMEOUT) ./...
+	$(GO) test ./internal/test/archtest
 
-test: build ## everything that needs no virtual machine: unit, race, software TPM, OpenSSH end to end, short fuzzing
-	@.ci/deps test
-# Programs that are tested end in hundreds: they need not wait a second each for
-# races that may be reported at their very end.
-	CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 $(GO) test -race -count=1 -timeout $(TESTTIMEOUT) ./...
-	GOEXPERIMENT=runtimesecret $(GO) test -count=1 -timeout $(TESTTIMEOUT) -run 'Residue|Memory|Wipe' ./agent
-	$(GO) test -count=1 -timeout $(TESTTIMEOUT) -run TestCrash ./cmd/tpm-agent
+test: build ## unit tests, and end to end on a software TPM; under four minutes
+	.ci/test -timeout $(TESTTIMEOUT) -skip '^TestCrash$$'
 	contrib/systemd-user/check
-	$(GO) run ./internal/test/bench -quick
+
+test-all: build ## the long runs, from race to interop and demo; 15 minutes
+	@.ci/test-all
+
+race: needs-go ## all tests, with the race detector
+# Without the variable each of the thousands of programs that are started waits
+# a second at its end for races.
+	CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 .ci/isolated $(GO) test -race -count=1 -timeout $(TESTTIMEOUT) ./...
+
+crash: needs-go
+	.ci/isolated $(GO) test -count=1 -timeout $(TESTTIMEOUT) -run '^TestCrash$$' ./cmd/... ./internal/...
+
+residue: needs-go
+	GOEXPERIMENT=runtimesecret .ci/isolated $(GO) test -count=1 -timeout $(TESTTIMEOUT) -run 'Residue|Memory|Wipe' ./agent ./internal/...
+
+fuzz: needs-go ## every fuzz target, for FUZZTIME each
 	.ci/fuzz $(FUZZTIME)
 
-conformance: build ## OpenSSH's own tests of agents, with ssh-agent and with tpm-agent; OPENSSH=testing for a newer one
+conformance: build ## OpenSSH's own tests of agents, against ssh-agent and tpm-agent
 ifeq ($(OPENSSH),)
-	@.ci/deps conformance
+	@.ci/deps -n conformance
 	@internal/test/conformance/run bin/tpm-agent '$(CASES)'
 else
-	@.ci/deps chroot
+	@.ci/deps -n chroot
 	@internal/test/conformance/chroot run '$(OPENSSH)' bin/tpm-agent '$(CASES)'
 endif
 
-fuzz: ## every fuzz target, longer (LONGFUZZTIME each)
-	.ci/fuzz $(LONGFUZZTIME)
-
-test-vm: build ## boots Linux in QEMU and tests against the kernel's TPM driver and resource manager
-	@.ci/deps vm
+test-vm: build ## boots Linux in QEMU to test with the kernel's TPM driver
+	@.ci/deps -n vm
 	@for device in $(VMTPM); do internal/test/vm/run $$device || exit 1; done
 
-clients: build ## clients that others wrote, from ssh to PuTTY, end to end with each kind of key
-	@.ci/deps clients
+clients: build ## logins with other clients, from ssh to PuTTY
+	@.ci/deps -n clients
 	@internal/test/clients/run
 
-interop: build ## key files of other tools used here, and ours there: OpenSSL, tpm2-tools and more
-	@.ci/deps interop
+interop: build ## key files of OpenSSL, tpm2-tools and others, and ours with them
+	@.ci/deps -n interop
 	@internal/test/interop/run '$(PAIRS)'
 
-paths: ## counts the functions that a signature and keygen pass through; VERBOSE=1 lists them
+bench: build ## measures signatures, lists, start-up and memory, as ratios
+	@.ci/deps -n bench
+	$(GO) run ./internal/test/bench $(if $(QUICK),-quick)
+
+paths: needs-go ## counts the functions that a signature and keygen pass through
+	@.ci/deps -n bench
 	$(GO) run ./internal/test/paths $(if $(VERBOSE),-v)
 
-bench: build ## measures signatures, lists, start-up and memory; prints a table with ratios
-	@.ci/deps test
-	$(GO) run ./internal/test/bench
-
-demo: build ## key, agent, login and signed commit in a throwaway home; TPM=software for the software TPM
-	@.ci/deps demo
+demo: build ## a key, a login and a signed commit in a throwaway home
+	@.ci/deps -n demo
 	@contrib/demo $(TPM)
 
-install: ## installs binary, man pages, completions and systemd user units (PREFIX, DESTDIR)
-	@test -x bin/tpm-agent || { echo "bin/tpm-agent is not there: run make build first, as yourself" >&2; exit 1; }
+install: ## installs binary, manual pages, completions and systemd units
+	@test -x bin/tpm-agent || { echo "bin/tpm-agent does not exist: run make build first, without root" >&2; exit 1; }
 	install -D -m 0755 bin/tpm-agent $(DESTDIR)$(PREFIX)/bin/tpm-agent
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 0644 cmd/tpm-agent/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
@@ -136,7 +160,7 @@ install: ## installs binary, man pages, completions and systemd user units (PREF
 	chmod 0644 $(DESTDIR)$(UNITDIR)/tpm-agent.service
 	install -D -m 0644 contrib/systemd-user/10-tpm-agent.conf $(DESTDIR)$(PREFIX)/share/tpm-agent/10-tpm-agent.conf
 
-uninstall: ## removes what install put there
+uninstall: ## removes what install installed
 	rm -f $(DESTDIR)$(PREFIX)/bin/tpm-agent
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/man/man1/,$(notdir $(wildcard cmd/tpm-agent/man/*.1)))
 	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tpm-agent $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tpm-agent $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tpm-agent.fish

@@ -230,12 +230,16 @@ var harnesses = []row{
 	{
 		pkg:     "internal/test/bustest",
 		purpose: "runs a message bus for tests, with a simulated logind on it",
-		imports: []string{"github.com/godbus/dbus/v5"},
+		imports: []string{"internal/test/needs", "github.com/godbus/dbus/v5"},
 	},
 	{
 		pkg:     "internal/test/clients",
 		purpose: "logs in as a Go program does, with golang.org/x/crypto/ssh and the keys of the agent in $SSH_AUTH_SOCK",
 		imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent", "golang.org/x/crypto/ssh/knownhosts", "golang.org/x/sync/errgroup"},
+	},
+	{
+		pkg:     "internal/test/needs",
+		purpose: "skips tests whose programs are not installed, and names the packages that contain them",
 	},
 	{
 		pkg:     "internal/test/paths",
@@ -255,7 +259,7 @@ var harnesses = []row{
 	{
 		pkg:     "internal/test/tpmtest",
 		purpose: "gives each test its own swtpm, and counts or fails its commands",
-		imports: []string{"internal/softtpm", "internal/tcti", "github.com/google/go-tpm/...", "golang.org/x/sys/unix"},
+		imports: []string{"internal/test/needs", "internal/softtpm", "internal/tcti", "github.com/google/go-tpm/...", "golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/test/vm",

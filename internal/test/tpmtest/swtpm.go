@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
 // patience bounds everything that this package waits for itself. It is never
@@ -43,12 +45,10 @@ type process struct {
 
 // Start starts an swtpm and returns when it accepts connections. When the test
 // ends it reports every transient object and every session that is left in the
-// TPM, stops swtpm and waits for it.
+// TPM, stops swtpm and waits for it. The test is skipped if swtpm is missing.
 func Start(t testing.TB) *SWTPM {
 	t.Helper()
-	if _, err := exec.LookPath("swtpm"); err != nil {
-		t.Fatalf("tpmtest: this test needs the program swtpm: install the package swtpm (%v)", err)
-	}
+	needs.Program(t, "swtpm")
 	// Not t.TempDir: its name grows with the test's, and a socket's path must
 	// fit into 108 octets.
 	dir, err := os.MkdirTemp("", "tpm")

@@ -1,0 +1,60 @@
+// Package needs skips tests whose programs are not installed, and names the
+// packages that contain them.
+package needs
+
+import (
+	"os/exec"
+	"testing"
+)
+
+// packages maps programs to the Debian packages that contain them, where the
+// names differ.
+var packages = map[string]string{
+	"busctl":                  "systemd",
+	"puttygen":                "putty-tools",
+	"ssh":                     "openssh-client",
+	"ssh-add":                 "openssh-client",
+	"ssh-agent":               "openssh-client",
+	"ssh-keygen":              "openssh-client",
+	"sshd":                    "openssh-server",
+	"systemd-ask-password":    "systemd",
+	"systemd-socket-activate": "systemd",
+	"tpm2":                    "tpm2-tools",
+}
+
+// Program returns the path of a program. It skips the test if there is none.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil && name == "sshd" {
+		path, err = exec.LookPath("/usr/sbin/sshd") // not in the PATH of every user
+	}
+	if err != nil {
+		t.Skipf("needs %s: install the package %s, or run make deps", name, debianPackage(name))
+	}
+	return path
+}
+
+// Programs skips the test if one of the programs is missing.
+func Programs(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		Program(t, name)
+	}
+}
+
+// Python skips the test if a module of the system's Python is missing. A python3
+// elsewhere in PATH may not see Debian's packages.
+func Python(t testing.TB, module, debian string) {
+	t.Helper()
+	if err := exec.Command("/usr/bin/python3", "-c", "import "+module).Run(); err != nil {
+		t.Skipf("needs the Python module %s: install the package %s, or run make deps", module, debian)
+	}
+}
+
+func debianPackage(program string) string {
+	if name, ok := packages[program]; ok {
+		return name
+	}
+	return program
+}
