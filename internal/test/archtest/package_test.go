@@ -84,7 +84,8 @@ func nameProblems(pkg string) []string {
 }
 
 // commentProblems lists what is wrong with the package comment. One file has
-// it, and its first sentence is the purpose in the table.
+// it, and its first sentence is the purpose in the table, to which it may add
+// details.
 func commentProblems(files []sourceFile, purpose string) []string {
 	var comments []string
 	var name string
@@ -103,8 +104,9 @@ func commentProblems(files []sourceFile, purpose string) []string {
 	if len(comments) != 1 {
 		return []string{fmt.Sprintf("%s has %d package comments, want 1", name, len(comments))}
 	}
-	want := name + " " + purpose + "."
-	if got := new(doc.Package).Synopsis(comments[0]); got != want {
+	want := name + " " + purpose
+	got := new(doc.Package).Synopsis(comments[0])
+	if rest, ok := strings.CutPrefix(got, want); !ok || rest == "" || !strings.Contains(".,;: ", rest[:1]) {
 		return []string{fmt.Sprintf("%s: the package comment and its row in the table differ:\n\tcomment: %s\n\ttable:   %s", name, got, want)}
 	}
 	return nil
@@ -269,6 +271,8 @@ func TestCommentProblems(t *testing.T) {
 	}{
 		{"purpose", "internal/x/x.go", []string{"// Package x does it.\npackage x\n"}, 0},
 		{"purpose and more", "internal/x/x.go", []string{"// Package x does it. It is\n// fast.\npackage x\n"}, 0},
+		{"details", "internal/x/x.go", []string{"// Package x does it: fast.\npackage x\n"}, 0},
+		{"half a word", "internal/x/x.go", []string{"// Package x does items.\npackage x\n"}, 1},
 		{"wrapped", "internal/x/x.go", []string{"// Package x\n// does it.\npackage x\n"}, 0},
 		{"command", "cmd/tool/main.go", []string{"// Command tool does it.\npackage main\n"}, 0},
 		{"none", "internal/x/x.go", []string{"package x\n"}, 1},

@@ -3,10 +3,15 @@ package archtest
 // row describes one package.
 type row struct {
 	pkg     string   // its directory below the module's root
-	purpose string   // completes "Package NAME …", the first sentence of its comment
+	purpose string   // what follows "Package NAME" in its comment, whose first sentence may add details
 	imports []string // what it may import besides the standard library; "x/..." is everything below x
 	tests   []string // what its tests may import as well
+	vars    bool     // it may have package variables
 }
+
+// endToEnd is what tests of commands import: they run an agent and look at the
+// TPM and the files.
+var endToEnd = []string{"agent", "tpmkey", "keyfile", "internal/..."}
 
 // table lists every package, from the top of the program to the bottom. A
 // package may only import packages in rows below its own. To add a package, add
@@ -14,129 +19,149 @@ type row struct {
 var table = []row{
 	{
 		pkg:     "cmd/tpm-agent",
-		purpose: "parses the command line: one file for each command, which turns flags into options and makes one call",
+		purpose: "is an SSH agent whose private keys live in the machine's TPM 2.0",
 		imports: []string{
-			"internal/daemon", "internal/keyops", "internal/inspect", "internal/control", "internal/pinsource", "internal/term",
-			"internal/tcti", "github.com/spf13/cobra", "github.com/spf13/pflag",
+			"internal/cli", "internal/daemon", "internal/keyops", "internal/control", "internal/inspect", "internal/pinsource",
+			"internal/term", "github.com/spf13/cobra",
 		},
-		tests: []string{"agent", "tpmkey", "keyfile", "internal/..."},
+		tests: endToEnd,
 	},
 
 	// What the commands do.
 	{
+		pkg:     "internal/cli",
+		purpose: "turns command lines into calls: flags, help, completion and manual pages",
+		imports: []string{"internal/control", "internal/term", "github.com/spf13/cobra", "github.com/spf13/pflag"},
+		tests:   endToEnd,
+	},
+	{
 		pkg:     "internal/daemon",
-		purpose: "assembles the agent and runs it: sources, signals, log and units",
+		purpose: "assembles the agent and runs it",
 		imports: []string{
-			"internal/keyops", "internal/control", "internal/pinsource", "internal/term",
-			"agent", "internal/prompt", "internal/prompt/...", "internal/consent", "internal/upstream", "internal/restrict",
-			"internal/softkey", "internal/ask", "internal/refusal", "internal/peer", "internal/sshkey", "internal/wire",
-			"internal/keydir", "internal/parents", "internal/knownhosts", "internal/logind", "internal/boottime",
-			"internal/socket", "internal/tcti", "tpmkey", "keyfile",
-			"github.com/coreos/go-systemd/v22/daemon", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix",
+			"internal/control", "internal/inspect", "internal/pinsource", "agent", "internal/term", "internal/prompt",
+			"internal/consent", "internal/upstream", "internal/restrict", "internal/softkey", "internal/ask", "internal/refusal",
+			"internal/peer", "internal/sshkey", "internal/keydir", "internal/parents", "internal/knownhosts", "internal/logind",
+			"internal/boottime", "internal/socket", "internal/tcti", "tpmkey", "keyfile", "github.com/coreos/go-systemd/v22/daemon",
+			"golang.org/x/crypto/ssh", "golang.org/x/sys/unix",
 		},
+		tests: endToEnd,
 	},
 	{
 		pkg:     "internal/keyops",
-		purpose: "creates, imports, wraps, changes and retires keys, without flags or printing",
+		purpose: "creates, imports, wraps, changes and retires keys",
 		imports: []string{
-			"internal/control", "internal/pinsource", "internal/term", "internal/consent", "internal/ask", "internal/sshkey",
-			"internal/keydir", "internal/parents", "internal/privkey", "internal/randomart", "internal/tcti", "tpmkey", "keyfile",
-			"golang.org/x/crypto/ssh", "golang.org/x/sys/unix",
+			"internal/control", "internal/inspect", "internal/pinsource", "internal/term", "internal/prompt", "internal/consent",
+			"internal/ask", "internal/sshkey", "internal/keydir", "internal/parents", "internal/privkey", "internal/randomart",
+			"internal/tcti", "tpmkey", "keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix",
 		},
-	},
-	{
-		pkg:     "internal/inspect",
-		purpose: "describes a key file and what its TPM can do with it",
-		imports: []string{"internal/term", "internal/sshkey", "internal/parents", "internal/tcti", "tpmkey", "keyfile", "golang.org/x/crypto/ssh"},
+		tests: endToEnd,
 	},
 	{
 		pkg:     "internal/control",
-		purpose: "defines our own protocol extensions: what the agent answers and what the commands ask",
+		purpose: "has the extensions of the agent protocol with which tpm-agent's commands talk to a running agent",
 		imports: []string{
-			"internal/pinsource", "internal/term", "agent", "internal/consent", "internal/restrict", "internal/softkey", "internal/ask",
-			"internal/refusal", "internal/peer", "internal/sshkey", "internal/wire", "internal/knownhosts",
-			"golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent",
+			"internal/inspect", "internal/pinsource", "agent", "internal/term", "internal/prompt", "internal/consent",
+			"internal/restrict", "internal/softkey", "internal/ask", "internal/refusal", "internal/peer", "internal/sshkey",
+			"internal/wire", "internal/keydir", "internal/knownhosts", "internal/parents", "internal/tcti", "keyfile",
+			"golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent", "golang.org/x/sys/unix",
 		},
+		tests: endToEnd,
+	},
+	{
+		pkg:     "internal/inspect",
+		purpose: "describes keys and the TPM",
+		imports: []string{"internal/term", "internal/sshkey", "internal/parents", "internal/tcti", "tpmkey", "keyfile", "golang.org/x/crypto/ssh"},
+		tests:   endToEnd,
 	},
 	{
 		pkg:     "internal/pinsource",
-		purpose: "takes a PIN from a file, a descriptor, a credential or the user",
-		imports: []string{"internal/term", "internal/ask", "golang.org/x/sys/unix"},
+		purpose: "takes a PIN from a file, a descriptor or a credential",
+		imports: []string{"internal/term", "golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/term",
-		purpose: "talks to the user at the terminal: errors with hints, questions and tables",
-		imports: []string{"internal/prompt/tty", "golang.org/x/sys/unix", "golang.org/x/term"},
+		purpose: "talks to the user of a command: errors with hints, questions and tables",
+		imports: []string{
+			"internal/prompt", "internal/prompt/tty", "internal/restrict", "internal/ask", "internal/privkey", "internal/socket",
+			"internal/tcti", "tpmkey", "keyfile", "golang.org/x/sys/unix", "golang.org/x/term",
+		},
 	},
 
 	// The agent.
 	{
 		pkg:     "agent",
-		purpose: "serves connections: looks up a key, checks, asks, signs and answers",
+		purpose: "serves connections of the SSH agent protocol (RFC 9987): it looks up a key, checks, asks, signs and answers",
 		imports: []string{
-			"internal/consent", "internal/upstream", "internal/restrict", "internal/softkey", "internal/ask",
-			"internal/refusal", "internal/peer", "internal/sshkey", "internal/wire",
-			"golang.org/x/crypto/argon2", "golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent",
+			"internal/consent", "internal/upstream", "internal/restrict", "internal/softkey", "internal/ask", "internal/refusal",
+			"internal/peer", "internal/sshkey", "internal/wire", "golang.org/x/crypto/ssh",
 		},
 	},
 	{
 		pkg:     "internal/prompt",
-		purpose: "asks the user in the first way that works, and words the question",
-		imports: []string{"internal/prompt/...", "internal/ask", "internal/peer", "golang.org/x/sys/unix", "golang.org/x/term"},
+		purpose: "asks the user for a PIN, or for consent to use a key",
+		imports: []string{"internal/prompt/...", "internal/ask", "internal/peer"},
 	},
 	{
 		pkg:     "internal/prompt/askpass",
-		purpose: "asks through the program named by SSH_ASKPASS",
-		imports: []string{"internal/ask", "internal/peer", "golang.org/x/sys/unix"},
+		purpose: "asks with the program in SSH_ASKPASS",
+		imports: []string{"internal/prompt/way", "internal/ask", "golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/prompt/pinentry",
-		purpose: "asks through GnuPG's pinentry",
-		imports: []string{"internal/prompt/tty", "internal/ask", "internal/peer", "golang.org/x/sys/unix"},
+		purpose: "asks with a pinentry, the dialog program of GnuPG",
+		imports: []string{"internal/prompt/tty", "internal/prompt/way", "internal/ask", "golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/prompt/systemd",
-		purpose: "asks through systemd's password agents",
-		imports: []string{"internal/ask", "internal/peer", "golang.org/x/sys/unix"},
+		purpose: "asks with systemd-ask-password(1)",
+		imports: []string{"internal/prompt/way", "internal/ask", "golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/prompt/tty",
 		purpose: "asks on a terminal",
-		imports: []string{"internal/ask", "internal/peer", "golang.org/x/sys/unix", "golang.org/x/term"},
+		imports: []string{"internal/prompt/way", "internal/ask", "internal/peer", "golang.org/x/sys/unix", "golang.org/x/term"},
+	},
+	{
+		pkg:     "internal/prompt/way",
+		purpose: "defines a way of asking the user",
+		imports: []string{"internal/ask", "internal/peer", "golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/consent",
-		purpose: "runs PIN rounds and remembers PINs and grants",
-		imports: []string{"internal/upstream", "internal/restrict", "internal/softkey", "internal/ask", "internal/refusal", "internal/peer", "internal/sshkey", "internal/wire", "golang.org/x/crypto/ssh"},
+		purpose: "asks the owner of keys for PINs and consent, and remembers the answers",
+		imports: []string{
+			"internal/restrict", "internal/softkey", "internal/ask", "internal/refusal", "internal/peer", "internal/sshkey",
+			"golang.org/x/crypto/argon2", "golang.org/x/crypto/ssh",
+		},
 	},
 	{
 		pkg:     "internal/upstream",
 		purpose: "passes requests on to other agents",
-		imports: []string{"internal/restrict", "internal/ask", "internal/refusal", "internal/peer", "internal/sshkey", "internal/wire", "golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"},
+		imports: []string{"internal/restrict", "internal/sshkey", "internal/wire", "golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"},
 	},
 	{
 		pkg:     "internal/softkey",
 		purpose: "keeps private keys in locked memory and signs with them",
-		imports: []string{"internal/refusal", "internal/sshkey", "internal/wire", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"},
+		imports: []string{"internal/sshkey", "internal/wire", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/restrict",
-		purpose: "decides from constraints and bindings what a key may sign, and tells what a signature is for",
-		imports: []string{"internal/ask", "internal/refusal", "internal/peer", "internal/sshkey", "internal/wire", "golang.org/x/crypto/ssh"},
+		purpose: "decides from constraints and bindings what a key may sign",
+		imports: []string{"internal/ask", "internal/sshkey", "internal/wire", "golang.org/x/crypto/ssh"},
 	},
 	{
 		pkg:     "internal/ask",
 		purpose: "defines what the user is asked",
-		imports: []string{"internal/refusal", "internal/peer", "internal/sshkey", "internal/wire", "golang.org/x/crypto/ssh"},
+		imports: []string{"internal/peer"},
 	},
 	{
 		pkg:     "internal/refusal",
 		purpose: "names why requests are refused, and keeps the latest refusals",
-		imports: []string{"internal/peer", "internal/sshkey", "internal/wire"},
+		imports: []string{"internal/peer"},
 	},
 	{
 		pkg:     "internal/peer",
-		purpose: "identifies the process at the other end of a connection",
+		purpose: "identifies the peer at the other end of a connection",
 		imports: []string{"golang.org/x/sys/unix"},
 	},
 	{
@@ -146,61 +171,60 @@ var table = []row{
 	},
 	{
 		pkg:     "internal/wire",
-		purpose: "encodes and decodes the SSH agent protocol",
-		imports: []string{"golang.org/x/crypto/ssh"},
+		purpose: "encodes and decodes the messages of the SSH agent protocol",
 	},
 
 	// Files and the machine.
 	{
 		pkg:     "internal/keydir",
-		purpose: "lists the key files that exist right now",
+		purpose: "keeps an index of the TPM key files in some directories",
 		imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/parents",
-		purpose: "remembers which storage key each key was loaded under",
+		purpose: "remembers under which storage key each key was loaded",
 		imports: []string{"keyfile", "golang.org/x/crypto/ssh", "golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/privkey",
 		purpose: "reads private keys written by other programs",
-		imports: []string{"keyfile", "golang.org/x/crypto/cryptobyte", "golang.org/x/crypto/cryptobyte/asn1", "golang.org/x/crypto/scrypt", "golang.org/x/crypto/ssh"},
+		imports: []string{"keyfile", "golang.org/x/crypto/scrypt", "golang.org/x/crypto/ssh"},
 	},
 	{
 		pkg:     "internal/knownhosts",
-		purpose: "looks up host keys and host names in known_hosts files",
+		purpose: "looks up the keys of a host in known_hosts files",
 		imports: []string{"golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/knownhosts", "golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/logind",
-		purpose: "watches logind for the moments when the machine sleeps or the screen is locked",
+		purpose: "watches systemd-logind (or elogind) for the moments at which secrets must be forgotten",
 		imports: []string{"github.com/godbus/dbus/v5", "golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/boottime",
-		purpose: "is a clock that keeps running while the machine sleeps",
+		purpose: "has a clock that keeps counting while the machine sleeps",
 		imports: []string{"golang.org/x/sys/unix"},
 	},
 	{
 		pkg:     "internal/randomart",
-		purpose: "draws the picture that ssh-keygen shows for a new key",
+		purpose: "draws the picture of a key that ssh-keygen shows",
 	},
 	{
 		pkg:     "internal/socket",
-		purpose: "listens where only the user can connect",
+		purpose: "makes the agent's listening socket",
 		imports: []string{"golang.org/x/sys/unix", "github.com/coreos/go-systemd/v22/activation"},
 	},
 
 	// The TPM.
 	{
 		pkg:     "tpmkey",
-		purpose: "creates and uses keys in a TPM",
+		purpose: "creates and uses keys in a TPM 2.0",
 		imports: []string{"keyfile", "github.com/google/go-tpm/...", "golang.org/x/crypto/cryptobyte", "golang.org/x/sync/semaphore"},
 		tests:   []string{"internal/tcti"},
 	},
 	{
 		pkg:     "internal/tcti",
-		purpose: "opens a TPM by its address",
+		purpose: "opens TPMs by the address strings that users of tpm2-tools know",
 		imports: []string{"internal/softtpm", "golang.org/x/sys/unix"},
 	},
 	{
@@ -255,6 +279,7 @@ var harnesses = []row{
 		pkg:     "internal/test/sshtest",
 		purpose: "has keys, hosts and messages for tests of the SSH agent protocol",
 		imports: []string{"internal/wire", "internal/sshkey", "golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"},
+		vars:    true, // keys and certificates, which are expensive to make
 	},
 	{
 		pkg:     "internal/test/tpmtest",
@@ -282,6 +307,7 @@ var pending = []string{
 	"internal/ask",
 	"internal/boottime",
 	"internal/child",
+	"internal/cli",
 	"internal/consent",
 	"internal/control",
 	"internal/daemon",
@@ -301,6 +327,7 @@ var pending = []string{
 	"internal/prompt/pinentry",
 	"internal/prompt/systemd",
 	"internal/prompt/tty",
+	"internal/prompt/way",
 	"internal/randomart",
 	"internal/refusal",
 	"internal/restrict",
