@@ -98,10 +98,8 @@ test: build ## unit tests, and end to end on a software TPM; under four minutes
 test-all: build ## the long runs, from race to interop and demo; 15 minutes
 	@.ci/test-all
 
-race: needs-go ## all tests, with the race detector
-# Without the variable each of the thousands of programs that are started waits
-# a second at its end for races.
-	CGO_ENABLED=1 GORACE=atexit_sleep_ms=0 .ci/isolated $(GO) test -race -count=1 -timeout $(TESTTIMEOUT) ./...
+race: needs-go ## the race detector, for the packages that test runs without it
+	.ci/test --race -timeout $(TESTTIMEOUT) -skip '^TestCrash$$'
 
 crash: needs-go
 	.ci/isolated $(GO) test -count=1 -timeout $(TESTTIMEOUT) -run '^TestCrash$$' ./cmd/... ./internal/...

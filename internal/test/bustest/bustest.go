@@ -28,8 +28,8 @@ const (
 	manager = dbus.ObjectPath("/org/freedesktop/login1")
 )
 
-// The policy of a system bus, but that anybody may have any name and call
-// methods. The limits are dbus-daemon's.
+// busConfig is the policy of a system bus, except that every client may own every
+// name and call every method. The limits are dbus-daemon's defaults.
 const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
   <type>system</type>
@@ -50,9 +50,9 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
 </busconfig>
 `
 
-// Bus is a dbus-daemon on a socket of its own. It ends with the test.
+// A Bus is a dbus-daemon on its own socket. It ends with the test.
 type Bus struct {
-	// Address is what DBUS_SYSTEM_BUS_ADDRESS can be set to.
+	// Address is a value for DBUS_SYSTEM_BUS_ADDRESS.
 	Address string
 
 	// Stop kills the bus. Its socket stays.
@@ -66,7 +66,7 @@ type Bus struct {
 func Start(t testing.TB) *Bus {
 	t.Helper()
 	needs.Program(t, "dbus-daemon")
-	dir, err := os.MkdirTemp("", "logind") // t.TempDir's are too long for a socket
+	dir, err := os.MkdirTemp("", "logind") // the paths of t.TempDir are too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,10 +80,10 @@ func Start(t testing.TB) *Bus {
 	return b
 }
 
-// Socket is the path of the bus's socket.
+// Socket returns the path of the bus's socket.
 func (b *Bus) Socket() string { return filepath.Join(b.dir, "bus") }
 
-// Restart starts a bus that was stopped, in the same place.
+// Restart starts a stopped bus again, at the same address.
 func (b *Bus) Restart() {
 	b.t.Helper()
 	cmd := exec.Command("dbus-daemon", "--config-file="+filepath.Join(b.dir, "config"), "--nofork", "--print-address")
@@ -101,7 +101,7 @@ func (b *Bus) Restart() {
 	}
 }
 
-// Client connects by the client of the D-Bus module, until the test ends.
+// Client connects to the bus until the test ends.
 func (b *Bus) Client() *dbus.Conn {
 	b.t.Helper()
 	conn, err := dbus.Connect(b.Address)
@@ -112,7 +112,7 @@ func (b *Bus) Client() *dbus.Conn {
 	return conn
 }
 
-// Logind is python3-dbusmock's logind. It ends with the test.
+// A Logind is python3-dbusmock's logind. It ends with the test.
 type Logind struct {
 	// Stop kills it.
 	Stop func()
@@ -159,7 +159,7 @@ func (b *Bus) Logind() *Logind {
 	}
 }
 
-// call calls a method by systemd's busctl, and returns what that prints.
+// call calls a method with systemd's busctl and returns its output.
 func (l *Logind) call(path dbus.ObjectPath, method string, args ...string) string {
 	b := l.bus
 	b.t.Helper()
@@ -172,34 +172,34 @@ func (l *Logind) call(path dbus.ObjectPath, method string, args ...string) strin
 	return strings.TrimSpace(string(out))
 }
 
-// Sleeps has it say that the machine is about to sleep, or awake again.
+// Sleeps announces that the machine is about to sleep, or has woken up.
 func (l *Logind) Sleeps(begins bool) {
 	l.bus.t.Helper()
 	l.call(manager, "org.freedesktop.DBus.Mock.EmitSignal",
 		"sssav", name+".Manager", "PrepareForSleep", "b", "1", "b", strconv.FormatBool(begins))
 }
 
-// Session starts a session of a user.
+// Session adds a login session of a user.
 func (l *Logind) Session(id string, uid int) dbus.ObjectPath {
 	l.bus.t.Helper()
 	l.call(manager, "org.freedesktop.DBus.Mock.AddSession", "ssusb", id, "seat0", strconv.Itoa(uid), "user"+strconv.Itoa(uid), "true")
 	return manager + "/session/" + dbus.ObjectPath(id)
 }
 
-// Lock has it tell a session to lock its screen.
+// Lock asks a login session to lock its screen.
 func (l *Logind) Lock(session dbus.ObjectPath) {
 	l.bus.t.Helper()
 	l.call(session, name+".Session.Lock")
 }
 
-// Hint is what a session's screen locker says of itself.
+// Hint sets whether a login session's screen is locked, as a screen locker does.
 func (l *Logind) Hint(session dbus.ObjectPath, locked bool) {
 	l.bus.t.Helper()
 	l.call(session, name+".Session.SetLockedHint", "b", strconv.FormatBool(locked))
 }
 
-// Inhibitors waits until it has so many inhibitors, and returns them as busctl
-// shows them.
+// Inhibitors waits until there are n inhibitors, and returns them as busctl shows
+// them.
 func (l *Logind) Inhibitors(n int) (shown string) {
 	l.bus.t.Helper()
 	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(5 * time.Millisecond) {

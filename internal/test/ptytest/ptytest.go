@@ -16,22 +16,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// patience is how long the person waits for a text: a program that is late on a
-// busy machine is not wrong.
+// patience is how long a wait for text lasts. Programs may be slow on a busy
+// machine.
 const patience = time.Minute
 
-// Terminal is a pseudo-terminal of 24 lines and 80 columns, and the person in
-// front of it. What goes wrong with it ends the test, so it is used by the test's
-// own goroutine only.
+// Terminal is a pseudo-terminal of 24 lines and 80 columns, together with the
+// person in front of it. Its errors end the test, so only the test's own
+// goroutine may use it.
 type Terminal struct {
 	t      testing.TB
 	person *os.File
 	hold   *os.File
-	screen []byte // all that was shown and read
-	waited int    // as much of it as waits have found
+	screen []byte // what has been shown
+	waited int    // how much of it waits have found
 }
 
-// New opens a terminal, which lasts as long as the test.
+// New opens a terminal. It is closed at the end of the test.
 func New(t testing.TB) *Terminal {
 	t.Helper()
 	heedHangUps(t)
@@ -47,15 +47,15 @@ func New(t testing.TB) *Terminal {
 		n, err = unix.IoctlGetInt(fd, unix.TIOCGPTN)
 		return err
 	})
-	// Held open, or what is read between two programs ends in EIO.
+	// Without an open descriptor, reading between two programs fails with EIO.
 	p.hold = open(t, fmt.Sprintf("/dev/pts/%d", n))
 	return p
 }
 
-// heedHangUps has programs end with their terminal, as those of a login do. Tests
-// that were started by nohup, with SIGHUP ignored, would hand that down; a signal
-// that is caught is not ignored by the programs that are started. (signal.Ignored
-// does not tell, once a signal was caught for a while.)
+// heedHangUps makes programs end with their terminal, as those of a login do.
+// Tests started by nohup ignore SIGHUP, and the programs they start would
+// inherit that. They do not inherit a signal that is caught. (signal.Ignored is
+// no help: it returns false once a signal has been caught.)
 func heedHangUps(t testing.TB) {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGHUP)
@@ -72,14 +72,14 @@ func open(t testing.TB, path string) *os.File {
 	return f
 }
 
-// Path names the terminal's device.
+// Path returns the path of the terminal's device.
 func (p *Terminal) Path() string { return p.hold.Name() }
 
-// Run starts a program on the terminal, as the leader of a session that it
-// belongs to and in its foreground. It is killed at the end of the test.
+// Run starts a program in the foreground of the terminal, as leader of a process
+// session of its own. It is killed at the end of the test.
 func (p *Terminal) Run(cmd *exec.Cmd) *exec.Cmd {
 	p.t.Helper()
-	// Of its own: Go's deadlines are lost where a descriptor is passed on.
+	// A new descriptor: passing one on would make Go's deadlines ineffective.
 	terminal := open(p.t, p.Path())
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
 	if cmd.SysProcAttr == nil {
@@ -98,8 +98,8 @@ func (p *Terminal) Run(cmd *exec.Cmd) *exec.Cmd {
 	return cmd
 }
 
-// WaitFor waits until the screen shows text, after what the last wait found. It
-// returns what came between the two.
+// WaitFor waits until the terminal shows text, after what the previous wait
+// found. It returns what was shown in between.
 func (p *Terminal) WaitFor(text string) (before string) {
 	p.t.Helper()
 	if err := p.person.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -119,12 +119,12 @@ func (p *Terminal) WaitFor(text string) (before string) {
 	}
 }
 
-// Seen returns all that the terminal has shown until now, whether somebody
-// waited for it or not. The next wait begins here.
+// Seen returns everything that the terminal has shown so far, including what no
+// wait has found. The next wait begins here.
 func (p *Terminal) Seen() string {
 	p.t.Helper()
-	// What is shown comes to the person in order, but some time later. Behind a
-	// mark nothing is on its way any more.
+	// Output arrives in order, but with a delay. Once a mark has arrived, so has
+	// everything that was written before it.
 	const mark = "[all that came before]"
 	if err := p.hold.SetWriteDeadline(time.Now().Add(patience)); err != nil {
 		p.t.Fatal(err)
@@ -138,7 +138,7 @@ func (p *Terminal) Seen() string {
 	return string(p.screen[:p.waited])
 }
 
-// Type types text, which may have control characters in it.
+// Type types text, which may contain control characters.
 func (p *Terminal) Type(text string) {
 	p.t.Helper()
 	if _, err := p.person.WriteString(text); err != nil {
@@ -146,17 +146,17 @@ func (p *Terminal) Type(text string) {
 	}
 }
 
-// HangUp takes the terminal away from the programs on it, as a window that is
-// closed or a line that is cut does.
+// HangUp takes the terminal away from its programs, as a closed window or a lost
+// connection does.
 func (p *Terminal) HangUp() { p.person.Close() }
 
-// Echoes says whether the terminal shows what is typed.
+// Echoes reports whether the terminal shows what is typed.
 func (p *Terminal) Echoes() bool {
 	p.t.Helper()
 	return p.Settings().Lflag&unix.ECHO != 0
 }
 
-// Settings are the terminal's; see termios(3).
+// Settings returns the terminal's settings; see termios(3).
 func (p *Terminal) Settings() (now unix.Termios) {
 	p.t.Helper()
 	p.Change(func(s *unix.Termios) { now = *s })

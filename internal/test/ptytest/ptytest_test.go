@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A program finds its own terminal, and each text is found once, in order.
+// A program has the terminal as its own, and each text is found once, in order.
 func TestTerminal(t *testing.T) {
 	p := New(t)
 	cmd := p.Run(exec.Command("sh", "-c", `tty; stty size; read a </dev/tty; echo "a $a"; read b; echo "a $b"`))
@@ -31,8 +31,8 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
-// What nobody has waited for is seen nevertheless, also what has just been
-// written; a mark is never part of it, the next wait begins behind it.
+// Seen returns text that no wait has found, even if it was just written. It never
+// contains the mark, and the next wait begins after it.
 func TestSeen(t *testing.T) {
 	p := New(t)
 	for i := range 100 {
@@ -65,10 +65,10 @@ func TestSettings(t *testing.T) {
 	}
 }
 
-// Who leads the session on a terminal that hangs up is told.
+// The leader of the process session receives SIGHUP when the terminal hangs up.
 func TestHangUp(t *testing.T) {
 	p := New(t)
-	// The end of the input may come before the signal.
+	// End of file may arrive before the signal.
 	cmd := p.Run(exec.Command("sh", "-c", "trap 'exit 7' HUP; echo ready; while :; do read line; done"))
 	p.WaitFor("ready")
 	p.HangUp()

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// headerSize is the size of every command's and every answer's header: tag (2
-// octets), size of the whole (4), command code or return code (4).
+// headerSize is the size in bytes of the header of a command or an answer: tag
+// (2), total size (4), command code or return code (4).
 const headerSize = 10
 
 const (
@@ -18,12 +18,12 @@ const (
 	tpmGetCapability = 0x17a
 )
 
-// NewCommand returns a command without authorization: header and parameters.
+// NewCommand returns a command without authorization.
 func NewCommand(code uint32, parameters []byte) []byte {
 	return message(code, parameters)
 }
 
-// NewAnswer returns the ten octets with which a TPM refuses a command.
+// NewAnswer returns an answer that refuses a command: a header.
 func NewAnswer(rc uint32) []byte { return message(rc, nil) }
 
 func message(code uint32, body []byte) []byte {
@@ -33,8 +33,8 @@ func message(code uint32, body []byte) []byte {
 	return append(b, body...)
 }
 
-// ReturnCode returns the return code of an answer; an answer too short for one
-// gives all ones, which is no code of a TPM.
+// ReturnCode returns the return code of an answer. If the answer is too short it
+// returns all ones, which no TPM uses as a code.
 func ReturnCode(answer []byte) uint32 {
 	if len(answer) < headerSize {
 		return ^uint32(0)
@@ -49,8 +49,8 @@ func code(b []byte) uint32 {
 	return binary.BigEndian.Uint32(b[6:])
 }
 
-// exchange sends a command and reads its answer. It trusts the TPM: what it
-// talks to is swtpm itself.
+// exchange sends a command to swtpm and reads its answer. It trusts the sizes in
+// the answer.
 func exchange(c io.ReadWriter, command []byte) ([]byte, error) {
 	if _, err := c.Write(command); err != nil {
 		return nil, err
@@ -87,11 +87,11 @@ func commandCode(name string) (uint32, bool) {
 	return 0, false
 }
 
-// firstCommand is the code of the first entry of commandNames.
+// firstCommand is the code of the first entry in commandNames.
 const firstCommand = 0x11f
 
-// commandNames names the command codes from 0x11f on, without gaps; an empty
-// name is a code that is not assigned.
+// commandNames has the names of the command codes from 0x11f on, without gaps. A
+// code that is not assigned has an empty name.
 var commandNames = [...]string{
 	"NV_UndefineSpaceSpecial", "EvictControl", "HierarchyControl", "NV_UndefineSpace", "", // 11f
 	"ChangeEPS", "ChangePPS", "Clear", "ClearControl", "ClockSet", "HierarchyChangeAuth", // 124

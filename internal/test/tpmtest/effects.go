@@ -6,10 +6,10 @@ import (
 	"io"
 )
 
-// Effect is what a fault does: it is called instead of c.Send, and may call it.
+// An Effect is what a fault does. It is called instead of c.Send, and may call it.
 type Effect func(ctx context.Context, c Conn, command []byte) ([]byte, error)
 
-// Code answers with a return code; the command does not reach the TPM.
+// Code answers with a return code. The command does not reach the TPM.
 func Code(rc uint32) Effect {
 	return func(context.Context, Conn, []byte) ([]byte, error) { return NewAnswer(rc), nil }
 }
@@ -22,8 +22,8 @@ func DropBefore() Effect {
 	}
 }
 
-// DropAfter breaks the connection when the TPM has carried the command out: the
-// answer is lost, and with it the handle that may be in it.
+// DropAfter breaks the connection after the TPM has executed the command. The
+// answer is lost, and with it any handle in it.
 func DropAfter() Effect {
 	return func(ctx context.Context, c Conn, command []byte) ([]byte, error) {
 		c.Send(ctx, command)
@@ -32,8 +32,8 @@ func DropAfter() Effect {
 	}
 }
 
-// Change lets the TPM carry the command out, and change alter its answer: cut
-// it short, flip a bit of a signature, turn it into garbage.
+// Change lets the TPM execute the command and passes its answer through a
+// function, which may shorten it, flip a bit, or replace it.
 func Change(change func(answer []byte) []byte) Effect {
 	return func(ctx context.Context, c Conn, command []byte) ([]byte, error) {
 		answer, err := c.Send(ctx, command)
@@ -44,14 +44,14 @@ func Change(change func(answer []byte) []byte) Effect {
 	}
 }
 
-// Short cuts the answer to its first n octets.
+// Short cuts the answer to its first n bytes.
 func Short(n int) Effect {
 	return Change(func(a []byte) []byte { return a[:min(n, len(a))] })
 }
 
-// Hold calls waiting when the command has arrived, and lets it go on to the TPM
-// when release is closed, or its context is over. With it a test can look at the
-// world while the TPM works, without sleeping.
+// Hold calls waiting when the command has arrived, and passes it to the TPM when
+// release is closed or the context ends. With it, a test can act while the TPM
+// seems to be working.
 func Hold(waiting func(), release <-chan struct{}) Effect {
 	return func(ctx context.Context, c Conn, command []byte) ([]byte, error) {
 		waiting()

@@ -12,8 +12,8 @@ const (
 	transientObjects = 0x80000000
 )
 
-// Handles lists what the TPM holds at this moment from the given handle on to
-// the end of its kind. Nobody else may be connected.
+// Handles lists the handles of one kind that are in the TPM, from the given handle
+// on. There must be no other connection to the TPM.
 func (s *SWTPM) Handles(first uint32) ([]uint32, error) {
 	var p []byte
 	p = binary.BigEndian.AppendUint32(p, 1) // TPM_CAP_HANDLES
@@ -34,8 +34,8 @@ func (s *SWTPM) Handles(first uint32) ([]uint32, error) {
 	return handles, nil
 }
 
-// Leftovers describes the transient objects and the sessions that are in the
-// TPM, one line each; none means that nobody has left anything behind.
+// Leftovers describes the transient objects and the sessions that are in the TPM,
+// one per line.
 func (s *SWTPM) Leftovers() ([]string, error) {
 	var left []string
 	for _, kind := range []struct {

@@ -5,11 +5,11 @@ import (
 	"fmt"
 )
 
-// Lockout is what a TPM says of its protection against dictionary attacks
-// (TPM 2.0 Part 1, 19.8).
+// Lockout is the state of a TPM's protection against dictionary attacks (TPM 2.0
+// Part 1, 19.8).
 type Lockout struct {
-	Counter int  // wrong auth values that count at this moment
-	Locked  bool // it takes no auth value now
+	Counter int  // wrong auth values that count now
+	Locked  bool // the TPM accepts no auth value now
 }
 
 // Properties of a TPM (TPM 2.0 Part 2, 6.13).
@@ -20,10 +20,10 @@ const (
 	inLockout = 1 << 9 // in TPMA_PERMANENT
 )
 
-// Lockout reads the counter. Nobody else may be connected.
+// Lockout reads the counter. There must be no other connection to the TPM.
 func (s *SWTPM) Lockout() (Lockout, error) { return lockout(s.command) }
 
-// Lockout reads the counter, between the commands of others.
+// Lockout reads the counter, between the commands of other connections.
 func (p *Tap) Lockout() (Lockout, error) { return lockout(p.command) }
 
 func lockout(command func(uint32, []byte) ([]byte, error)) (l Lockout, err error) {

@@ -8,16 +8,15 @@ import (
 	"sync"
 )
 
-// Conn is one open TPM, as the code under test knows it.
+// A Conn is one open TPM, as the code under test sees it.
 type Conn interface {
 	Send(ctx context.Context, command []byte) (response []byte, err error)
 	Close() error
 	Managed() bool
 }
 
-// Recorder stands between the code under test and a TPM. It writes down what is
-// opened, sent and closed, and injects faults. It may be used by many
-// goroutines at once.
+// A Recorder sits between the code under test and a TPM. It records what is
+// opened, sent and closed, and injects faults. Goroutines may share it.
 type Recorder struct {
 	open func(context.Context) (Conn, error)
 
@@ -28,7 +27,7 @@ type Recorder struct {
 	faults   []*armed
 }
 
-// Record returns a recorder in front of what open opens.
+// Record returns a recorder for the connections that open returns.
 func Record[C Conn](open func(context.Context) (C, error)) *Recorder {
 	return &Recorder{open: func(ctx context.Context) (Conn, error) {
 		c, err := open(ctx)
@@ -51,9 +50,9 @@ func (r *Recorder) Open(ctx context.Context) (Conn, error) {
 	return &recorded{recorder: r, conn: c}, nil
 }
 
-// Commands returns the names of the commands that were sent since the last
-// Forget, in order: "ContextLoad", "Sign", "FlushContext". Commands that a
-// fault kept from the TPM are among them.
+// Commands returns the names of the commands sent since the last Forget, in order:
+// "ContextLoad", "Sign", "FlushContext". They include commands that a fault kept
+// from the TPM.
 func (r *Recorder) Commands() []string {
 	var names []string
 	for _, c := range r.Raw() {
@@ -62,14 +61,14 @@ func (r *Recorder) Commands() []string {
 	return names
 }
 
-// Raw returns the commands themselves, octet for octet.
+// Raw returns the bytes of the commands.
 func (r *Recorder) Raw() [][]byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.commands)
 }
 
-// Sent reports whether these octets have been on the wire to the TPM in clear.
+// Sent reports whether these bytes were sent to the TPM unencrypted.
 func (r *Recorder) Sent(octets []byte) bool {
 	return slices.ContainsFunc(r.Raw(), func(c []byte) bool { return bytes.Contains(c, octets) })
 }
@@ -81,37 +80,37 @@ func (r *Recorder) Forget() {
 	r.commands = nil
 }
 
-// Opened returns how many connections were opened in all.
+// Opened returns how many connections have been opened.
 func (r *Recorder) Opened() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.opened
 }
 
-// StillOpen returns how many connections are opened and not closed yet.
+// StillOpen returns how many connections are open.
 func (r *Recorder) StillOpen() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.opened - r.closed
 }
 
-// Fault says which commands a fault befalls.
+// A Fault selects the commands that fail, and how.
 type Fault struct {
-	Command string // by name, as in CommandName; any command when empty
-	Skip    int    // so many such commands go through first
-	Times   int    // so many are befallen after that; 0 counts as 1
+	Command string // its name as in CommandName; empty: every command
+	Skip    int    // how many of them succeed first
+	Times   int    // how many fail after that; 0 is taken as 1
 	Effect  Effect
 }
 
-// armed is a fault and what it has seen so far.
+// armed is a fault and its progress.
 type armed struct {
 	Fault
 	seen int
 }
 
-// Inject arms a fault. A command belongs to the first fault, in the order in
-// which they were injected, that still waits for one like it: that one befalls
-// it or counts it as skipped, and the later ones do not see it.
+// Inject arms a fault. Each command is matched with the faults in the order of
+// their injection. The first one that still waits for such a command makes it
+// fail or counts it as skipped; later faults do not see it.
 func (r *Recorder) Inject(f Fault) {
 	if f.Effect == nil {
 		panic("tpmtest: a fault without an effect")
@@ -124,9 +123,8 @@ func (r *Recorder) Inject(f Fault) {
 	r.faults = append(r.faults, &armed{Fault: f})
 }
 
-// Disarm takes back all faults, and returns how many had not befallen all the
-// commands that they were meant for: a test that expects its fault to happen
-// expects 0.
+// Disarm removes all faults, and returns how many of them did not happen as often
+// as they were meant to.
 func (r *Recorder) Disarm() (unused int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -139,7 +137,7 @@ func (r *Recorder) Disarm() (unused int) {
 	return unused
 }
 
-// note writes a command down and returns what befalls it, nil for nothing.
+// note records a command and returns its fault's effect, or nil.
 func (r *Recorder) note(command []byte) Effect {
 	r.mu.Lock()
 	defer r.mu.Unlock()

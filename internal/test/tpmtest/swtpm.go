@@ -21,19 +21,18 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
-// patience bounds everything that this package waits for itself. It is never
-// reached unless something hangs.
+// patience bounds each wait in this package. It only ends tests that hang.
 const patience = time.Minute
 
-// SWTPM is a software TPM with a unix socket and a state directory, both in a
-// temporary directory. It serves one connection at a time: who keeps one open
-// makes everybody else wait.
+// An SWTPM is a software TPM with a unix socket and a state directory, both in a
+// temporary directory. It serves one connection at a time: while one is open, all
+// others wait.
 type SWTPM struct {
 	t   testing.TB
 	dir string
 
 	mu   sync.Mutex
-	proc *process // nil while it does not run
+	proc *process // nil if it is not running
 }
 
 // process is one run of the swtpm program.
@@ -49,8 +48,8 @@ type process struct {
 func Start(t testing.TB) *SWTPM {
 	t.Helper()
 	needs.Program(t, "swtpm")
-	// Not t.TempDir: its name grows with the test's, and a socket's path must
-	// fit into 108 octets.
+	// Not t.TempDir, whose name includes the test's: the path of a socket must fit
+	// into 108 bytes.
 	dir, err := os.MkdirTemp("", "tpm")
 	if err != nil {
 		t.Fatalf("tpmtest: %v", err)
@@ -72,7 +71,7 @@ func (s *SWTPM) Address() string { return "swtpm:path=" + s.Socket() }
 // Socket returns the path of the server socket, which takes raw TPM commands.
 func (s *SWTPM) Socket() string { return filepath.Join(s.dir, "s") }
 
-// PID returns the process id of swtpm, 0 while it does not run.
+// PID returns the process ID of swtpm, or 0 if it is not running.
 func (s *SWTPM) PID() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,8 +81,8 @@ func (s *SWTPM) PID() int {
 	return s.proc.cmd.Process.Pid
 }
 
-// start runs swtpm on listening sockets that are made here. So they are there
-// from the first instant, and nobody needs to wait for them to appear.
+// start runs swtpm on sockets that already listen, so that there is no need to
+// wait for them.
 func (s *SWTPM) start() {
 	s.t.Helper()
 	commands := s.listen(s.Socket())
@@ -98,7 +97,7 @@ func (s *SWTPM) start() {
 	p.cmd.Dir = s.dir
 	p.cmd.Stderr = &p.stderr
 	p.cmd.ExtraFiles = []*os.File{commands, control}
-	// A test that is killed, or panics, takes its TPM with it.
+	// If the test is killed or panics, its TPM ends, too.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := p.run(); err != nil {
 		s.t.Fatalf("tpmtest: starting swtpm: %v", err)
@@ -108,7 +107,7 @@ func (s *SWTPM) start() {
 	s.mu.Unlock()
 }
 
-// listen returns a listening socket to pass on.
+// listen returns a listening socket for swtpm to inherit.
 func (s *SWTPM) listen(path string) *os.File {
 	s.t.Helper()
 	os.Remove(path)
@@ -125,8 +124,8 @@ func (s *SWTPM) listen(path string) *os.File {
 	return f
 }
 
-// run starts swtpm and waits for its end in the background. Pdeathsig is about
-// the thread that starts a process, so that one is kept as long.
+// run starts swtpm and waits for its end in the background. Pdeathsig is sent when
+// the thread that started the process ends, so the thread is kept until then.
 func (p *process) run() error {
 	started := make(chan error)
 	go func() {
@@ -142,7 +141,7 @@ func (p *process) run() error {
 	return <-started
 }
 
-// take ends the current run in the books and returns it, nil when there is none.
+// take returns the current run, or nil, and forgets it.
 func (s *SWTPM) take() *process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -151,8 +150,8 @@ func (s *SWTPM) take() *process {
 	return p
 }
 
-// Kill ends swtpm with SIGKILL and waits until it is gone, as when the plug is
-// pulled. The state stays. Killing a TPM that does not run does nothing.
+// Kill ends swtpm with SIGKILL and waits until it is gone, as in a power failure.
+// The state remains. If swtpm is not running, Kill does nothing.
 func (s *SWTPM) Kill() {
 	if p := s.take(); p != nil {
 		p.cmd.Process.Kill()
@@ -160,9 +159,9 @@ func (s *SWTPM) Kill() {
 	}
 }
 
-// Stop shuts the TPM down in order (TPM2_Shutdown(CLEAR), so that no failed try
-// is counted against the dictionary-attack lockout) and ends swtpm. Nobody else
-// may be connected.
+// Stop shuts the TPM down properly and ends swtpm. After TPM2_Shutdown(CLEAR) the
+// TPM counts no failed try against the dictionary attack lockout. There must be no
+// other connection to the TPM.
 func (s *SWTPM) Stop() {
 	s.t.Helper()
 	if _, err := s.command(tpmShutdown, []byte{0, 0}); err != nil {
@@ -171,8 +170,8 @@ func (s *SWTPM) Stop() {
 	s.Kill()
 }
 
-// Restart starts swtpm again with the same state: after Kill or Stop, or, if it
-// still runs, after an orderly Stop. What was transient is gone.
+// Restart starts swtpm again with the same state, after a Stop if it is still
+// running. Transient objects are gone.
 func (s *SWTPM) Restart() {
 	s.t.Helper()
 	if s.PID() != 0 {
@@ -181,16 +180,16 @@ func (s *SWTPM) Restart() {
 	s.start()
 }
 
-// Reset pulls the plug and starts the TPM again: Kill, then Restart. The TPM
-// may count the unclean stop as a failed try.
+// Reset kills swtpm and starts it again, as a power failure does. The TPM may
+// count the unclean stop as a failed try.
 func (s *SWTPM) Reset() {
 	s.t.Helper()
 	s.Kill()
 	s.start()
 }
 
-// Replace puts another TPM in place of this one: same address, new seeds.
-// Every key made before belongs to another TPM now.
+// Replace replaces the TPM with a new one, at the same address. Keys created before
+// belong to a different TPM now.
 func (s *SWTPM) Replace() {
 	s.t.Helper()
 	s.Kill()
@@ -201,13 +200,13 @@ func (s *SWTPM) Replace() {
 	s.start()
 }
 
-// Pause stops swtpm with SIGSTOP: a TPM that takes commands and does not answer.
-// It has stopped when Pause returns.
+// Pause stops swtpm with SIGSTOP: the TPM accepts commands and does not answer.
+// swtpm has stopped when Pause returns.
 func (s *SWTPM) Pause() {
 	s.t.Helper()
 	s.signal(syscall.SIGSTOP)
 	for {
-		// WNOWAIT leaves the news, and the end of the process, to its Wait.
+		// WNOWAIT leaves the status to the process's Wait.
 		err := unix.Waitid(unix.P_PID, s.PID(), nil, unix.WSTOPPED|unix.WNOWAIT, nil)
 		if err == nil {
 			return
@@ -232,13 +231,13 @@ func (s *SWTPM) signal(sig syscall.Signal) {
 	}
 }
 
-// Env returns the environment in which tpm2-tools use this TPM.
+// Env returns an environment in which tpm2-tools use this TPM.
 func (s *SWTPM) Env() []string {
 	return append(os.Environ(), "TPM2TOOLS_TCTI="+s.Address())
 }
 
-// Tool runs one of tpm2-tools against this TPM and returns what it prints. It
-// fails the test when the tool fails. Nobody else may be connected meanwhile.
+// Tool runs one of tpm2-tools with this TPM and returns its output. It fails the
+// test if the tool fails. There must be no other connection to the TPM.
 func (s *SWTPM) Tool(name string, args ...string) []byte {
 	s.t.Helper()
 	out, stderr, err := s.tool(name, args)
@@ -248,7 +247,7 @@ func (s *SWTPM) Tool(name string, args ...string) []byte {
 	return out
 }
 
-// Fails runs one of tpm2-tools that is expected to fail.
+// Fails runs one of tpm2-tools, and fails the test if the tool succeeds.
 func (s *SWTPM) Fails(name string, args ...string) {
 	s.t.Helper()
 	var exit *exec.ExitError
@@ -267,9 +266,9 @@ func (s *SWTPM) tool(name string, args []string) (stdout, stderr []byte, err err
 	return stdout, complaint.Bytes(), err
 }
 
-// Command sends one bare command without authorization on a connection of its
-// own: code and what follows the header. It returns what follows the header of
-// the answer, or an error for every return code but success.
+// Command sends one command without authorization on a new connection: its code
+// and what follows the header. It returns what follows the header of the answer,
+// or an error for every return code except success.
 func (s *SWTPM) Command(code uint32, parameters []byte) ([]byte, error) {
 	return s.command(code, parameters)
 }

@@ -14,24 +14,24 @@ import (
 	"time"
 )
 
-// Tap stands between programs and an swtpm, on a socket of its own. It writes
-// down every command and every answer, octet for octet, as somebody who listens
-// on the bus would; and it serves any number of connections at a time, so that a
-// test can look at the TPM while a program has it open.
+// A Tap sits between programs and an swtpm, on its own socket. It records every
+// command and every answer, as an attacker on the bus would. It serves any number
+// of connections at a time, so a test can query the TPM while a program has it
+// open.
 type Tap struct {
 	tpm    *SWTPM
 	l      *net.UnixListener
 	served sync.WaitGroup
 
 	mu       sync.Mutex // held for one exchange with the TPM
-	conn     net.Conn   // to the TPM; nil until somebody needs it
+	conn     net.Conn   // to the TPM; nil until it is first needed
 	clients  map[net.Conn]bool
 	commands [][]byte
 	answers  [][]byte
 }
 
-// Tap puts one in front of the TPM. From the first use of it on, until it is
-// closed at the end of the test, nobody else gets to the TPM.
+// Tap puts a tap in front of the TPM. From its first use until the end of the test
+// the TPM is only reachable through it.
 func (s *SWTPM) Tap(t testing.TB) *Tap {
 	t.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(s.dir, "tap"), Net: "unix"})
@@ -44,18 +44,17 @@ func (s *SWTPM) Tap(t testing.TB) *Tap {
 	return p
 }
 
-// Address is that of the tap, in tpm2-tools' notation.
+// Address returns the address of the tap in tpm2-tools' notation.
 func (p *Tap) Address() string { return "swtpm:path=" + p.l.Addr().String() }
 
-// Commands returns what was sent to the TPM; what the tap itself has asked is
-// not among it.
+// Commands returns the commands of the programs, without those of the tap itself.
 func (p *Tap) Commands() [][]byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.commands)
 }
 
-// Answers returns what the TPM answered to Commands.
+// Answers returns the TPM's answers to Commands.
 func (p *Tap) Answers() [][]byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -75,8 +74,8 @@ func (p *Tap) accept() {
 	}
 }
 
-// serve passes on the commands of one client until it hangs up, or says what
-// makes no sense.
+// serve passes on the commands of one client until it hangs up or sends something
+// else.
 func (p *Tap) serve(c net.Conn) {
 	defer func() {
 		c.Close()
@@ -107,7 +106,7 @@ func (p *Tap) serve(c net.Conn) {
 	}
 }
 
-// exchange has the TPM carry out one command.
+// exchange has the TPM execute one command.
 func (p *Tap) exchange(command []byte, record bool) (answer []byte, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -132,8 +131,7 @@ func (p *Tap) exchange(command []byte, record bool) (answer []byte, err error) {
 	return answer, nil
 }
 
-// command sends one bare command as [SWTPM.Command] does, between those of the
-// others.
+// command sends one command as [SWTPM.Command] does, between those of the clients.
 func (p *Tap) command(code uint32, parameters []byte) ([]byte, error) {
 	answer, err := p.exchange(NewCommand(code, parameters), false)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 )
 
-// TestTap: two have the TPM open at a time, what they send is written down, and
-// the tap can ask in between.
+// Two clients have the TPM open at a time, the tap records what they send, and can
+// send commands in between.
 func TestTap(t *testing.T) {
 	s := tpmtest.Start(t)
 	tap := s.Tap(t)
@@ -33,7 +33,7 @@ func TestTap(t *testing.T) {
 	}
 }
 
-// TestTapTurnsAway what is no command.
+// The tap refuses what is not a command.
 func TestTapTurnsAway(t *testing.T) {
 	tap := tpmtest.Start(t).Tap(t)
 	for _, nonsense := range []string{strings.Repeat("\xff", 10), strings.Repeat("\x00", 10)} {
@@ -51,7 +51,7 @@ func TestTapTurnsAway(t *testing.T) {
 	}
 }
 
-// TestLockout: a wrong auth value counts, and enough of them lock the TPM.
+// Wrong auth values count, and lock the TPM after some tries.
 func TestLockout(t *testing.T) {
 	s := tpmtest.Start(t)
 	s.Tool("tpm2_dictionarylockout", "--setup-parameters", "--max-tries=2", "--recovery-time=600", "--lockout-recovery-time=600")

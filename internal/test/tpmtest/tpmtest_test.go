@@ -25,8 +25,8 @@ const (
 	ccHashSequence     = 0x186
 )
 
-// TestNames compares the names around every gap of the table, where an entry
-// too many or too few would show, with go-tpm's constants.
+// TestNames compares the names around every gap of the table with go-tpm's
+// constants. A missing or extra entry would show there.
 func TestNames(t *testing.T) {
 	for name, code := range map[string]tpm2.TPMCC{
 		"NV_UndefineSpaceSpecial": tpm2.TPMCCNVUndefineSpaceSpecial,
@@ -257,7 +257,7 @@ func TestEffects(t *testing.T) {
 	}
 }
 
-// TestNoDescriptors counts descriptors around a TPM's life.
+// A TPM leaves no descriptors open.
 func TestNoDescriptors(t *testing.T) {
 	count := func() int {
 		d, err := os.ReadDir("/proc/self/fd")
