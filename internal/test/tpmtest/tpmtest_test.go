@@ -148,7 +148,7 @@ func TestStates(t *testing.T) {
 	}
 	s.Kill()
 	if _, err := net.Dial("unix", s.Socket()); err == nil {
-		t.Error("somebody answers after Kill")
+		t.Error("the TPM answers after Kill")
 	}
 }
 

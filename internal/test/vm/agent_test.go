@@ -21,10 +21,11 @@ import (
 
 const program = "/bin/tpm-agent"
 
-// patience bounds every wait of these tests: long, as the machine is emulated.
+// patience bounds every wait of these tests. It is long because the machine is
+// emulated.
 const patience = time.Minute
 
-// A home is what one user of the agent has: a directory, a TPM, keys.
+// A home is one user's directory, TPM and keys.
 type home struct {
 	dir string
 	tpm string
@@ -54,7 +55,7 @@ func (h *home) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// keygen makes a key in the TPM and gives its public half as written.
+// keygen creates a key in the TPM and returns its public half from the file.
 func (h *home) keygen(t *testing.T, name, pin string, flags ...string) ssh.PublicKey {
 	t.Helper()
 	file := filepath.Join(h.dir, ".ssh", name)
@@ -76,7 +77,7 @@ func (h *home) keygen(t *testing.T, name, pin string, flags ...string) ssh.Publi
 	return key
 }
 
-// askpass lets the agent's prompts be answered with pin.
+// askpass answers the agent's prompts with pin.
 func (h *home) askpass(t *testing.T, pin string) {
 	t.Helper()
 	script := filepath.Join(h.dir, "askpass")
@@ -86,15 +87,15 @@ func (h *home) askpass(t *testing.T, pin string) {
 	h.env = append(h.env, "SSH_ASKPASS="+script, "SSH_ASKPASS_REQUIRE=force")
 }
 
-// A daemon is a running tpm-agent serve.
+// A daemon is a running agent.
 type daemon struct {
 	socket string
 	cmd    *exec.Cmd
 	log    *bytes.Buffer // complete once the process is gone
 }
 
-// serve starts an agent, waits until it answers, and ends it with the test. It
-// must then leave the TPM as it found it.
+// serve starts an agent, waits until it answers, and ends it with the test. At the
+// end it must have left nothing in the TPM.
 func (h *home) serve(t *testing.T, name string) *daemon {
 	t.Helper()
 	d := &daemon{socket: filepath.Join(h.dir, name, "agent.sock"), log: new(bytes.Buffer)}
@@ -124,7 +125,7 @@ func (d *daemon) stop(t *testing.T) {
 	}
 }
 
-// client is one connection to the agent, closed with the test.
+// client opens a connection to the agent, which is closed with the test.
 func (d *daemon) client(t *testing.T) agent.ExtendedAgent {
 	t.Helper()
 	conn, err := net.Dial("unix", d.socket)
@@ -151,7 +152,7 @@ func (d *daemon) openDevices() ([]string, error) {
 	return open, nil
 }
 
-// idle tells whether the agent has let go of its device.
+// idle returns an error while the agent has its device open.
 func (d *daemon) idle() error {
 	open, err := d.openDevices()
 	if err == nil && len(open) > 0 {
@@ -160,7 +161,7 @@ func (d *daemon) idle() error {
 	return err
 }
 
-// algorithm is what a client asks for when it signs with a key.
+// algorithm returns the signature algorithm that a client requests for a key.
 func algorithm(key ssh.PublicKey, n int) (name string, flags agent.SignatureFlags) {
 	switch {
 	case key.Type() != ssh.KeyAlgoRSA:
@@ -172,8 +173,7 @@ func algorithm(key ssh.PublicKey, n int) (name string, flags agent.SignatureFlag
 	}
 }
 
-// login signs what a client signs to log in, and verifies the answer as the
-// server would.
+// login signs the data of a login, and verifies the answer as a server does.
 func login(a agent.ExtendedAgent, key ssh.PublicKey, n int) error {
 	name, flags := algorithm(key, n)
 	data := ssh.Marshal(struct {
@@ -200,8 +200,8 @@ func login(a agent.ExtendedAgent, key ssh.PublicKey, n int) error {
 	return nil
 }
 
-// eventually tries until there is no error; each try is a question about an
-// event that nobody announces.
+// eventually calls a function until it returns no error. It is for events that
+// have no notification.
 func eventually(t *testing.T, what string, try func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
@@ -217,7 +217,8 @@ func eventually(t *testing.T, what string, try func() error) {
 	}
 }
 
-// leavesNothing waits until the running, idle agent has let go of the TPM.
+// leavesNothing waits until the idle agent has closed the TPM, and checks that it
+// has left nothing there.
 func (d *daemon) leavesNothing(t *testing.T) {
 	t.Helper()
 	eventually(t, "an idle agent", d.idle)

@@ -16,9 +16,9 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// TestThreeCommands: contexts and sessions go through the kernel's resource
-// manager as they do to the chip, so that a signature takes three commands, and
-// they end with the descriptor, so that the next one begins anew by itself.
+// Contexts and sessions pass through the kernel's resource manager, so a signature
+// takes three commands. They end when the device is closed, and the next signature
+// creates new ones.
 func TestThreeCommands(t *testing.T) {
 	onEach(t, func(t *testing.T, device string) {
 		address, err := tcti.Parse("device:" + device)
@@ -58,8 +58,8 @@ func signOnce(t *testing.T, key *tpmkey.Key, pin string) {
 	}
 }
 
-// steady checks the commands of a signature, of one during which the device was
-// not opened anew: /dev/tpm0 is let go of every second.
+// steady checks the commands of a signature during which the device was not opened
+// again: the agent closes /dev/tpm0 every second.
 func steady(t *testing.T, r *tpmtest.Recorder, sign func()) {
 	t.Helper()
 	want := []string{"ContextLoad", "Sign", "FlushContext"}

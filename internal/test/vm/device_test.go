@@ -15,9 +15,9 @@ const (
 	raw     = "/dev/tpm0"   // the TPM itself, one program at a time
 )
 
-// open opens a device for blocking use. os.OpenFile would set O_NONBLOCK, as
-// the device can be polled, and with it the driver works in the background: a
-// read that comes before the answer is no EAGAIN but an end of file.
+// open opens a device for blocking use. os.OpenFile would set O_NONBLOCK, because
+// the device can be polled. The driver then works in the background, and a read
+// before the answer returns end of file instead of EAGAIN.
 func open(path string) (*os.File, error) {
 	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -26,8 +26,8 @@ func open(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// exchange sends one command with nothing but a file: what these tests know
-// about the TPM does not come through the code that they test.
+// exchange sends one command through a plain file, so that the tests do not rely on
+// the code that they test.
 func exchange(path string, command []byte) ([]byte, error) {
 	f, err := open(path)
 	if err != nil {
@@ -48,9 +48,9 @@ func exchange(path string, command []byte) ([]byte, error) {
 	return answer[10:n], nil
 }
 
-// handles lists the transient objects and the sessions, loaded or saved, that
-// the TPM itself has. On the raw device: the resource manager shows each
-// program only its own.
+// handles lists the transient objects and the sessions, loaded or saved, in the TPM.
+// It uses the raw device, because the resource manager shows each program only its
+// own.
 func handles() ([]uint32, error) {
 	var all []uint32
 	for _, first := range []uint32{0x80000000, 0x02000000, 0x03000000} {
@@ -72,8 +72,8 @@ func handles() ([]uint32, error) {
 	return all, nil
 }
 
-// TestDevices asks each device for random bytes: if this fails, the machine is
-// wrong and not the agent.
+// TestDevices gets random bytes from each device. If it fails, the virtual machine
+// is broken and not the agent.
 func TestDevices(t *testing.T) {
 	for _, path := range []string{managed, raw} {
 		// TPM_ST_NO_SESSIONS, 12 octets, TPM_CC_GetRandom, 8 octets wanted.
@@ -87,11 +87,11 @@ func TestDevices(t *testing.T) {
 	}
 }
 
-// TestHandlesAreSeen makes a transient object and looks for it: the check that
-// nothing is left must be able to fail.
+// TestHandlesAreSeen creates a transient object and finds it, to show that the check
+// for leftovers can fail.
 func TestHandlesAreSeen(t *testing.T) {
-	// TPM2_HashSequenceStart of SHA-256 without an auth value: on the raw
-	// device its object stays when the file is closed.
+	// TPM2_HashSequenceStart of SHA-256 without an auth value. On the raw device
+	// its object remains when the file is closed.
 	answer, err := exchange(raw, []byte{0x80, 0x01, 0, 0, 0, 14, 0, 0, 0x01, 0x86, 0, 0, 0, 0x0b})
 	if err != nil {
 		t.Fatal(err)

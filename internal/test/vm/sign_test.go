@@ -12,14 +12,14 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// onEach runs a test on the resource manager's device and, alone, on the raw one.
+// onEach runs a test on the resource manager's device, and then on the raw one.
 func onEach(t *testing.T, test func(t *testing.T, device string)) {
 	for _, device := range []string{managed, raw} {
 		t.Run(strings.TrimPrefix(device, "/dev/"), func(t *testing.T) { test(t, device) })
 	}
 }
 
-// TestLogin makes a key, finds it in the agent's list and logs in with it.
+// TestLogin creates a key, finds it in the agent's list and logs in with it.
 func TestLogin(t *testing.T) {
 	onEach(t, func(t *testing.T, device string) {
 		for name, flags := range map[string][]string{"ecdsa": nil, "rsa": {"-t", "rsa", "-b", "2048"}} {
@@ -39,7 +39,7 @@ func TestLogin(t *testing.T) {
 	})
 }
 
-// checkList wants exactly these keys in the agent's list.
+// checkList checks that the agent lists exactly these keys.
 func checkList(t *testing.T, d *daemon, want ...ssh.PublicKey) {
 	t.Helper()
 	got, err := d.client(t).List()
@@ -60,9 +60,9 @@ func checkList(t *testing.T, d *daemon, want ...ssh.PublicKey) {
 	}
 }
 
-// TestPIN signs with a key that has a PIN: its authorization session is kept
-// from one signature to the next, swapped in and out by the resource manager,
-// and gone when the agent is idle.
+// TestPIN signs with a key that has a PIN. The authorization session is kept from
+// one signature to the next, swapped in and out by the resource manager, and gone
+// when the agent is idle.
 func TestPIN(t *testing.T) {
 	onEach(t, func(t *testing.T, device string) {
 		h := newHome(t, device)
@@ -82,8 +82,8 @@ func TestPIN(t *testing.T) {
 	})
 }
 
-// TestTwoAgents lets two agents with a key each work at the same time, as two
-// users of one machine do. The resource manager keeps them apart.
+// TestTwoAgents has two agents with one key each sign at the same time, as for two
+// users of a machine. The resource manager keeps them apart.
 func TestTwoAgents(t *testing.T) {
 	var agents [2]*daemon
 	var keys [2]ssh.PublicKey
@@ -115,7 +115,7 @@ func TestManyClients(t *testing.T) {
 	})
 }
 
-// sign starts clients that sign so many times each.
+// sign starts clients that make a number of signatures each.
 func sign(t *testing.T, wg *sync.WaitGroup, d *daemon, key ssh.PublicKey, clients, each int) {
 	t.Helper()
 	for i := range clients {
@@ -131,9 +131,9 @@ func sign(t *testing.T, wg *sync.WaitGroup, d *daemon, key ssh.PublicKey, client
 	}
 }
 
-// TestSignalStorm signs while the agent is hit by SIGURG without a pause: the
-// signal by which Go's runtime preempts its own threads, and which interrupts
-// a system call on the device.
+// TestSignalStorm signs while the agent gets SIGURG without a pause. Go's runtime
+// preempts its threads with this signal, which interrupts system calls on the
+// device.
 func TestSignalStorm(t *testing.T) {
 	onEach(t, func(t *testing.T, device string) {
 		h := newHome(t, device)
@@ -161,8 +161,8 @@ func TestSignalStorm(t *testing.T) {
 	})
 }
 
-// TestBusyDevice holds the raw device, which is one program's at a time: the
-// agent says no in the end, lists its keys meanwhile, and signs as soon as the
+// TestBusyDevice holds the raw device, which only one program can open at a time.
+// The agent fails to sign after a while, still lists its keys, and signs once the
 // device is free.
 func TestBusyDevice(t *testing.T) {
 	h := newHome(t, raw)

@@ -21,8 +21,8 @@ func openTCTI(t *testing.T, device string) *tcti.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A Conn that was closed in the middle of a command gives the raw device
-	// back when the command is over.
+	// A Conn that was closed during a command releases the raw device when the
+	// command ends.
 	var conn *tcti.Conn
 	eventually(t, "the device", func() error {
 		conn, err = address.Open(t.Context())
@@ -35,14 +35,14 @@ func openTCTI(t *testing.T, device string) *tcti.Conn {
 	return conn
 }
 
-// getRandom is TPM2_GetRandom of n octets: the answer tells by its length
-// which command it belongs to.
+// getRandom is TPM2_GetRandom of n bytes. The length of the answer shows which
+// command it belongs to.
 func getRandom(n int) []byte {
 	return binary.BigEndian.AppendUint16([]byte{0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x7b}, uint16(n))
 }
 
-// TestTransportUnderSignals sends commands while its own process is hit by
-// SIGURG: each answer is whole, and that of its command.
+// TestTransportUnderSignals sends commands while its own process gets SIGURG. Each
+// answer must be complete and belong to its command.
 func TestTransportUnderSignals(t *testing.T) {
 	onEach(t, func(t *testing.T, device string) {
 		conn := openTCTI(t, device)
@@ -71,8 +71,8 @@ func TestTransportUnderSignals(t *testing.T) {
 	})
 }
 
-// TestTransportGivesUp cancels commands in the middle: the Conn is closed or
-// as it was, and what comes after gets answers of its own.
+// TestTransportGivesUp cancels commands before they are answered. Afterwards the
+// Conn is closed or usable, and later commands get their own answers.
 func TestTransportGivesUp(t *testing.T) {
 	onEach(t, func(t *testing.T, device string) {
 		for n := range 20 {
