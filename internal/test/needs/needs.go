@@ -4,6 +4,7 @@ package needs
 
 import (
 	"os/exec"
+	"strings"
 	"testing"
 )
 
@@ -19,7 +20,6 @@ var packages = map[string]string{
 	"sshd":                    "openssh-server",
 	"systemd-ask-password":    "systemd",
 	"systemd-socket-activate": "systemd",
-	"tpm2":                    "tpm2-tools",
 }
 
 // Program returns the path of a program. It skips the test if there is none.
@@ -53,6 +53,9 @@ func Python(t testing.TB, module, debian string) {
 }
 
 func debianPackage(program string) string {
+	if strings.HasPrefix(program, "tpm2_") {
+		return "tpm2-tools"
+	}
 	if name, ok := packages[program]; ok {
 		return name
 	}

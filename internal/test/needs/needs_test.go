@@ -37,8 +37,9 @@ func TestProgram(t *testing.T) {
 	}
 	t.Setenv("PATH", t.TempDir())
 	for name, want := range map[string]string{
-		"ssh-add": "needs ssh-add: install the package openssh-client, or run make deps",
-		"swtpm":   "needs swtpm: install the package swtpm, or run make deps",
+		"tpm2_create": "needs tpm2_create: install the package tpm2-tools, or run make deps",
+		"ssh-add":     "needs ssh-add: install the package openssh-client, or run make deps",
+		"swtpm":       "needs swtpm: install the package swtpm, or run make deps",
 	} {
 		if got := run(func(t testing.TB) { Programs(t, name) }); got != want {
 			t.Errorf("%s: skipped with %q, want %q", name, got, want)
