@@ -11,6 +11,7 @@ import (
 // sentinel errors and constant tables, and no code runs before main. The rule
 // does not apply to tests.
 func TestNoPackageState(t *testing.T) {
+	t.Parallel()
 	for _, f := range sources(t) {
 		if r, _ := find(f.pkg); !f.test && !r.vars {
 			report(t, packageState(f))
@@ -101,6 +102,7 @@ var constantCalls = map[string]bool{
 }
 
 func TestPackageState(t *testing.T) {
+	t.Parallel()
 	cases := map[string]int{
 		`var ErrGone = errors.New("gone")`:                       0,
 		`var ErrOld = fmt.Errorf("old: %w", ErrGone)`:            0,

@@ -21,6 +21,7 @@ func find(pkg string) (row, bool) {
 }
 
 func TestImportsFollowTheTable(t *testing.T) {
+	t.Parallel()
 	for _, f := range sources(t) {
 		if slices.Contains(pending, f.pkg) {
 			continue
@@ -80,6 +81,7 @@ func matches(entry, path string) bool {
 // TestTableIsInOrder keeps imports pointing down: a row may only allow packages
 // in the rows below it.
 func TestTableIsInOrder(t *testing.T) {
+	t.Parallel()
 	for i, r := range table {
 		report(t, upward(r, table[:i+1]))
 	}
@@ -99,6 +101,7 @@ func upward(r row, above []row) []string {
 }
 
 func TestUpward(t *testing.T) {
+	t.Parallel()
 	above := []row{{pkg: "cmd/x"}, {pkg: "internal/a"}, {pkg: "internal/a/b"}}
 	cases := map[string]int{
 		"internal/c":           0,
@@ -118,6 +121,7 @@ func TestUpward(t *testing.T) {
 }
 
 func TestImportProblems(t *testing.T) {
+	t.Parallel()
 	r := row{pkg: "internal/x", imports: []string{"keyfile", "internal/..."}, tests: []string{"agent"}}
 	cases := []struct {
 		path, imported string
@@ -144,6 +148,7 @@ func TestImportProblems(t *testing.T) {
 }
 
 func TestPermitted(t *testing.T) {
+	t.Parallel()
 	allowed := []string{"keyfile", "internal/...", "github.com/...", "golang.org/x/crypto/ssh"}
 	cases := map[string]bool{
 		"os":                                true,

@@ -33,6 +33,7 @@ func limitsOf(pkg string) limits {
 }
 
 func TestPackages(t *testing.T) {
+	t.Parallel()
 	found := packages(t)
 	for _, pkg := range slices.Sorted(maps.Keys(found)) {
 		switch problems := packageProblems(pkg, found[pkg]); {
@@ -250,6 +251,7 @@ func named(e ast.Expr, name string) bool {
 }
 
 func TestNameProblems(t *testing.T) {
+	t.Parallel()
 	cases := map[string]int{
 		"internal/wire":          0,
 		"internal/util":          1,
@@ -265,6 +267,7 @@ func TestNameProblems(t *testing.T) {
 }
 
 func TestCommentProblems(t *testing.T) {
+	t.Parallel()
 	cases := []struct {
 		name string
 		path string
@@ -296,6 +299,7 @@ func TestCommentProblems(t *testing.T) {
 }
 
 func TestSizeProblems(t *testing.T) {
+	t.Parallel()
 	limit := limits{lines: 6, files: 1, names: 2, methods: 1}
 	cases := []struct {
 		name string
@@ -327,6 +331,7 @@ func TestSizeProblems(t *testing.T) {
 }
 
 func TestLogic(t *testing.T) {
+	t.Parallel()
 	cases := map[string]int{
 		`if err != nil { return }`:                             0,
 		`if err := run(); err != nil { return }`:               0,

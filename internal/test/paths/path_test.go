@@ -6,6 +6,7 @@ import (
 )
 
 func TestParseLine(t *testing.T) {
+	t.Parallel()
 	const ours = "github.com/tpm-agent/tpm-agent/"
 	cases := map[string]function{
 		ours + "internal/tcti/conn.go:12:\t*Conn.Send\t81.2%":  {"internal/tcti", "conn.go", "internal/tcti/conn.go:12", "*Conn.Send"},
@@ -25,6 +26,7 @@ func TestParseLine(t *testing.T) {
 }
 
 func TestRoute(t *testing.T) {
+	t.Parallel()
 	p := route{
 		{"agent", "sign.go", "agent/sign.go:1", "sign"},
 		{"agent", "sign.go", "agent/sign.go:9", "digest"},

@@ -10,6 +10,7 @@ import (
 
 // A program has the terminal as its own, and each text is found once, in order.
 func TestTerminal(t *testing.T) {
+	t.Parallel()
 	p := New(t)
 	cmd := p.Run(exec.Command("sh", "-c", `tty; stty size; read a </dev/tty; echo "a $a"; read b; echo "a $b"`))
 	p.WaitFor(p.Path() + "\r\n")
@@ -34,6 +35,7 @@ func TestTerminal(t *testing.T) {
 // Seen returns text that no wait has found, even if it was just written. It never
 // contains the mark, and the next wait begins after it.
 func TestSeen(t *testing.T) {
+	t.Parallel()
 	p := New(t)
 	for i := range 100 {
 		if out, err := exec.Command("sh", "-c", `printf x >"$0"`, p.Path()).CombinedOutput(); err != nil {
@@ -50,6 +52,7 @@ func TestSeen(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
+	t.Parallel()
 	p := New(t)
 	before := p.Settings()
 	if !p.Echoes() {
@@ -67,6 +70,7 @@ func TestSettings(t *testing.T) {
 
 // The leader of the process session receives SIGHUP when the terminal hangs up.
 func TestHangUp(t *testing.T) {
+	t.Parallel()
 	p := New(t)
 	// End of file may arrive before the signal.
 	cmd := p.Run(exec.Command("sh", "-c", "trap 'exit 7' HUP; echo ready; while :; do read line; done"))

@@ -12,6 +12,7 @@ import (
 // Two clients have the TPM open at a time, the tap records what they send, and can
 // send commands in between.
 func TestTap(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	tap := s.Tap(t)
 	a, err := tcti.Parse(tap.Address())
@@ -35,6 +36,7 @@ func TestTap(t *testing.T) {
 
 // The tap refuses what is not a command.
 func TestTapTurnsAway(t *testing.T) {
+	t.Parallel()
 	tap := tpmtest.Start(t).Tap(t)
 	for _, nonsense := range []string{strings.Repeat("\xff", 10), strings.Repeat("\x00", 10)} {
 		c, err := net.Dial("unix", strings.TrimPrefix(tap.Address(), "swtpm:path="))
@@ -53,6 +55,7 @@ func TestTapTurnsAway(t *testing.T) {
 
 // Wrong auth values count, and lock the TPM after some tries.
 func TestLockout(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	s.Tool("tpm2_dictionarylockout", "--setup-parameters", "--max-tries=2", "--recovery-time=600", "--lockout-recovery-time=600")
 	s.Tool("tpm2_createprimary", "-Q", "-G", "ecc", "-c", "p.ctx")

@@ -28,6 +28,7 @@ const (
 // TestNames compares the names around every gap of the table with go-tpm's
 // constants. A missing or extra entry would show there.
 func TestNames(t *testing.T) {
+	t.Parallel()
 	for name, code := range map[string]tpm2.TPMCC{
 		"NV_UndefineSpaceSpecial": tpm2.TPMCCNVUndefineSpaceSpecial,
 		"NV_UndefineSpace":        tpm2.TPMCCNVUndefineSpace,
@@ -79,6 +80,7 @@ func startSession(t *testing.T, s *tpmtest.SWTPM) []byte {
 }
 
 func TestLeftovers(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	none := func() {
 		t.Helper()
@@ -124,6 +126,7 @@ func primary(t *testing.T, s *tpmtest.SWTPM) string {
 }
 
 func TestStates(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	before := primary(t, s)
 	for name, again := range map[string]func(){
@@ -176,6 +179,7 @@ func reopen(t *testing.T, r *tpmtest.Recorder) tpmtest.Conn {
 var random = tpmtest.NewCommand(ccGetRandom, []byte{0, 8})
 
 func TestRecorder(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	r, c := opener(t, s)
 	test := tpmtest.NewCommand(0x17c, nil)
@@ -209,6 +213,7 @@ func TestRecorder(t *testing.T) {
 }
 
 func TestCodes(t *testing.T) {
+	t.Parallel()
 	r, c := opener(t, tpmtest.Start(t))
 	r.Inject(tpmtest.Fault{Command: "GetRandom", Skip: 1, Times: 2, Effect: tpmtest.Code(0x922)})
 	r.Inject(tpmtest.Fault{Effect: tpmtest.Code(0x908)})
@@ -232,6 +237,7 @@ func TestCodes(t *testing.T) {
 }
 
 func TestEffects(t *testing.T) {
+	t.Parallel()
 	r, c := opener(t, tpmtest.Start(t))
 	send := func(ctx context.Context, e tpmtest.Effect) ([]byte, error) {
 		r.Inject(tpmtest.Fault{Effect: e})
