@@ -3,99 +3,106 @@ package privkey
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
-// ErrFormat is wrapped by the errors for what is damaged, inconsistent, or no
-// key at all.
+// ErrFormat is wrapped by the errors for files that are damaged, inconsistent,
+// or not keys at all.
 var ErrFormat = errors.New("malformed private key")
 
-// ErrPassphrase is wrapped by the error for a passphrase that is wrong. Where
-// the encryption has no checksum, damage to the encrypted part looks the same.
+// ErrPassphrase is wrapped by the error for a wrong passphrase. Where the
+// encryption has no checksum, damage to the encrypted part looks the same.
 var ErrPassphrase = errors.New("wrong passphrase")
 
 // ErrPublic is wrapped by the error for a public key or a certificate without a
 // private key.
 var ErrPublic = errors.New("a public key, not a private one")
 
-// ErrTPM is wrapped by the error for a file whose key is wrapped by a TPM
-// already.
+// ErrTPM is wrapped by the error for a TPM key file.
 var ErrTPM = errors.New("already a TPM key file")
 
-var errNoPassphrase = fmt.Errorf("%w: the key is encrypted, and no passphrase was given", ErrPassphrase)
-
-// UnsupportedError is the refusal of a key, or of a file, that may well be
-// sound.
+// An UnsupportedError refuses a key that may be valid but cannot be used here.
 type UnsupportedError struct {
-	// Kind says what it is: "Ed25519 key".
-	Kind string
-	// Why is the reason for the refusal.
-	Why string
-	// Ways are what the user may do instead, one sentence or command each; FILE
-	// and NEW stand in them for paths.
-	Ways []string
+	Kind string   // names the key or file: "Ed25519 key"
+	Why  string   // is the reason for the refusal
+	Ways []string // are sentences or commands to use instead; FILE and NEW stand for paths
 }
 
-// Error has Kind and Why.
+// Error returns Kind and Why.
 func (e *UnsupportedError) Error() string { return e.Kind + ": " + e.Why }
 
 func malformed(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrFormat, fmt.Sprintf(format, args...))
 }
 
+// libraryError returns ErrFormat with the reason that a library gives. Errors of
+// encoding/asn1 describe Go types, which does not help the user.
+func libraryError(format string, err error) error {
+	text := err.Error()
+	if strings.Contains(text, "asn1: ") {
+		return malformed("%s: a field cannot be read", format)
+	}
+	return malformed("%s: %s", format, text[strings.LastIndex(": "+text, ": "):]) // without "crypto/rsa: "
+}
+
 const (
 	wayNew     = "make an ECDSA key in the TPM, and put its public key beside the old one: tpm-agent keygen"
-	wayAdd     = "keep it as a software key, which the agent holds in memory: "
+	wayAdd     = "keep it as a software key, which the agent holds in memory: ssh-add FILE"
+	wayFIDO    = "keep using it through another agent behind this one: tpm-agent serve --upstream SOCKET"
+	wayWeaken  = "have the program that wrote the key write it again with less work or without a passphrase"
 	wayConvert = "convert a copy: "
-	// topk8 writes PBES2, whatever it reads.
-	topk8 = wayConvert + "openssl pkcs8 -topk8 -v2 aes-256-cbc -in FILE -out NEW"
+
+	// useOpenSSL writes PBES2, which is read here.
+	useOpenSSL = "openssl pkcs8 -topk8 -v2 aes-256-cbc -in FILE -out NEW"
+	// useLegacy is for ciphers that OpenSSL 3 keeps in a provider of their own.
+	useLegacy = "openssl pkcs8 -provider legacy -provider default -topk8 -v2 aes-256-cbc -in FILE -out NEW"
+	// useKeygen changes a file in place, therefore the copy.
+	useKeygen = "cp FILE NEW && ssh-keygen -p -Z aes256-ctr -a 24 -f NEW"
+
+	whyEd25519 = "no TPM has Ed25519"
+	whyDSA     = "no TPM has DSA, and OpenSSH has removed it"
+	whyFIDO    = "it is in hardware already, and the file only says in which"
 )
 
-func unsupportedKey(kind, why string, ways ...string) error {
-	return &UnsupportedError{kind, why, ways}
+// kinds holds the refusals of keys that a TPM cannot use for SSH, by their types
+// in SSH and by the object identifiers of their algorithms.
+var kinds = map[string]UnsupportedError{
+	"ssh-ed25519":                        {"Ed25519 key", whyEd25519, []string{wayAdd, wayNew}},
+	"1.3.101.112":                        {"Ed25519 key", whyEd25519, []string{wayAdd + " (as PEM, with OpenSSH 9.6 or later)", wayNew}},
+	"ssh-dss":                            {"DSA key", whyDSA, []string{wayNew}},
+	"1.2.840.10040.4.1":                  {"DSA key", whyDSA, []string{wayNew}},
+	"sk-ssh-ed25519@openssh.com":         {"FIDO key (Ed25519)", whyFIDO, []string{wayFIDO, wayNew}},
+	"sk-ecdsa-sha2-nistp256@openssh.com": {"FIDO key (ECDSA)", whyFIDO, []string{wayFIDO, wayNew}},
+	"1.3.101.113":                        {"Ed448 key", "no TPM has Ed448", []string{wayNew}},
+	"1.3.101.110":                        {"X25519 key", "it cannot sign", []string{wayNew}},
+	"1.3.101.111":                        {"X448 key", "it cannot sign", []string{wayNew}},
+	"1.2.840.113549.1.1.10":              {"RSA key for PSS only", "SSH signs with PKCS #1 v1.5, which this key must not do", []string{wayNew}},
 }
 
-// useless are the kinds of keys that cannot go into a TPM for SSH.
-func useless(kind, why string) error {
-	return unsupportedKey(kind, why, wayNew)
+// unusable refuses a type of SSH or an algorithm by its name.
+func unusable(id string) error {
+	if e, ok := kinds[id]; ok {
+		return &e
+	}
+	return useless("key of the type "+quoted(id), "tpm-agent does not know it")
 }
 
-// The commands that add an Ed25519 key, by the format of its file.
-const (
-	addOpenSSH = "ssh-add FILE"
-	addPKCS8   = "ssh-add FILE (as PEM, with OpenSSH 9.6 or later)"
-	addPuTTY   = "puttygen FILE -O private-openssh -o NEW && ssh-add NEW"
-)
+// useless refuses a kind of key that cannot go into a TPM for SSH.
+func useless(kind, why string) error { return &UnsupportedError{kind, why, []string{wayNew}} }
 
-func ed25519Key(add string) error {
-	return unsupportedKey("Ed25519 key", "no TPM has Ed25519", wayAdd+add, wayNew)
+// convert refuses a file that a command can convert.
+func convert(kind, why, command string) error {
+	return &UnsupportedError{kind, why, []string{wayConvert + command}}
 }
 
-func dsaKey() error {
-	return useless("DSA key", "no TPM has DSA, and OpenSSH has given it up")
+func encryptedWith(what, command string) error {
+	return convert("key encrypted with "+what, "tpm-agent does not read this encryption", command)
 }
 
-func fidoKey(typ string) error {
-	return unsupportedKey("FIDO key ("+typ+")",
-		"it is in hardware already, the file only says in which",
-		"go on using it through an agent behind this one: tpm-agent serve --upstream SOCKET", wayNew)
+// tooMuch refuses more work for a passphrase than the limit.
+func tooMuch(what string, n, limit int64, command string) error {
+	return convert(fmt.Sprintf("key encrypted with %d %s", n, what), fmt.Sprintf("tpm-agent computes at most %d", limit), command)
 }
 
-func curveKey(name string) error {
-	return useless("EC key on "+name, "SSH has ECDSA with P-256, P-384 and P-521 only")
-}
-
-func primesKey() error {
-	return useless("RSA key of more than two primes", "a TPM takes RSA keys of two primes only")
-}
-
-// wayWeaken is for what openssl does not read either.
-const wayWeaken = "have the program that wrote it write it again with less work, or without a passphrase"
-
-// tooMuch refuses a passphrase that would be too much work.
-func tooMuch(what string, limit uint64, ways ...string) error {
-	return unsupportedKey("key encrypted with "+what,
-		fmt.Sprintf("at most %d are computed, as more could take for ever", limit), ways...)
-}
-
-// topk8Legacy is for what OpenSSL 3 keeps in a provider of its own.
-const topk8Legacy = wayConvert + "openssl pkcs8 -provider legacy -provider default -topk8 -v2 aes-256-cbc -in FILE -out NEW"
+// quoted makes text from a file safe to print.
+func quoted(text string) string { return fmt.Sprintf("%.64q", text) }

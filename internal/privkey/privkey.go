@@ -1,145 +1,105 @@
-// Package privkey reads the private keys that people have, in the formats that
-// OpenSSH, OpenSSL and what was made after them have written: OpenSSH's own,
-// PKCS #8, PKCS #1 and SEC 1, as PEM or as bare DER, encrypted or not.
+// Package privkey reads private keys written by other programs: OpenSSH's own
+// format, PKCS #8, PKCS #1 and SEC 1, as PEM or as bare DER, encrypted or not.
 //
-// It knows bytes and no TPM. What comes out of Parse has been checked whole:
-// the numbers fit each other, and the public part the private one. Keys that
-// SSH or a TPM has no use for are told from damaged files, and refused by name
-// with the ways on.
+// It works on bytes and never uses a TPM. x/crypto/ssh and crypto/x509 read the
+// keys. This package decrypts PKCS #8, and adds the checks that the libraries
+// leave out: that the public half matches the private half, and that nothing
+// follows the key. Keys that a TPM cannot use for SSH are refused by name.
 //
-// An encrypted file says itself how much work its passphrase is to be. The
-// limits, of some seconds and less than 1 GiB of memory, are
+// An encrypted file states how much work its passphrase takes. The limits allow
+// for some seconds and less than 1 GiB of memory:
 //
-//	bcrypt (OpenSSH)    512 rounds             ssh-keygen takes 16 or 24
-//	PBKDF2 (PKCS #8)    10,000,000 iterations  openssl takes 2048
-//	scrypt (PKCS #8)    N*r*p of 2^22, 512 MiB openssl takes 2^17, and no more
-//	                                           than 2^18 itself
+//	bcrypt (OpenSSH)    512 rounds              ssh-keygen uses 16 or 24
+//	PBKDF2 (PKCS #8)    10,000,000 iterations   openssl uses 2048
+//	scrypt (PKCS #8)    N*r*p of 2^22, 512 MiB  openssl uses 2^17
 package privkey
 
 import (
 	"bytes"
 	"crypto"
-	"errors"
-	"io/fs"
+	"fmt"
 
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// maxFile is the longest file that is read, in octets. An RSA key of 16384 bits
-// has a fifth of it.
+// maxFile is the size of the largest file that is read: five RSA keys of 16384 bits.
 const maxFile = 64 << 10
 
-// Key is a private key that was read, and what its file says about it.
+// A Key is a private key, and what its file says about it.
 type Key struct {
 	// Private is an *ecdsa.PrivateKey on P-256, P-384 or P-521, or an
 	// *rsa.PrivateKey of 1024 to 8192 bits with two primes of the same length
-	// and an exponent of at most 31 bits. Both are complete and checked.
+	// and an exponent of at most 31 bits. All its numbers have been checked.
 	Private crypto.PrivateKey
-	// Comment is that of an OpenSSH file, in one line and without control
-	// characters; other formats have none.
-	Comment string
-	// Encrypted is whether a passphrase was needed.
-	Encrypted bool
+	// Comment is a single line without control characters. Only OpenSSH's
+	// format has comments. That of an encrypted key is not read: x/crypto/ssh
+	// decrypts it, and returns the key alone.
+	Comment   string
+	Encrypted bool // the file needed a passphrase
 }
 
-// Parse reads the one private key in data: PEM with any text, certificates or
-// public keys around it, or DER.
+// An effort limits the work for one passphrase.
+type effort struct {
+	rounds     uint32 // of bcrypt
+	iterations int64  // of PBKDF2
+	scrypt     int64  // N*r*p, each unit of which is 128 octets of memory
+}
+
+// Parse reads the only private key in data, which is DER, or PEM with any text,
+// certificates or public keys around it.
 //
-// If the key is encrypted, passphrase is called for it, once, and after all that
-// can be checked without: kinds of keys that are of no use, damage outside of
-// the encrypted part, too much work. The slice stays the caller's: it is
-// neither kept nor changed. An error of passphrase is returned as it is; a nil
-// passphrase is as one that knows none.
+// If the key is encrypted, Parse calls passphrase once, after it has refused
+// what it can refuse without: useless kinds of keys, damage outside the
+// encrypted part, and too much work. Parse neither keeps nor changes the slice,
+// and returns an error of passphrase as it is. If passphrase is nil, encrypted
+// keys give ErrPassphrase.
 //
 // Every other error wraps one of ErrFormat, ErrPublic, ErrTPM and ErrPassphrase,
 // or is an *UnsupportedError.
 func Parse(data []byte, passphrase func() ([]byte, error)) (*Key, error) {
-	return parse(data, passphrase, effort{rounds: maxRounds, iterations: maxIterations, scrypt: maxScrypt})
-}
-
-func parse(data []byte, passphrase func() ([]byte, error), most effort) (*Key, error) {
-	switch {
-	case len(data) > maxFile:
-		return nil, malformed("longer than %d octets, which no private key is", maxFile)
-	case len(bytes.TrimSpace(data)) == 0:
-		return nil, malformed("the file is empty")
-	}
-	p := &parser{passphrase: passphrase, most: most}
+	p := &parser{passphrase: passphrase, most: effort{rounds: 512, iterations: 10_000_000, scrypt: 1 << 22}}
 	if err := p.parse(data); err != nil {
 		return nil, err
 	}
 	return &p.key, nil
 }
 
-// parser collects the key of one file.
+// A parser collects the key of one file.
 type parser struct {
 	passphrase func() ([]byte, error)
 	most       effort
 	key        Key
 }
 
-// effort is how much work a passphrase may be.
-type effort struct {
-	rounds     uint32 // of bcrypt
-	iterations uint64 // of PBKDF2
-	scrypt     uint64 // N*r*p; a unit is 128 octets of memory
-}
-
-// The limits that Parse has. Each is some seconds.
-const (
-	maxRounds     = 512
-	maxIterations = 10_000_000
-	maxScrypt     = 1 << 22
-	// maxScryptBlock is the largest r of scrypt: it takes buffers of its own.
-	maxScryptBlock = 1 << 10
-)
-
 func (p *parser) parse(data []byte) error {
-	text, err := plainText(data)
-	if err != nil {
-		return err
+	if len(data) > maxFile {
+		return malformed("the file is longer than %d octets, and no private key is", maxFile)
 	}
-	if text == nil {
-		return p.parseBinary(data)
+	text := plainText(data)
+	switch list := blocks(text); {
+	case list != nil:
+		return p.parseBlocks(list)
+	case bytes.HasPrefix(data, []byte{0x30}): // a SEQUENCE
+		return p.parseDER(data)
 	}
-	defer clear(text)
-	return p.parseText(text)
+	return notPEM(text)
 }
 
-// unlocker decrypts what it was made for. It gives ErrPassphrase if that fails.
-type unlocker func(passphrase []byte) ([]byte, error)
-
-// unlock asks for the passphrase. The caller overwrites the result.
-func (p *parser) unlock(decrypt unlocker) ([]byte, error) {
+// unlock asks for the passphrase and decrypts with it.
+func (p *parser) unlock(decrypt func(passphrase []byte) error) error {
 	p.key.Encrypted = true
 	if p.passphrase == nil {
-		return nil, errNoPassphrase
+		return fmt.Errorf("%w: the key is encrypted, and no passphrase was given", ErrPassphrase)
 	}
 	pass, err := p.passphrase()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	return decrypt(pass)
 }
 
-// ReadFile returns the content of the file at path for Parse, through symbolic
-// links. It never blocks on what is not a regular file, for which the error
-// wraps keyfile.ErrNotRegular, nor reads more than Parse takes: a longer file
-// gives ErrFormat. All errors are *fs.PathError. The content is the caller's to
-// overwrite.
-func ReadFile(path string) ([]byte, error) {
-	const op = "read private key"
-	data, err := keyfile.ReadRegular(path, maxFile+1)
-	if err != nil {
-		var p *fs.PathError
-		if errors.As(err, &p) {
-			err = p.Err
-		}
-		return nil, &fs.PathError{Op: op, Path: path, Err: err}
-	}
-	if len(data) > maxFile {
-		clear(data)
-		return nil, &fs.PathError{Op: op, Path: path, Err: malformed("longer than %d octets, which no private key is", maxFile)}
-	}
-	return data, nil
-}
+// ReadFile returns the content of the file at path, for Parse. It follows
+// symbolic links. It never blocks on a pipe or a device, for which the error
+// wraps keyfile.ErrNotRegular, and never reads more than it takes Parse to see
+// that the file is too long. All errors are *fs.PathError.
+func ReadFile(path string) ([]byte, error) { return keyfile.ReadRegular(path, maxFile+1) }

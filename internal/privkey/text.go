@@ -1,68 +1,123 @@
 package privkey
 
 import (
-	"bytes"
-	"encoding/binary"
-	"unicode/utf16"
-	"unicode/utf8"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
 )
 
-// plainText returns a copy of data as it would be in UTF-8, with line feeds
-// between lines, or nil if data is binary. Windows writes a byte order mark in
-// front, and UTF-16 when PowerShell redirects an output.
-func plainText(data []byte) ([]byte, error) {
-	var text []byte
-	switch {
-	case bytes.HasPrefix(data, []byte{0xef, 0xbb, 0xbf}):
-		text = bytes.Clone(data[3:])
-	case bytes.HasPrefix(data, []byte{0xff, 0xfe}):
-		text = fromUTF16(data[2:], binary.LittleEndian)
-	case bytes.HasPrefix(data, []byte{0xfe, 0xff}):
-		text = fromUTF16(data[2:], binary.BigEndian)
-	default:
-		text = bytes.Clone(data)
+var (
+	margins = regexp.MustCompile(`(?m)^[ \t]+|[ \t]+$`)
+	// borders are the first and last lines of PEM blocks. A key that lost its
+	// line breaks has none, so no error can quote it.
+	borders = regexp.MustCompile(`(?m)^-----(BEGIN|END) [A-Z0-9 ]{1,40}-----$`)
+)
+
+// plainText returns data with line feeds between lines, without indentation and
+// without the byte order marks of Windows.
+func plainText(data []byte) string {
+	text := strings.NewReplacer("\ufeff", "", "\r\n", "\n", "\r", "\n").Replace(string(data))
+	return margins.ReplaceAllString(text, "")
+}
+
+// blocks returns all PEM blocks of a text, or nil if there are none or one is
+// damaged: encoding/pem skips those, but the key can be in one.
+func blocks(text string) (list []*pem.Block) {
+	for b, rest := pem.Decode([]byte(text)); b != nil; b, rest = pem.Decode(rest) {
+		list = append(list, b)
 	}
-	if bytes.IndexFunc(text, isBinary) >= 0 {
-		clear(text)
-		return nil, oldBinary(data)
+	if len(borders.FindAllString(text, -1)) != 2*len(list) {
+		return nil
 	}
-	// In place, as ReplaceAll would leave copies.
-	lines := text[:0]
-	for i, c := range text {
+	return list
+}
+
+// parseBlocks reads the only private key among PEM blocks.
+func (p *parser) parseBlocks(list []*pem.Block) error {
+	var key, public *pem.Block
+	for _, b := range list {
 		switch {
-		case c != '\r':
-			lines = append(lines, c)
-		case i+1 == len(text) || text[i+1] != '\n':
-			lines = append(lines, '\n')
+		case strings.HasSuffix(b.Type, "PRIVATE KEY") || strings.HasPrefix(b.Type, "TSS"): // also TSS2 KEY BLOB
+			if key != nil {
+				return malformed("two private keys in one file; put each into a file of its own")
+			}
+			key = b
+		case strings.HasSuffix(b.Type, "PUBLIC KEY") || strings.Contains(b.Type, "CERTIFICATE") || b.Type == "PKCS7":
+			public = b
 		}
 	}
-	clear(text[len(lines):])
-	return lines, nil
+	switch {
+	case key != nil:
+		return p.parseBlock(key)
+	case public != nil:
+		return fmt.Errorf("%w: %s", ErrPublic, public.Type)
+	}
+	return malformed("a PEM block of type %q is not a private key", list[0].Type)
 }
 
-// isBinary reports characters that no text has; every DER encoding of a key has
-// some.
-func isBinary(r rune) bool { return r < ' ' && !bytes.ContainsRune([]byte("\t\n\v\f\r\x1b"), r) }
-
-func fromUTF16(data []byte, order binary.ByteOrder) []byte {
-	units := make([]uint16, len(data)/2)
-	for i := range units {
-		units[i] = order.Uint16(data[2*i:])
+func (p *parser) parseBlock(b *pem.Block) error {
+	switch {
+	case strings.HasPrefix(b.Type, "TSS"):
+		return fmt.Errorf("%w: %s", ErrTPM, b.Type)
+	case b.Type == "DSA PRIVATE KEY":
+		return unusable("ssh-dss")
+	case b.Type == "OPENSSH PRIVATE KEY":
+		return p.parseOpenSSH(b.Bytes)
+	case b.Headers["DEK-Info"] != "" || b.Headers["Proc-Type"] != "":
+		return p.parseEncryptedPEM(b)
 	}
-	runes := utf16.Decode(units)
-	defer clear(units)
-	defer clear(runes)
-	text := make([]byte, 0, utf8.UTFMax*len(runes))
-	for _, r := range runes {
-		text = utf8.AppendRune(text, r)
-	}
-	return text
+	return p.parseDER(b.Bytes) // which tells the other types apart
 }
 
-// oldBinary recognises binary files by their first octets.
-func oldBinary(data []byte) error {
-	if bytes.HasPrefix(data, []byte("SSH PRIVATE KEY FILE FORMAT 1.1\n")) {
-		return useless("SSH 1 key", "it is of the first version of the protocol, which is long gone")
+// parseEncryptedPEM reads a key in what OpenSSL calls its traditional format,
+// in which the PEM is encrypted (RFC 1421), not the key.
+func (p *parser) parseEncryptedPEM(b *pem.Block) error {
+	name, _, _ := strings.Cut(b.Headers["DEK-Info"], ",")
+	if name != "" && !slices.Contains([]string{"AES-128-CBC", "AES-192-CBC", "AES-256-CBC", "DES-EDE3-CBC", "DES-CBC"}, name) {
+		return encryptedWith(quoted(name), useOpenSSL)
 	}
-	return nil
+	//lint:ignore SA1019 the format is weak, but ssh-keygen -m PEM still writes it
+	decrypt := x509.DecryptPEMBlock
+	// A try with any passphrase finds damage to the headers, and costs nothing.
+	if _, err := decrypt(b, nil); err != nil && err != x509.IncorrectPasswordError {
+		return libraryError("encrypted PEM", err)
+	}
+	return p.unlock(func(passphrase []byte) error {
+		der, _ := decrypt(b, passphrase) // nil, if the padding is wrong
+		return p.parseDecrypted(der)
+	})
+}
+
+// notPEM returns the error for a text without PEM, or with damaged PEM.
+func notPEM(text string) error {
+	text = strings.TrimSpace(text)
+	for _, f := range []struct{ prefix, kind, why, way string }{
+		{"\xff\xfe", "UTF-16 text", "tpm-agent reads UTF-8", wayConvert + "(umask 077 && iconv -f UTF-16 -t UTF-8 FILE >NEW)"},
+		{"PuTTY-User-Key-File-", "PuTTY key", "tpm-agent does not read PuTTY's format", wayConvert + "puttygen FILE -O private-openssh -o NEW"},
+		{"---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----", "SSH2 key", "tpm-agent does not read the format of ssh.com", wayConvert + "(umask 077 && ssh-keygen -i -f FILE >NEW)"},
+		{"-----BEGIN PGP PRIVATE KEY BLOCK-----", "PGP key", "tpm-agent does not read OpenPGP", wayNew},
+	} {
+		if strings.HasPrefix(text, f.prefix) {
+			return &UnsupportedError{f.kind, f.why, []string{f.way}}
+		}
+	}
+	switch {
+	case text == "":
+		return malformed("the file is empty")
+	case borders.MatchString(text):
+		return malformed("a PEM block is damaged: it has no BEGIN or END line, they differ, or it is not base64")
+	case strings.Contains(text, "-----BEGIN "):
+		return malformed("BEGIN is not on a line of its own: the line breaks are lost")
+	case strings.Contains(text, "---- BEGIN SSH2 PUBLIC KEY ----"):
+		return fmt.Errorf("%w: SSH2 PUBLIC KEY, of RFC 4716", ErrPublic)
+	}
+	if key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(text)); err == nil {
+		return fmt.Errorf("%w: %s, as in a .pub file", ErrPublic, key.Type())
+	}
+	return malformed("no private key in the file: it is neither PEM nor DER")
 }

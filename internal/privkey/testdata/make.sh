@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes the files beside this script with the tools that people have: ssh-keygen,
-# openssl and puttygen (Debian: openssh-client, openssl, putty-tools). Every run
-# makes other keys, which are good for nothing else.
+# Makes the files beside this script with ssh-keygen, openssl and puttygen (Debian
+# packages openssh-client, openssl and putty-tools). Every run makes new keys.
+# Do not use them for anything else.
 #
-# NAME.pub has the public key, and NAME-FORMAT the same key in a format. What
-# refused-… has is to be refused. The passphrase is the one below, and made
-# little work of, as fuzzing decrypts it again and again.
+# NAME.pub holds the public key, and NAME-FORMAT the same key in a format. Parse
+# refuses the files refused-*. The passphrase is below; it takes little work,
+# because fuzzing decrypts the files again and again.
 set -eu
 pass='correct horse'
 cd "$(dirname "$0")"
@@ -13,7 +13,7 @@ rm -f p256* p384* p521* rsa* refused-*
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
-# openssh NAME: the file NAME-openssh, its .pub, and what ssh-keygen makes of it.
+# openssh NAME: NAME-openssh, its .pub, and the formats that ssh-keygen converts it to.
 openssh() {
 	mv "$tmp/$1" "$1-openssh"
 	mv "$tmp/$1.pub" "$1.pub"
@@ -30,18 +30,19 @@ done
 ssh-keygen -q -t rsa -b 2048 -N '' -C 'someone with rsa' -f "$tmp/rsa"
 openssh rsa
 
-# sealed NAME CIPHER: encrypted by ssh-keygen.
+# sealed NAME CIPHER [FILE]: a copy of NAME-openssh that ssh-keygen encrypted.
 sealed() {
 	cp "$1-openssh" "$tmp/copy"
 	ssh-keygen -q -p -P '' -N "$pass" -a 1 -Z "$2" -f "$tmp/copy" >&2
-	mv "$tmp/copy" "$1-openssh-${2%@*}"
+	mv "$tmp/copy" "${3:-$1-openssh-$2}"
 }
-for cipher in aes128-ctr aes192-ctr aes256-ctr aes128-cbc aes192-cbc aes256-cbc 3des-cbc \
-	aes128-gcm@openssh.com aes256-gcm@openssh.com chacha20-poly1305@openssh.com; do
-	sealed p256 $cipher
-done
+sealed p256 aes256-ctr
+sealed p256 aes256-cbc
 sealed rsa aes256-ctr
 sealed p521 aes256-ctr
+for cipher in aes128-ctr 3des-cbc aes256-gcm@openssh.com chacha20-poly1305@openssh.com; do
+	sealed p256 $cipher "refused-openssh-${cipher%@*}"
+done
 
 for key in p256 p384 p521 rsa; do
 	openssl pkcs8 -topk8 -nocrypt -in $key-pem -outform DER -out $key-pkcs8.der
@@ -51,9 +52,10 @@ for key in p256 p384 p521 rsa; do
 	esac
 	openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256 -iter 1 -passout "pass:$pass" -in $key-pem -out $key-pbes2
 done
-for prf in SHA1 SHA224 SHA384 SHA512 SHA512-224 SHA512-256; do
+for prf in SHA1 SHA384 SHA512; do
 	openssl pkcs8 -topk8 -v2 aes-128-cbc -v2prf hmacWith$prf -iter 2 -passout "pass:$pass" -in p256-pem -out p256-pbes2-$prf
 done
+openssl pkcs8 -topk8 -v2 aes-128-cbc -v2prf hmacWithSHA224 -iter 2 -passout "pass:$pass" -in p256-pem -out refused-pbes2-SHA224
 for cipher in aes-192-cbc des3; do
 	openssl pkcs8 -topk8 -v2 $cipher -iter 1 -passout "pass:$pass" -in p256-pem -out p256-pbes2-$cipher
 done
@@ -74,7 +76,7 @@ openssl ec -no_public -in p256-pem -out p256-nopublic
 	sed 's/$/\r/; s/^/  /' p256-pkcs8
 	printf 'and so on\r\n'
 } >p256-around
-{ printf '\377\376'; iconv -f UTF-8 -t UTF-16LE p256-openssh; } >p256-utf16
+{ printf '\377\376'; iconv -f UTF-8 -t UTF-16LE p256-openssh; } >refused-utf16
 
 for type in ed25519 dsa; do
 	ssh-keygen -q -t $type -N "$pass" -a 1 -f "$tmp/$type"
