@@ -1,10 +1,10 @@
 package logind
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,160 +15,82 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Any user of the machine may send signals to any connection of the system bus,
-// of tens of MiB, with descriptors in them. dbus.Conn (v5.2.4) reads all that,
-// which takes a gigabyte and half a minute, never closes the descriptors, and
-// panics, in a goroutine of its own, when they are in an array. So the connection
-// is ours: it throws away what is long or comes from others than the bus and
-// logind, closes what nobody takes, and runs in the goroutine of who uses it.
-// The messages themselves are dbus's.
+// Every user of the machine may send signals to every connection of the system
+// bus, of tens of MiB and with descriptors in them. dbus.Conn (v5.2.4) reads all
+// of that, which takes a gigabyte and half a minute, never closes the descriptors,
+// and panics in a goroutine of its own if they are in an array. Therefore the
+// connection is ours: it discards messages that are long or that come from anyone
+// but the bus and logind, closes stray descriptors, and has no goroutine. Only the
+// messages are encoded and decoded by dbus.
 
 const (
-	// maxMessage is how long a message can be that is looked at, in bytes. A
-	// list of 2000 sessions is about as long.
+	// maxMessage is the longest message that is read, in bytes. A list of 2000
+	// login sessions is about as long.
 	maxMessage = 256 << 10
 
-	// longestMessage is how long it can be by the specification.
-	longestMessage = 128 << 20
+	// maxSpecified is the longest message that the specification permits.
+	maxSpecified = 128 << 20
 
-	// headLength is the part of a message that has a fixed length.
-	headLength = 16
+	// headSize is the size of the fixed part of a message.
+	headSize = 16
 
-	// controlSize has room for the 253 descriptors that the kernel lets pass
+	// controlSize has room for 253 descriptors, the most that the kernel passes
 	// at once.
 	controlSize = 1024 + 64
 
-	// patience is how long the bus may take for what it does itself.
+	// patience is how long the bus and logind may take to answer.
 	patience = 25 * time.Second
 )
 
 // bus is a connection to a message bus.
 type bus struct {
 	conn    *net.UnixConn
-	serial  uint32
-	trusted string // whose messages are wanted beside the bus's: a unique name
-	passed  []int  // descriptors that came with the message that is being read
+	serial  uint32 // of the last message sent
+	owner   string // logind's unique name, whose messages are read besides the bus's; "" for none
+	passed  []int  // descriptors that came with the last message
 	control [controlSize]byte
 }
 
-// message is one that has come, with the descriptors in it.
-type message struct {
-	*dbus.Message
-	passed []int
-}
-
-// close closes the descriptors that nobody has taken.
-func (m *message) close() { closeAll(m.passed) }
-
-// take gives the only descriptor of the message, as its first value, to the
-// caller; -1 if that is not what is in it.
-func (m *message) take() int {
-	if len(m.Body) == 0 || len(m.passed) != 1 {
-		return -1
-	}
-	fd, ok := m.Body[0].(dbus.UnixFD)
-	if !ok || int(fd) != m.passed[0] {
-		return -1
-	}
-	m.passed = nil
-	return int(fd)
-}
-
-// text is a header field that holds a string, or an empty one.
-func (m *message) text(field dbus.HeaderField) string {
-	s, _ := m.Headers[field].Value().(string)
-	return s
-}
-
-func (m *message) path() dbus.ObjectPath {
-	path, _ := m.Headers[dbus.FieldPath].Value().(dbus.ObjectPath)
-	return path
-}
-
-// dial connects to the first of the places that answers.
-func dial(ctx context.Context, places []string) (*bus, error) {
-	var errs []error
-	for _, place := range places {
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", place)
-		if err == nil {
-			return &bus{conn: conn.(*net.UnixConn)}, nil
-		}
-		errs = append(errs, err)
-	}
-	return nil, errors.Join(errs...)
-}
-
-// open proves to the bus who we are, and says hello to it.
-func (b *bus) open() error {
-	if err := b.conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		return err
-	}
-	if err := b.authenticate(); err != nil {
-		return fmt.Errorf("authenticating to the bus: %w", err)
-	}
-	if err := b.hello(); err != nil {
-		return fmt.Errorf("saying hello to the bus: %w", err)
-	}
-	return b.conn.SetDeadline(time.Time{})
-}
-
-// authenticate uses EXTERNAL: the kernel tells the bus who we are.
-func (b *bus) authenticate() error {
-	for _, step := range []struct{ say, want string }{
-		{"\x00AUTH EXTERNAL\r\n", "DATA"},
-		{"DATA\r\n", "OK"},
-		{"NEGOTIATE_UNIX_FD\r\n", "AGREE_UNIX_FD"},
-	} {
-		if _, err := io.WriteString(b.conn, step.say); err != nil {
-			return err
-		}
-		line, err := b.line()
-		if err != nil {
-			return err
-		}
-		if word, _, _ := strings.Cut(line, " "); word != step.want {
-			return fmt.Errorf("it answers %q, not %s", line, step.want)
-		}
-	}
-	_, err := io.WriteString(b.conn, "BEGIN\r\n")
-	return err
-}
-
-// line reads a line of the authentication, and nothing behind it.
-func (b *bus) line() (string, error) {
-	var line []byte
-	for one := make([]byte, 1); len(line) < 512; line = append(line, one[0]) {
-		if _, err := io.ReadFull(b.conn, one); err != nil {
-			return "", err
-		}
-		if one[0] == '\n' {
-			return strings.TrimSuffix(string(line), "\r"), nil
-		}
-	}
-	return "", errors.New("it sends a line without an end")
-}
-
-// hello gets us a name on the bus. Who has none may ask for nothing else.
-func (b *bus) hello() error {
-	serial, err := b.send(call(busName, busPath, busName+".Hello"))
+// dialBus connects to a bus and authenticates.
+func dialBus(ctx context.Context, path string) (*bus, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
+		return nil, err
+	}
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	conn.SetDeadline(time.Now().Add(patience))
+	if err := authenticate(conn); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("authenticating to the bus: %w", err)
+	}
+	conn.SetDeadline(time.Time{})
+	return &bus{conn: conn.(*net.UnixConn)}, nil
+}
+
+// authenticate uses EXTERNAL: the kernel tells the bus who we are. All is sent at
+// once, as by systemd.
+func authenticate(conn io.ReadWriter) error {
+	if _, err := io.WriteString(conn, "\x00AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"); err != nil {
 		return err
 	}
-	for {
-		m, err := b.receive()
+	// The bus sends nothing more before it is greeted, so the reader takes no
+	// part of a message.
+	r := bufio.NewReaderSize(conn, 512)
+	for _, want := range []string{"DATA", "OK ", "AGREE_UNIX_FD"} {
+		line, err := r.ReadSlice('\n')
 		if err != nil {
 			return err
 		}
-		m.close()
-		if m.answers() == serial {
-			return m.failure()
+		if !strings.HasPrefix(string(line), want) {
+			return fmt.Errorf("the bus answers %q instead of %s", line, want)
 		}
 	}
+	return nil
 }
 
-// call makes a call of a method, which starts no service.
-func call(to string, path dbus.ObjectPath, method string, args ...any) *dbus.Message {
+// newCall returns a method call that does not start a service.
+func newCall(to string, path dbus.ObjectPath, method string, args ...any) *dbus.Message {
 	dot := strings.LastIndexByte(method, '.')
 	m := &dbus.Message{Type: dbus.TypeMethodCall, Flags: dbus.FlagNoAutoStart, Body: args}
 	m.Headers = map[dbus.HeaderField]dbus.Variant{
@@ -183,149 +105,178 @@ func call(to string, path dbus.ObjectPath, method string, args ...any) *dbus.Mes
 	return m
 }
 
-// answers is the serial of the call that m is the answer to; 0 if it is none.
-func (m *message) answers() uint32 {
-	if m.Type != dbus.TypeMethodReply && m.Type != dbus.TypeError {
-		return 0
-	}
-	serial, _ := m.Headers[dbus.FieldReplySerial].Value().(uint32)
-	return serial
-}
-
-// failure is the error that an answer consists in.
-func (m *message) failure() error {
-	if m.Type != dbus.TypeError {
-		return nil
-	}
-	return dbus.Error{Name: m.text(dbus.FieldErrorName), Body: m.Body}
-}
-
-// send sends a message, and returns the serial that it has been given.
+// send sends a message and returns the serial that it gave it.
 func (b *bus) send(m *dbus.Message) (serial uint32, err error) {
 	var frame bytes.Buffer
 	if err := m.EncodeTo(&frame, binary.LittleEndian); err != nil {
 		return 0, err
 	}
-	if b.serial++; b.serial == 0 {
-		b.serial++
-	}
+	b.serial++
 	binary.LittleEndian.PutUint32(frame.Bytes()[8:], b.serial)
-	if err := b.conn.SetWriteDeadline(time.Now().Add(patience)); err != nil {
-		return 0, err
-	}
+	b.conn.SetWriteDeadline(time.Now().Add(patience))
 	_, err = b.conn.Write(frame.Bytes())
 	return b.serial, err
 }
 
-// receive waits for the next message that can be read. An error means that the
-// connection is of no more use.
-func (b *bus) receive() (*message, error) {
+// receive returns the next message of the bus or of logind, and closes the
+// descriptors that came with previous ones. After an error the connection is of no
+// more use.
+func (b *bus) receive() (*dbus.Message, error) {
 	for {
-		m, err := b.next()
-		passed := b.passed
-		b.passed = nil
-		if m != nil {
-			return &message{m, passed}, nil
-		}
-		closeAll(passed)
-		if err != nil {
-			return nil, err
+		b.closePassed()
+		if m, err := b.next(); m != nil || err != nil {
+			return m, err
 		}
 	}
 }
 
-// next reads one message; nil is one that is not wanted, cannot be read, or is
-// too long.
+// next reads one message. It returns nil for one that is too long, comes from
+// another sender, or cannot be decoded.
 func (b *bus) next() (*dbus.Message, error) {
-	var head [headLength]byte
+	var head [headSize]byte
 	if _, err := io.ReadFull(b, head[:]); err != nil {
 		return nil, err
 	}
-	order, length, err := messageLength(head)
-	switch {
-	case err != nil:
-		return nil, err
-	case length > maxMessage:
-		_, err := io.CopyN(io.Discard, b, length-headLength)
+	order, fields, body, err := sizes(head)
+	if err != nil {
 		return nil, err
 	}
-	frame := make([]byte, length)
+	if headSize+fields+body > maxMessage {
+		_, err := io.CopyN(io.Discard, b, fields+body)
+		return nil, err
+	}
+	frame := make([]byte, headSize+fields+body)
 	copy(frame, head[:])
-	if _, err := io.ReadFull(b, frame[headLength:]); err != nil {
+	if _, err := io.ReadFull(b, frame[headSize:]); err != nil {
 		return nil, err
 	}
-	if from := sender(frame, order); from != busName && (from == "" || from != b.trusted) {
+	if from := sender(frame[headSize:headSize+fields], order); from == "" || from != busName && from != b.owner {
 		return nil, nil
 	}
-	m, _ := decode(frame, b.passed)
-	return m, nil
+	return decode(frame), nil
 }
 
-// messageLength is what the head of a message says of its byte order and of its
-// whole length.
-func messageLength(head [headLength]byte) (order binary.ByteOrder, length int64, err error) {
+// sizes returns the byte order of a message and the sizes of its header fields,
+// with their padding, and of its body.
+func sizes(head [headSize]byte) (order binary.ByteOrder, fields, body int64, err error) {
 	switch head[0] {
 	case 'l':
 		order = binary.LittleEndian
 	case 'B':
 		order = binary.BigEndian
 	default:
-		return nil, 0, fmt.Errorf("the bus sends no message: it starts with the byte %#x", head[0])
+		return nil, 0, 0, fmt.Errorf("the bus sends no message: it starts with the byte %#x", head[0])
 	}
-	body, fields := int64(order.Uint32(head[4:])), int64(order.Uint32(head[12:]))
-	length = headLength + (fields+7)&^7 + body
-	if length > longestMessage {
-		return nil, 0, fmt.Errorf("the bus sends a message of %d bytes", length)
+	body, fields = int64(order.Uint32(head[4:])), (int64(order.Uint32(head[12:]))+7)&^7
+	if size := headSize + fields + body; size > maxSpecified {
+		return nil, 0, 0, fmt.Errorf("the bus sends a message of %d bytes", size)
 	}
-	return order, length, nil
+	return order, fields, body, nil
 }
 
-// decode reads a message. Whatever is in it must not end the program, wherever
-// it leads the code of others.
-func decode(frame []byte, passed []int) (m *dbus.Message, err error) {
+// sender returns the unique name of the sender, which the bus has written into the
+// header fields, or "" if there is none. It skips the other fields: decoding what
+// anyone may send, 256 KiB at a time, would take a tenth of a second each.
+func sender(fields []byte, order binary.ByteOrder) string {
+	// Each field is a struct of a byte and a variant (D-Bus specification,
+	// "Message Format"). Known fields have four types, with one-letter signatures.
+	for len(fields) >= 8 {
+		value, size := fields[4:], uint64(0)
+		switch string(fields[1:4]) {
+		case "\x01s\x00", "\x01o\x00":
+			size = 4 + uint64(order.Uint32(value)) + 1
+			if dbus.HeaderField(fields[0]) == dbus.FieldSender && size <= uint64(len(value)) {
+				return string(value[4 : size-1])
+			}
+		case "\x01g\x00":
+			size = 1 + uint64(value[0]) + 1
+		case "\x01u\x00":
+			size = 4
+		default:
+			return ""
+		}
+		next := (4 + size + 7) &^ 7
+		fields = fields[min(next, uint64(len(fields))):]
+	}
+	return ""
+}
+
+// decode decodes a message, or returns nil. It survives a panic in dbus.
+func decode(frame []byte) (m *dbus.Message) {
 	defer func() {
-		if v := recover(); v != nil {
-			m, err = nil, fmt.Errorf("reading a message: %v", v)
+		if recover() != nil {
+			m = nil
 		}
 	}()
-	return dbus.DecodeMessageWithFDs(bytes.NewReader(frame), passed)
+	m, err := dbus.DecodeMessage(bytes.NewReader(frame))
+	if err != nil {
+		return nil
+	}
+	return m
 }
 
-// Read reads what the bus sends, and sets the descriptors aside that come
-// along.
+// Read reads from the bus, and keeps the descriptors that come along in passed.
 func (b *bus) Read(p []byte) (int, error) {
 	n, size, _, _, err := b.conn.ReadMsgUnix(p, b.control[:])
-	if size > 0 {
-		b.passed = append(b.passed, descriptors(b.control[:size])...)
+	messages, _ := unix.ParseSocketControlMessage(b.control[:size])
+	for _, m := range messages {
+		fds, _ := unix.ParseUnixRights(&m) // none in messages of another type
+		b.passed = append(b.passed, fds...)
 	}
-	if err != nil {
-		return max(n, 0), err
-	}
-	return n, nil
+	return max(n, 0), err
 }
 
-// descriptors are those in control messages.
-func descriptors(control []byte) (fds []int) {
-	for len(control) >= unix.SizeofCmsghdr {
-		header, data, rest, err := unix.ParseOneSocketControlMessage(control)
-		if err != nil {
-			return fds
-		}
-		control = rest
-		if header.Level != unix.SOL_SOCKET || header.Type != unix.SCM_RIGHTS {
-			continue
-		}
-		for ; len(data) >= 4; data = data[4:] {
-			if fd := int32(binary.NativeEndian.Uint32(data)); fd >= 0 {
-				fds = append(fds, int(fd))
-			}
-		}
+// take gives the only descriptor that came with the last message to the caller, or
+// returns -1.
+func (b *bus) take() int {
+	if len(b.passed) != 1 {
+		return -1
 	}
-	return fds
+	fd := b.passed[0]
+	b.passed = nil
+	return fd
 }
 
-func closeAll(fds []int) {
-	for _, fd := range fds {
+// close ends the connection.
+func (b *bus) close() {
+	b.closePassed()
+	b.conn.Close()
+}
+
+// closePassed closes the descriptors that were not taken.
+func (b *bus) closePassed() {
+	for _, fd := range b.passed {
 		unix.Close(fd)
 	}
+	b.passed = nil
+}
+
+// header returns a header field, or the zero value if m has none of that type.
+func header[T any](m *dbus.Message, field dbus.HeaderField) T {
+	value, _ := m.Headers[field].Value().(T)
+	return value
+}
+
+// answered returns the serial of the call that m answers, or 0.
+func answered(m *dbus.Message) uint32 {
+	if m.Type != dbus.TypeMethodReply && m.Type != dbus.TypeError {
+		return 0
+	}
+	return header[uint32](m, dbus.FieldReplySerial)
+}
+
+// failure returns the error that an answer consists of, or nil.
+func failure(m *dbus.Message) error {
+	if m.Type != dbus.TypeError {
+		return nil
+	}
+	return dbus.Error{Name: header[string](m, dbus.FieldErrorName), Body: m.Body}
+}
+
+// first returns the first value of a message.
+func first[T any](body []any) (value T, ok bool) {
+	if len(body) > 0 {
+		value, ok = body[0].(T)
+	}
+	return value, ok
 }

@@ -2,39 +2,36 @@ package logind
 
 import (
 	"os"
+	"time"
 
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 )
 
-// inhibit makes the machine wait for us before it sleeps. `systemd-inhibit
-// --list` shows users the words.
-func (l *link) inhibit() {
-	l.call(l.owner, loginPath, manager+".Inhibit", func(m *message) {
-		fd := m.take()
-		if fd < 0 {
+// signal handles a signal of logind.
+func (l *link) signal(m *dbus.Message) {
+	path := header[dbus.ObjectPath](m, dbus.FieldPath)
+	switch name(m) {
+	case manager + ".PrepareForSleep":
+		if begins, ok := first[bool](m.Body); ok {
+			l.prepare(begins)
+		}
+	case session + ".Lock":
+		l.locked[path] = struct{}{}
+	case properties + ".PropertiesChanged":
+		if len(m.Body) != 3 || m.Body[0] != session {
 			return
 		}
-		lock := os.NewFile(uintptr(fd), "inhibitor")
-		if l.sleeping || l.inhibitor != nil {
-			lock.Close() // it comes too late
-			return
+		values, _ := m.Body[1].(map[string]dbus.Variant)
+		if values["LockedHint"].Value() == true {
+			l.locked[path] = struct{}{}
 		}
-		l.inhibitor = lock
-	}, "sleep", "tpm-agent", "PINs are forgotten before the computer sleeps", "delay")
-}
-
-// release lets the machine sleep.
-func (l *link) release() {
-	if l.inhibitor != nil {
-		l.inhibitor.Close()
-		l.inhibitor = nil
 	}
 }
 
-// prepare forgets before the machine sleeps, and then lets it; when it is awake
-// again, the next sleep is to wait again.
+// prepare calls forget before the machine sleeps, then lets it sleep. When the
+// machine is awake again, it makes the next sleep wait again.
 func (l *link) prepare(begins bool) {
-	l.sleeping = begins
 	if !begins {
 		l.inhibit()
 		return
@@ -43,81 +40,94 @@ func (l *link) prepare(begins bool) {
 	l.release()
 }
 
-// look finds out what has happened while nobody watched. At the first time
-// there was nothing to be forgotten before: who has given a PIN although the
-// screen is locked, has done so knowing it.
-func (l *link) look() {
-	if sleptSoFar().least > l.asleep {
-		l.forget("the machine has slept")
-	}
-	l.get(loginPath, manager, "PreparingForSleep", func(value any) {
-		if value == true && !l.sleeping {
-			l.prepare(true)
-		}
-	})
-	again, before := l.looked, l.locked
-	l.looked, l.locked = true, make(map[dbus.ObjectPath]bool)
-	l.call(l.owner, loginPath, manager+".ListSessions", func(m *message) {
-		sessions, _ := first[[][]any](m.Body)
-		for _, path := range l.ours(sessions) {
-			l.get(path, session, "LockedHint", func(value any) {
-				if value == true && !l.locked[path] {
-					l.locked[path] = true
-					if again && !before[path] {
-						l.screenLocked()
-					}
-				}
-			})
-		}
-	})
-}
-
-// ours are the paths of the user's sessions in a list: id, uid, name of the
-// user, seat, path.
-func (l *link) ours(sessions [][]any) (paths []dbus.ObjectPath) {
-	for _, s := range sessions {
-		if len(s) != 5 {
-			continue
-		}
-		uid, isUID := s[1].(uint32)
-		path, isPath := s[4].(dbus.ObjectPath)
-		if isUID && isPath && uid == uint32(l.UID) {
-			paths = append(paths, path)
-		}
-	}
-	return paths
-}
-
-// changed is for a session with other properties than before. A screen that
-// stays locked counts once.
-func (l *link) changed(m *message) {
-	if len(m.Body) != 3 || m.Body[0] != session {
+// inhibit asks logind to make the machine wait for us before it sleeps.
+// `systemd-inhibit --list` shows the text. The answer is not waited for, because
+// logind may have to ask polkit first. If the call cannot be sent, the connection
+// is broken, and the next read fails.
+func (l *link) inhibit() {
+	if l.inhibitor != nil {
 		return
 	}
-	values, _ := m.Body[1].(map[string]dbus.Variant)
-	switch path := m.path(); values["LockedHint"].Value() {
-	case false:
-		delete(l.locked, path)
-	case true:
-		if l.locked[path] {
-			return
+	l.inhibiting, _ = l.send(newCall(l.owner, loginPath, manager+".Inhibit",
+		"sleep", "tpm-agent", "PINs are forgotten before the computer sleeps", "delay"))
+}
+
+// inhibited takes the inhibitor from the answer to Inhibit.
+func (l *link) inhibited(m *dbus.Message) {
+	l.inhibiting = 0
+	if err := failure(m); err != nil {
+		if !l.denied {
+			l.Log.Info("the machine will not wait before it sleeps: PINs may be forgotten only when it wakes up", "cause", err)
 		}
-		if len(l.locked) >= mostLocked {
-			clear(l.locked)
-		}
-		l.locked[path] = true
-		l.ifOurs(path, l.screenLocked)
+		l.denied = true
+		return
+	}
+	if fd := l.take(); fd >= 0 {
+		l.inhibitor = os.NewFile(uintptr(fd), "inhibitor")
 	}
 }
 
-func (l *link) screenLocked() { l.forget("the screen was locked") }
+// release lets the machine sleep. An inhibitor that is still to come will be too
+// late, and is not taken.
+func (l *link) release() {
+	l.inhibiting = 0
+	if l.inhibitor != nil {
+		l.inhibitor.Close()
+		l.inhibitor = nil
+	}
+}
 
-// ifOurs calls f if the session is one of the user's.
-func (l *link) ifOurs(path dbus.ObjectPath, f func()) {
-	l.get(path, session, "User", func(value any) {
-		user, _ := value.([]any)
-		if uid, ok := first[uint32](user); ok && uid == uint32(l.UID) {
-			f()
+// look looks for what was missed while the bus or logind was away. The first time
+// a locked screen does not count: a PIN that was given while it was locked was
+// given from elsewhere.
+func (l *link) look() {
+	if slept() > l.slept+time.Second {
+		l.forget("the machine has slept")
+	}
+	if l.get(loginPath, manager, "PreparingForSleep") == true {
+		l.prepare(true)
+	}
+	again := l.looked
+	l.looked = true
+	if again && l.screenLocked() {
+		l.forget(screenReason)
+	}
+}
+
+const screenReason = "the screen was locked"
+
+// screenLocked reports whether the screen of one of the user's login sessions is
+// locked.
+func (l *link) screenLocked() bool {
+	body, _ := l.call(l.owner, loginPath, manager+".ListSessions")
+	sessions, _ := first[[][]any](body)
+	for _, s := range sessions { // id, uid, user name, seat, path
+		if len(s) != 5 || s[1] != uint32(l.UID) {
+			continue
 		}
-	})
+		path, ok := s[4].(dbus.ObjectPath)
+		if ok && l.get(path, session, "LockedHint") == true {
+			return true
+		}
+	}
+	return false
+}
+
+// checkLocked calls forget if a session that was locked is one of the user's.
+func (l *link) checkLocked(path dbus.ObjectPath) {
+	user, _ := l.get(path, session, "User").([]any)
+	if uid, ok := first[uint32](user); ok && uid == uint32(l.UID) {
+		l.forget(screenReason)
+	}
+}
+
+// slept returns how long the machine has slept since it was started: one of the
+// kernel's clocks stops meanwhile. It is exact only to the time between two system
+// calls.
+func slept() time.Duration { return now(unix.CLOCK_BOOTTIME) - now(unix.CLOCK_MONOTONIC) }
+
+func now(clock int32) time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(clock, &t) // every Linux that Go supports has both
+	return time.Duration(t.Nano())
 }

@@ -9,26 +9,33 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// FuzzMessages: whatever comes over the connection, it ends in an error or in
-// messages, and those that are not logind's do nothing.
+// encode returns a message as it is sent.
+func encode(t testing.TB, m *dbus.Message, order binary.ByteOrder) []byte {
+	t.Helper()
+	var frame bytes.Buffer
+	if err := m.EncodeTo(&frame, order); err != nil {
+		t.Fatal(err)
+	}
+	return frame.Bytes()
+}
+
+// FuzzMessages feeds any bytes to a link: it must survive them, and must forget
+// nothing unless the bus or logind sent one of them.
 func FuzzMessages(f *testing.F) {
 	const owner = ":1.1"
 	path := loginPath + "/session/_31"
 	add := func(sender string, messages ...*dbus.Message) {
-		var all bytes.Buffer
+		var all []byte
 		for i, m := range messages {
 			m.Headers[dbus.FieldSender] = dbus.MakeVariant(sender)
-			var frame bytes.Buffer
-			if err := m.EncodeTo(&frame, binary.LittleEndian); err != nil {
-				f.Fatal(err)
-			}
-			binary.LittleEndian.PutUint32(frame.Bytes()[8:], uint32(i+1))
-			all.Write(frame.Bytes())
+			frame := encode(f, m, binary.LittleEndian)
+			binary.LittleEndian.PutUint32(frame[8:], uint32(i+1))
+			all = append(all, frame...)
 		}
-		f.Add(all.Bytes())
+		f.Add(all)
 	}
 	signal := func(path dbus.ObjectPath, name string, args ...any) *dbus.Message {
-		m := call(":1.2", path, name, args...)
+		m := newCall(":1.2", path, name, args...)
 		m.Type = dbus.TypeSignal
 		return m
 	}
@@ -48,41 +55,48 @@ func FuzzMessages(f *testing.F) {
 		add(sender, signal(path, properties+".PropertiesChanged", session, locked, []string{"x"}))
 		add(sender, answer(1, dbus.UnixFD(0)))
 		add(sender, answer(2, dbus.MakeVariant(true)))
-		add(sender, answer(3, []sessionEntry{{"1", ownUID, "me", "seat0", path}}))
-		add(sender, answer(4, dbus.MakeVariant(userEntry{ownUID, "/"})))
+		add(sender, answer(2, dbus.MakeVariant(false)), answer(3, []sessionEntry{{"1", ownUID, "me", "seat0", path}}), answer(4, dbus.MakeVariant(true)))
+		add(sender, signal(path, session+".Lock"), answer(2, dbus.MakeVariant(false)), answer(3, []sessionEntry{}), answer(4, dbus.MakeVariant(userEntry{ownUID, "/"})))
 	}
 	add(busName, signal(busPath, busName+".NameOwnerChanged", loginName, owner, ":1.9"))
 	f.Add([]byte("l\x04\x00\x01\xff\xff\xff\x00\x01\x00\x00\x00\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, sent []byte) {
-		forgotten := 0
-		b, other := pair(t)
-		written := make(chan struct{}) // the fuzzer changes sent afterwards
-		go func() {
-			defer close(written)
-			io.Copy(other, bytes.NewReader(sent))
-			other.CloseWrite()
-			io.Copy(io.Discard, other)
-		}()
-		w := &watcher{Options: Options{UID: ownUID, Log: quiet()}, forget: func(string) { forgotten++ }, asleep: sleptSoFar().most}
-		l := &link{watcher: w, bus: b, pending: make(map[uint32]request)}
-		l.setOwner(owner)
-		l.ifOurs(path, l.screenLocked)
 		ours := false
-		for l.err == nil {
-			m, err := b.receive()
-			if err != nil {
-				break
+		b, done := feed(t, sent)
+		b.owner = owner
+		for m, err := b.receive(); err == nil; m, err = b.receive() {
+			sender := header[string](m, dbus.FieldSender)
+			if sender != owner && sender != busName {
+				t.Errorf("a message of %q was read", sender)
 			}
-			sender := m.text(dbus.FieldSender)
-			ours = ours || sender == owner || sender == busName
-			l.handle(m)
-			m.close()
+			ours = true
 		}
-		l.release()
-		b.conn.Close()
-		<-written
+		done()
+
+		b, done = feed(t, sent)
+		forgotten := 0
+		w := &watcher{Options: Options{UID: ownUID, Log: quiet()}, looked: true, slept: slept()}
+		w.forget = func(string) { forgotten++ }
+		l := newLink(w, b)
+		l.setOwner(owner)
+		l.run()
+		l.setOwner("")
+		done()
 		if forgotten > 0 && !ours {
-			t.Errorf("forgotten %d times, by messages that are neither the bus's nor logind's", forgotten)
+			t.Errorf("forgotten %d times without a message from the bus or logind", forgotten)
 		}
 	})
+}
+
+// feed returns a connection on which these bytes come. done ends it.
+func feed(t *testing.T, sent []byte) (b *bus, done func()) {
+	b, other := pair(t)
+	written := make(chan struct{}) // the fuzzer changes sent afterwards
+	go func() {
+		defer close(written)
+		io.Copy(other, bytes.NewReader(sent))
+		other.CloseWrite()
+		io.Copy(io.Discard, other)
+	}()
+	return b, func() { b.close(); <-written }
 }

@@ -20,14 +20,14 @@ import (
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// rogue is somebody else on the bus.
+// rogue is another user on the bus.
 type rogue struct {
 	*dbus.Conn
 	t      *testing.T
 	victim string // our name
 }
 
-// startRogue finds out who the watcher is, as anybody can.
+// startRogue finds the watcher on the bus, as anyone can.
 func startRogue(t *testing.T, b *bustest.Bus) *rogue {
 	t.Helper()
 	r := &rogue{b.Client(), t, ""}
@@ -51,14 +51,14 @@ func startRogue(t *testing.T, b *bustest.Bus) *rogue {
 // signal sends a signal to the watcher alone.
 func (r *rogue) signal(path dbus.ObjectPath, name string, args ...any) {
 	r.t.Helper()
-	msg := call(r.victim, path, name, args...)
+	msg := newCall(r.victim, path, name, args...)
 	msg.Type, msg.Flags = dbus.TypeSignal, 0
 	if c := r.Send(msg, nil); c.Err != nil {
 		r.t.Fatal(c.Err)
 	}
 }
 
-// settled returns when the bus has taken all that was sent.
+// settled waits until the bus has taken all that was sent.
 func (r *rogue) settled() {
 	r.t.Helper()
 	if err := r.BusObject().Call(busName+".GetId", 0).Err; err != nil {
@@ -66,9 +66,10 @@ func (r *rogue) settled() {
 	}
 }
 
-// TestForeignSignals: only what comes from logind counts, and only the bus says
-// who that is.
+// TestForeignSignals checks that only logind's signals count, and that only the bus
+// says which connection is logind.
 func TestForeignSignals(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	m := b.Logind()
 	ours := m.Session("1", ownUID)
@@ -95,13 +96,13 @@ func TestForeignSignals(t *testing.T) {
 		}}
 		r.Send(answer, nil)
 	}
-	r.Send(call(r.victim, "/", "org.freedesktop.DBus.Peer.Ping"), make(chan *dbus.Call, 1))
+	r.Send(newCall(r.victim, "/", "org.freedesktop.DBus.Peer.Ping"), make(chan *dbus.Call, 1))
 	r.settled()
 	m.Lock(ours)
 	w.forgets(lockReason)
 }
 
-// TestPassedDescriptors: what somebody passes is not kept.
+// TestPassedDescriptors checks that descriptors from other users are closed.
 func TestPassedDescriptors(t *testing.T) {
 	b := bustest.Start(t)
 	m := b.Logind()
@@ -128,66 +129,64 @@ func TestPassedDescriptors(t *testing.T) {
 	closed(t, before)
 }
 
-// fromBus is a message that the bus itself sends.
+// fromBus returns a message that the bus itself sends.
 func fromBus(method string, args ...any) *dbus.Message {
-	m := call("a.b", "/", method, args...)
+	m := newCall("a.b", "/", method, args...)
 	m.Headers[dbus.FieldSender] = dbus.MakeVariant(busName)
 	return m
 }
 
-// TestSender: it is found wherever it stands, as the module finds it.
+// TestSender compares sender with the D-Bus module, for fields in every order and
+// for broken ones.
 func TestSender(t *testing.T) {
+	t.Parallel()
 	for range 50 { // a map has no order
 		for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
 			m := fromBus("org.example.Some.Method", "a text", uint32(7))
 			m.Headers[dbus.FieldReplySerial] = dbus.MakeVariant(uint32(7))
-			var frame bytes.Buffer
-			if err := m.EncodeTo(&frame, order); err != nil {
+			whole := encode(t, m, order)
+			_, size, _, err := sizes([headSize]byte(whole))
+			if err != nil {
 				t.Fatal(err)
 			}
-			whole := frame.Bytes()
-			if got := sender(whole, order); got != busName {
-				t.Fatalf("sender = %q in %x", got, whole)
+			fields := whole[headSize : headSize+size]
+			if got := sender(fields, order); got != busName {
+				t.Fatalf("sender = %q in %x", got, fields)
 			}
-			fields := order.Uint32(whole[12:])
-			for short := range fields {
-				order.PutUint32(whole[12:], short)
-				if got := sender(whole, order); got != "" && got != busName {
-					t.Fatalf("sender = %q in the first %d bytes of %x", got, short, whole)
+			for end := range fields {
+				if got := sender(fields[:end], order); got != "" && got != busName {
+					t.Fatalf("sender = %q in %x", got, fields[:end])
 				}
 			}
-			order.PutUint32(whole[12:], 1<<31)
-			if got := sender(whole, order); got != "" {
-				t.Fatalf("sender = %q", got)
+			order.PutUint32(fields[4:], 1<<32-1) // the size of the first, unless it is a number or a signature
+			if got := sender(fields, order); got != "" && got != busName {
+				t.Fatalf("sender = %q in %x", got, fields)
 			}
 		}
 	}
 }
 
-// TestOthers: what others send is not even read.
+// TestOthers checks that messages from other users are discarded.
 func TestOthers(t *testing.T) {
+	t.Parallel()
 	b, other := pair(t)
-	b.trusted = ":1.5"
+	b.owner = ":1.5"
 	for _, from := range []string{":1.4", ":1.55", "", ":1.5", loginName, busName} {
 		m := fromBus("a.b.c", from)
 		m.Headers[dbus.FieldSender] = dbus.MakeVariant(from)
-		var frame bytes.Buffer
-		if err := m.EncodeTo(&frame, binary.LittleEndian); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := other.Write(frame.Bytes()); err != nil {
+		if _, err := other.Write(encode(t, m, binary.LittleEndian)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, want := range []string{":1.5", busName} {
 		if m, err := b.receive(); err != nil || m.Body[0] != want {
-			t.Fatalf("receive: %v, %v; want what %s sends", m, err, want)
+			t.Fatalf("receive: %v, %v; want a message from %s", m, err, want)
 		}
 	}
 }
 
-// TestDescriptors: those in messages that are long, or cannot be read, or are
-// not taken, are closed.
+// TestDescriptors checks that descriptors are closed if their message is too long or
+// broken, and if they are not taken.
 func TestDescriptors(t *testing.T) {
 	b, other := pair(t)
 	null, err := os.Open(os.DevNull)
@@ -196,40 +195,34 @@ func TestDescriptors(t *testing.T) {
 	}
 	defer null.Close()
 	fd := int(null.Fd())
-	var frame bytes.Buffer
-	good := fromBus("a.b.c", dbus.UnixFD(0))
-	good.Headers[dbus.FieldUnixFDs] = dbus.MakeVariant(uint32(1))
-	if err := good.EncodeTo(&frame, binary.LittleEndian); err != nil {
-		t.Fatal(err)
-	}
-	bad := bytes.Clone(frame.Bytes())
+	passing := fromBus("a.b.c", dbus.UnixFD(0))
+	passing.Headers[dbus.FieldUnixFDs] = dbus.MakeVariant(uint32(1))
+	good := encode(t, passing, binary.LittleEndian)
+	bad := bytes.Clone(good)
 	bad[1] = 99 // no such type
 	long := make([]byte, maxMessage+1)
 	copy(long, []byte{'l', 1, 0, 1, 0, 0, 0, 0, 1})
-	binary.LittleEndian.PutUint32(long[4:], uint32(len(long)-headLength))
+	binary.LittleEndian.PutUint32(long[4:], uint32(len(long)-headSize))
 	before := open(t)
 	for range 3 {
 		go func() {
-			for _, frame := range [][]byte{bad, long, frame.Bytes()} {
+			for _, frame := range [][]byte{bad, long, good} {
 				many := unix.UnixRights(fd, fd, fd)
 				n, _, _ := other.WriteMsgUnix(frame, many, nil)
 				other.Write(frame[n:])
 			}
-			other.WriteMsgUnix(frame.Bytes(), unix.UnixRights(fd), nil)
+			other.WriteMsgUnix(good, unix.UnixRights(fd), nil)
 		}()
-		m, err := b.receive()
-		if err != nil {
+		if _, err := b.receive(); err != nil {
 			t.Fatal(err)
 		}
-		if fd := m.take(); fd != -1 {
+		if fd := b.take(); fd != -1 {
 			t.Errorf("one of three descriptors was taken: %d", fd)
 		}
-		m.close()
-		if m, err = b.receive(); err != nil {
+		if _, err := b.receive(); err != nil {
 			t.Fatal(err)
 		}
-		taken := m.take()
-		m.close()
+		taken := b.take()
 		if flags, err := unix.FcntlInt(uintptr(taken), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
 			t.Errorf("the descriptor has the flags %#x, %v", flags, err)
 		}
@@ -238,16 +231,13 @@ func TestDescriptors(t *testing.T) {
 	closed(t, before)
 }
 
-// TestLongMessages: they are thrown away as they come, whatever they announce.
+// TestLongMessages checks that long messages are discarded as they come and take no
+// memory.
 func TestLongMessages(t *testing.T) {
 	const length = 32 << 20
 	b, other := pair(t)
 	head := []byte{'l', byte(dbus.TypeSignal), 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0}
 	binary.LittleEndian.PutUint32(head[4:], length)
-	var short bytes.Buffer
-	if err := fromBus("a.b.c").EncodeTo(&short, binary.LittleEndian); err != nil {
-		t.Fatal(err)
-	}
 	junk := make([]byte, 1<<20)
 	go func() {
 		for range 4 {
@@ -256,13 +246,13 @@ func TestLongMessages(t *testing.T) {
 				other.Write(junk)
 			}
 		}
-		other.Write(short.Bytes())
+		other.Write(encode(t, fromBus("a.b.c"), binary.LittleEndian))
 	}()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	m, err := b.receive()
 	runtime.ReadMemStats(&after)
-	if err != nil || m.text(dbus.FieldMember) != "c" {
+	if err != nil || header[string](m, dbus.FieldMember) != "c" {
 		t.Fatalf("receive: %v, %v", m, err)
 	}
 	if took := after.TotalAlloc - before.TotalAlloc; took > 4<<20 {
@@ -270,7 +260,7 @@ func TestLongMessages(t *testing.T) {
 	}
 }
 
-// pair is a connection to a bus that the test speaks for.
+// pair returns a connection to a bus, and the end at which the test plays the bus.
 func pair(t testing.TB) (*bus, *net.UnixConn) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -291,8 +281,10 @@ func pair(t testing.TB) (*bus, *net.UnixConn) {
 	return &bus{conn: ends[0]}, ends[1]
 }
 
-// TestBrokenBus: something else than a bus listens where it should be.
+// TestBrokenBus checks that the watcher keeps trying when something that is not a
+// bus listens at the address.
 func TestBrokenBus(t *testing.T) {
+	t.Parallel()
 	const accepts = "DATA\r\nOK 1234\r\nAGREE_UNIX_FD\r\n"
 	for name, says := range map[string]string{
 		"silence":         "",
@@ -307,9 +299,10 @@ func TestBrokenBus(t *testing.T) {
 		"half of a frame": accepts + "B\x02\x00\x01\x00\x00\x00\x64\x00\x00\x00\x01\x00\x00\x00\x00xyz",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			path := t.TempDir() + "/b"
 			if len(path) > 100 {
-				t.Skip("the path is too long for a socket")
+				t.Skip("the path of the temporary directory is too long for a socket")
 			}
 			l, err := net.Listen("unix", path)
 			if err != nil {
@@ -337,7 +330,7 @@ func TestBrokenBus(t *testing.T) {
 				}
 			}()
 			w := watch(t, "unix:path="+path)
-			for range 2 { // it comes again
+			for range 2 { // the watcher comes again
 				<-met
 			}
 			w.stop()
@@ -347,46 +340,48 @@ func TestBrokenBus(t *testing.T) {
 	}
 }
 
-// TestNoBus: where there is none, that is said once, and that is that.
+// TestNoBus checks that Watch ends with one line in the log when there is no bus.
 func TestNoBus(t *testing.T) {
+	t.Parallel()
 	for name, address := range map[string]string{
 		"nothing there": "unix:path=" + t.TempDir() + "/bus",
 		"no directory":  "unix:path=/nonexistent/bus",
 		"the usual one": "",
 	} {
 		if _, err := os.Stat(strings.TrimPrefix(systemBus, "unix:path=")); address == "" && err == nil {
-			continue // it is there
+			continue // this machine has one
 		}
 		var log lockedBuffer
 		err := Watch(t.Context(), Options{Address: address, Log: slog.New(slog.NewTextHandler(&log, nil))}, nil)
 		if err != nil || strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "no system bus can be used") {
-			t.Errorf("%s: %v, and the log has:\n%s", name, err, log.String())
+			t.Errorf("%s: %v, and the log is:\n%s", name, err, log.String())
 		}
 	}
 }
 
-func TestParseAddress(t *testing.T) {
+func TestSocketPath(t *testing.T) {
+	t.Parallel()
 	for address, want := range map[string]string{
 		"":                           "/run/dbus/system_bus_socket",
 		"unix:path=/a%20b":           "/a b",
 		"unix:guid=12,path=/a":       "/a",
 		"unix:abstract=/tmp/x,guid=": "@/tmp/x",
-		"tcp:host=localhost,port=1;unix:path=/a;unix:path=/b": "/a /b",
+		"tcp:host=localhost,port=1;unix:path=/a;unix:path=/b": "/a",
+		"tcp:path=/x;unix:path=/a":                            "/a",
 		"unix:runtime=yes;unix:path=/a":                       "/a",
 	} {
-		places, err := parseAddress(address)
-		if got := strings.Join(places, " "); err != nil || got != want {
-			t.Errorf("parseAddress(%q) = %q, %v; want %q", address, got, err, want)
+		if got, err := socketPath(address); err != nil || got != want {
+			t.Errorf("socketPath(%q) = %q, %v; want %q", address, got, err, want)
 		}
 	}
 	for _, address := range []string{
-		"tcp:host=localhost,port=1", "autolaunch:", "/run/dbus/system_bus_socket", "unix:", "unix:path=", "unix:path=%zz", "unixexec:path=/bin/sh", ";",
+		"tcp:host=localhost,port=1", "autolaunch:", "/run/dbus/system_bus_socket", "path=/a", "unix:", "unix:path=", "unix:path=%zz", "unixexec:path=/bin/sh", ";",
 	} {
-		if places, err := parseAddress(address); err == nil {
-			t.Errorf("parseAddress(%q) = %q", address, places)
+		if path, err := socketPath(address); err == nil {
+			t.Errorf("socketPath(%q) = %q", address, path)
 		}
 		if err := Watch(t.Context(), Options{Address: address, Log: quiet()}, nil); err == nil {
-			t.Errorf("Watch takes the address %q", address)
+			t.Errorf("Watch accepts the address %q", address)
 		}
 	}
 }

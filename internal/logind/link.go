@@ -22,9 +22,9 @@ const (
 	properties = "org.freedesktop.DBus.Properties"
 )
 
-// rules are the signals that we want. For the sender's well-known name the bus
-// passes on only what its owner sends. What somebody sends to us directly comes
-// without any rule.
+// rules select the signals that we want. Where a rule names a well-known sender,
+// the bus passes on only signals of its owner. A signal that is sent to us directly
+// needs no rule.
 var rules = [...]string{
 	"type='signal',sender='" + busName + "',interface='" + busName + "',member='NameOwnerChanged',arg0='" + loginName + "'",
 	"type='signal',sender='" + loginName + "',interface='" + manager + "',member='PrepareForSleep',path='" + string(loginPath) + "'",
@@ -32,226 +32,174 @@ var rules = [...]string{
 	"type='signal',sender='" + loginName + "',interface='" + properties + "',member='PropertiesChanged',arg0='" + session + "'",
 }
 
-const (
-	// mostPending is how many answers are outstanding at a time. A dbus-daemon
-	// allows 128.
-	mostPending = 16
-
-	// mostWaiting is how many calls wait for that: a screen lock for every
-	// session of a large machine, and some more. Who lets it come to that does
-	// not answer any more.
-	mostWaiting = 4096
-
-	// mostLocked is how many locked sessions are kept in mind. It takes
-	// sessions that end while they are locked to get there.
-	mostLocked = 1024
-)
-
-// watcher is what lasts from one connection to the next.
-type watcher struct {
-	Options
-	places []string // where the bus may be: unix sockets
-	forget func(reason string)
-
-	reached bool          // the bus was, at some time
-	without bool          // it has been told that the bus has gone
-	denied  bool          // it has been told that the machine does not wait for us
-	looked  bool          // the sessions were looked at, at some time
-	asleep  time.Duration // how long the machine had slept at most when logind was last watched
-
-	// locked are the sessions, of any user, of which the last that was heard is
-	// that LockedHint is true. That is told once.
-	locked map[dbus.ObjectPath]bool
-}
-
 // link is one connection to the bus, and the logind on it.
+//
+// It makes one call at a time and handles signals while it waits for the answer.
+// Handling a signal makes no such call: it notes what must be asked in fresh and
+// locked, and settle asks.
 type link struct {
 	*watcher
-	bus     *bus
-	owner   string // the unique name of logind; "": there is none
-	pending map[uint32]request
-	waiting []request
-	err     error // why the link is of no more use
+	*bus
+	err error // why the link is of no more use
 
-	inhibitor *os.File // makes the machine wait for us before it sleeps
-	sleeping  bool     // it has told that it is about to
+	fresh  bool                         // a logind has come that was not looked at
+	locked map[dbus.ObjectPath]struct{} // sessions, of any user, that were just locked
+
+	inhibiting uint32   // the serial of a call of Inhibit that has no answer
+	inhibitor  *os.File // makes the machine wait for us before it sleeps
 }
 
-// request is a call without an answer so far.
-type request struct {
-	*dbus.Message
-	to     string
-	method string
-	done   func(*message)
-}
-
-// once watches over one connection, until that fails or ctx ends.
-func (w *watcher) once(ctx context.Context) error {
-	b, err := dial(ctx, w.places)
+// connect watches over one connection until that fails or ctx ends.
+func (w *watcher) connect(ctx context.Context) error {
+	b, err := dialBus(ctx, w.path)
 	if err != nil {
 		return err
 	}
-	defer b.conn.Close()
-	stop := context.AfterFunc(ctx, func() { b.conn.Close() })
-	defer stop()
-	if err := b.open(); err != nil {
-		return err
-	}
-	l := &link{watcher: w, bus: b, pending: make(map[uint32]request)}
+	defer b.close()
+	defer context.AfterFunc(ctx, func() { b.conn.Close() })()
+	l := newLink(w, b)
 	defer l.setOwner("")
-	w.back()
 	l.begin()
-	for l.err == nil {
-		m, err := b.receive()
-		if err != nil {
-			return err
-		}
-		l.handle(m)
-		m.close()
-	}
+	l.run()
 	return l.err
 }
 
-// begin asks for the signals first and for logind then, so that no change is
-// missed between.
-func (l *link) begin() {
-	for _, rule := range rules {
-		l.call(busName, busPath, busName+".AddMatch", nil, rule)
-	}
-	l.call(busName, busPath, busName+".GetNameOwner", func(m *message) {
-		owner, ok := first[string](m.Body)
-		if !ok {
-			l.Log.Info("there is no logind: nothing is forgotten when the machine sleeps or the screen is locked, until there is")
-		}
-		l.setOwner(owner)
-	}, loginName)
+func newLink(w *watcher, b *bus) *link {
+	return &link{watcher: w, bus: b, locked: make(map[dbus.ObjectPath]struct{})}
 }
 
-// call calls a method, in its turn. done gets the answer; instead of an error it
-// gets one with nothing in it.
-func (l *link) call(to string, path dbus.ObjectPath, method string, done func(*message), args ...any) {
-	if len(l.waiting) >= mostWaiting {
-		l.err = errors.New("too many calls have no answer")
+// begin greets the bus, subscribes to the signals, and then looks for logind, so
+// that no change in between is missed.
+func (l *link) begin() {
+	if _, err := l.call(busName, busPath, busName+".Hello"); err != nil {
+		l.err = fmt.Errorf("greeting the bus: %w", err)
 		return
 	}
-	l.waiting = append(l.waiting, request{call(to, path, method, args...), to, method, done})
-	l.proceed()
-}
-
-// proceed makes the calls whose turn has come. Those to a logind that is not
-// there any more are left out.
-func (l *link) proceed() {
-	for len(l.waiting) > 0 && len(l.pending) < mostPending && l.err == nil {
-		r := l.waiting[0]
-		l.waiting = l.waiting[1:]
-		if r.to != busName && r.to != l.owner {
-			continue
-		}
-		serial, err := l.bus.send(r.Message)
-		if err != nil {
-			l.err = err
+	for _, rule := range rules {
+		if _, err := l.call(busName, busPath, busName+".AddMatch", rule); err != nil {
+			l.err = fmt.Errorf("subscribing to signals of the bus: %w", err)
 			return
 		}
-		l.pending[serial] = r
 	}
+	l.logBack()
+	body, _ := l.call(busName, busPath, busName+".GetNameOwner", loginName)
+	owner, ok := first[string](body)
+	if !ok && l.err == nil {
+		l.Log.Info("there is no logind: PINs are not forgotten when the machine sleeps or the screen is locked, until there is one")
+	}
+	l.setOwner(owner)
 }
 
-// get asks logind for a property.
-func (l *link) get(path dbus.ObjectPath, iface, name string, done func(value any)) {
-	l.call(l.owner, path, properties+".Get", func(m *message) {
-		if v, ok := first[dbus.Variant](m.Body); ok {
-			done(v.Value())
+// run handles messages until the link is of no more use.
+func (l *link) run() {
+	for l.err == nil {
+		l.settle()
+		if m := l.receive(); m != nil {
+			l.handle(m)
 		}
-	}, iface, name)
-}
-
-// handle does what a message asks for. Calls of our methods, of which there are
-// none, get no answer.
-func (l *link) handle(m *message) {
-	switch m.Type {
-	case dbus.TypeSignal:
-		l.signal(m)
-	case dbus.TypeMethodReply, dbus.TypeError:
-		l.answer(m)
 	}
 }
 
-// answer goes to the call that it belongs to. The bus answers for those who
-// leave it.
-func (l *link) answer(m *message) {
-	r, ok := l.pending[m.answers()]
-	sender := m.text(dbus.FieldSender)
-	if !ok || sender != r.to && sender != busName {
+// settle asks logind what the signals since the last time left open.
+func (l *link) settle() {
+	for l.err == nil && (l.fresh || len(l.locked) > 0) {
+		if l.fresh {
+			l.fresh = false
+			l.look()
+		}
+		for path := range l.locked {
+			delete(l.locked, path)
+			l.checkLocked(path)
+		}
+	}
+}
+
+// receive returns the next message, or nil when the link is of no more use.
+func (l *link) receive() *dbus.Message {
+	m, err := l.bus.receive()
+	if err != nil {
+		l.err = err
+	}
+	return m
+}
+
+// call calls a method and returns the values in the answer. An error is a refusal,
+// unless it is also in l.err.
+func (l *link) call(to string, path dbus.ObjectPath, method string, args ...any) ([]any, error) {
+	serial, err := l.send(newCall(to, path, method, args...))
+	if err != nil {
+		l.err = err
+		return nil, err
+	}
+	l.conn.SetReadDeadline(time.Now().Add(patience))
+	defer l.conn.SetReadDeadline(time.Time{})
+	for to == busName || to == l.owner {
+		m := l.receive()
+		if m == nil {
+			return nil, l.err
+		}
+		// The bus answers for a logind that hangs up.
+		if from := header[string](m, dbus.FieldSender); answered(m) != serial || from != to && from != busName {
+			l.handle(m)
+			continue
+		}
+		if err := failure(m); err != nil {
+			l.Log.Debug("the bus or logind refuses", "method", method, "cause", err)
+			return nil, err
+		}
+		return m.Body, nil
+	}
+	return nil, errors.New("logind has gone")
+}
+
+// get asks logind for a property. It returns nil if it gets none.
+func (l *link) get(path dbus.ObjectPath, iface, name string) any {
+	body, _ := l.call(l.owner, path, properties+".Get", iface, name)
+	v, _ := first[dbus.Variant](body)
+	return v.Value()
+}
+
+// handle handles a message that call does not wait for.
+func (l *link) handle(m *dbus.Message) {
+	switch from := header[string](m, dbus.FieldSender); {
+	case l.inhibiting != 0 && answered(m) == l.inhibiting:
+		l.inhibited(m)
+	case m.Type != dbus.TypeSignal:
+		// An answer that is too late, or a call of a method, of which we have none.
+	case from == busName:
+		l.ownerChanged(m)
+	case from == l.owner:
+		l.signal(m)
+	}
+}
+
+// name returns the interface and the member of a signal.
+func name(m *dbus.Message) string {
+	return header[string](m, dbus.FieldInterface) + "." + header[string](m, dbus.FieldMember)
+}
+
+// ownerChanged handles a signal of the bus.
+func (l *link) ownerChanged(m *dbus.Message) {
+	if name(m) != busName+".NameOwnerChanged" || len(m.Body) != 3 || m.Body[0] != loginName {
 		return
 	}
-	delete(l.pending, m.answers())
-	if err := m.failure(); err != nil {
-		l.refused(r.method, err)
-		m = &message{Message: new(dbus.Message)}
-	}
-	if r.done != nil && (r.to == l.owner || r.to == busName) {
-		r.done(m)
-	}
-	l.proceed()
+	owner, _ := m.Body[2].(string)
+	l.setOwner(owner)
 }
 
-// refused logs what has been refused, and goes on without it, if that can be.
-func (l *link) refused(method string, err error) {
-	switch {
-	case method == manager+".Inhibit" && !l.denied:
-		l.denied = true
-		l.Log.Info("the machine will not wait before it sleeps: PINs may be forgotten only when it wakes up", "cause", err)
-	case method == busName+".AddMatch":
-		l.err = fmt.Errorf("asking the bus for signals: %w", err)
-	default:
-		l.Log.Debug("logind or the bus refuses", "method", method, "cause", err)
-	}
-}
-
-// signal does what a signal asks for, if it comes from whom it should.
-func (l *link) signal(m *message) {
-	name := m.text(dbus.FieldInterface) + "." + m.text(dbus.FieldMember)
-	switch sender := m.text(dbus.FieldSender); {
-	case sender == busName:
-		if about, ok := first[string](m.Body); ok && about == loginName && name == busName+".NameOwnerChanged" && len(m.Body) == 3 {
-			owner, _ := m.Body[2].(string)
-			l.setOwner(owner)
-		}
-	case sender == "" || sender != l.owner:
-		// The bus has let it pass for another's.
-	case name == manager+".PrepareForSleep":
-		if begins, ok := first[bool](m.Body); ok {
-			l.prepare(begins)
-		}
-	case name == session+".Lock":
-		l.ifOurs(m.path(), l.screenLocked)
-	case name == properties+".PropertiesChanged":
-		l.changed(m)
-	}
-}
-
-// setOwner takes notice of a logind that has come or gone.
+// setOwner notes that logind has come or gone.
 func (l *link) setOwner(owner string) {
 	if owner == l.owner {
 		return
 	}
 	if l.owner != "" {
-		l.asleep = sleptSoFar().most
-		l.sleeping = false
+		l.slept = slept()
 		l.release()
+		clear(l.locked)
 	}
-	l.owner, l.bus.trusted = owner, owner
-	if owner != "" {
+	l.owner, l.fresh = owner, owner != ""
+	if l.fresh {
 		l.Log.Debug("watching for sleep and locked screens", "logind", owner)
 		l.inhibit()
-		l.look()
 	}
-}
-
-// first is the first value of a message.
-func first[T any](body []any) (value T, ok bool) {
-	if len(body) > 0 {
-		value, ok = body[0].(T)
-	}
-	return value, ok
 }

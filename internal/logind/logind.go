@@ -1,12 +1,12 @@
 // Package logind watches systemd-logind (or elogind) for the moments at which
-// secrets are to be forgotten: the machine is about to sleep, or the user's
-// screen gets locked.
+// secrets must be forgotten: the machine is about to sleep, or the user's screen
+// is locked.
 //
-// Of the user, all sessions count, whatever their kind, and whenever they
-// start: who runs as a service of the user manager is in none of them, and what
-// one session has been trusted with is used from the others.
+// All of the user's login sessions count, whatever their kind and whenever they
+// start. A service of the user manager belongs to none of them, and a PIN that was
+// given in one is used from the others.
 //
-// It is all done by one goroutine that waits for the bus and polls nothing.
+// One goroutine does all of this. It waits for the bus and never polls.
 package logind
 
 import (
@@ -17,54 +17,54 @@ import (
 	"time"
 )
 
-// Options say what to watch.
+// Options are the arguments of Watch.
 type Options struct {
-	// Address is the bus's, in the form of DBUS_SYSTEM_BUS_ADDRESS. Empty, it
-	// is the place where every system has it. Only unix sockets are dialled.
+	// Address is the address of the system bus, in the form of
+	// DBUS_SYSTEM_BUS_ADDRESS. If it is empty, Watch uses the standard one. Only
+	// unix sockets are supported; of several the first is used.
 	Address string
 
-	// UID is the user whose sessions are watched.
+	// UID is the user whose login sessions are watched.
 	UID int
 
-	// Log gets what hinders the watch. What is forgotten, the caller tells.
+	// Log receives what hinders the watch. The caller logs what is forgotten.
 	Log *slog.Logger
 }
 
-// The waits between attempts to get back to a bus that went away.
+// The shortest and the longest wait before the next attempt to reach the bus.
 const (
 	firstWait   = 100 * time.Millisecond
 	longestWait = 2 * time.Minute
 )
 
-// Watch calls forget, with a reason that a user understands, when the machine
-// is about to sleep and when a session of the user is locked; one call at a
-// time. The machine waits for the call to return before it sleeps, as long as
-// logind lets it (InhibitDelayMaxSec=, commonly 5 s), if the user may ask for
-// that.
+// Watch calls forget, with a reason to show to the user, when the machine is
+// about to sleep and when one of the user's login sessions is locked. It makes
+// one call at a time. If logind permits, the machine does not sleep before the
+// call returns or logind's InhibitDelayMaxSec= (usually 5 s) is over.
 //
-// A bus or a logind that goes away is waited for. What happened meanwhile (a
-// sleep, a screen that is now locked) makes for a call when it is back. Watch
-// returns nil when ctx ends, and where there is no system bus or none that may
-// be used: it logs that. An error is an address that cannot be understood.
+// If the bus or logind goes away, Watch waits for it. When it is back, Watch calls
+// forget if the machine has slept since, or if the screen is locked. Watch returns
+// nil when ctx ends, and when there is no system bus or none that it may use,
+// which it logs. It returns an error only for a bad address.
 func Watch(ctx context.Context, o Options, forget func(reason string)) error {
-	places, err := parseAddress(o.Address)
+	path, err := socketPath(o.Address)
 	if err != nil {
 		return err
 	}
-	w := &watcher{Options: o, places: places, forget: forget, asleep: sleptSoFar().most}
+	w := &watcher{Options: o, path: path, forget: forget, slept: slept()}
 	for wait := firstWait; ; wait = min(2*wait, longestWait) {
 		begun := time.Now()
-		err := w.once(ctx)
+		err := w.connect(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case !w.reached && out(err):
+		case !w.reached && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)):
 			o.Log.Info("no system bus can be used: PINs are not forgotten when the machine sleeps or the screen is locked", "cause", err)
 			return nil
 		case time.Since(begun) > longestWait:
 			wait = firstWait
 		}
-		w.lost(err)
+		w.logLost(err)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -73,26 +73,33 @@ func Watch(ctx context.Context, o Options, forget func(reason string)) error {
 	}
 }
 
-// out reports whether err says that there is no bus, or none for us, rather
-// than one that has gone for a while.
-func out(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
+// watcher is the state that outlasts a connection.
+type watcher struct {
+	Options
+	path   string // the bus's socket
+	forget func(reason string)
+
+	reached bool          // the bus could be used at least once
+	lost    bool          // the loss of the bus has been logged
+	denied  bool          // a refused inhibitor has been logged
+	looked  bool          // logind has been watched at least once
+	slept   time.Duration // how long the machine had slept when logind was last watched
 }
 
-// lost logs that the bus has gone, once.
-func (w *watcher) lost(err error) {
+// logLost logs the loss of the bus, at level Info once.
+func (w *watcher) logLost(err error) {
 	level := slog.LevelInfo
-	if w.without {
+	if w.lost {
 		level = slog.LevelDebug
 	}
-	w.without = true
-	w.Log.Log(context.Background(), level, "the system bus cannot be used: nothing is forgotten when the machine sleeps or the screen is locked, until it is back", "cause", err)
+	w.lost = true
+	w.Log.Log(context.Background(), level, "the system bus cannot be used: PINs are not forgotten when the machine sleeps or the screen is locked, until it is back", "cause", err)
 }
 
-// back logs that the bus is there again.
-func (w *watcher) back() {
-	if w.without {
+// logBack logs the return of the bus.
+func (w *watcher) logBack() {
+	if w.lost {
 		w.Log.Info("the system bus is back")
 	}
-	w.reached, w.without = true, false
+	w.reached, w.lost = true, false
 }

