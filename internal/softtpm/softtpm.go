@@ -1,9 +1,8 @@
-// Package softtpm runs the private software TPM behind the address "software":
-// an swtpm that lives as long as one connection to it, on a state directory of
-// the user's.
+// Package softtpm runs the private software TPM behind the address "software": an
+// swtpm that lives as long as one connection to it, with its state in a directory of
+// the user.
 //
-// It is for trying things out without a chip. Its keys are protected by file
-// modes and by nothing else.
+// It is for trying things out without a chip. Only file modes protect its keys.
 package softtpm
 
 import (
@@ -22,23 +21,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// program is what the software TPM is made of.
 const program = "swtpm"
 
-// TPM is a software TPM that runs. There is one at a time for each state
+// TPM is a running software TPM. There is at most one at a time on a state
 // directory, on the whole machine.
 type TPM struct {
 	conn   *net.UnixConn
 	cmd    *exec.Cmd
 	lock   *os.File
-	stderr tail
-	exited chan struct{} // closed once swtpm is gone
+	stderr head
+	exited chan struct{} // closed when swtpm has exited
 }
 
 // Start starts the software TPM on the state directory dir, which it makes if
-// need be, and returns when it answers. While another process, or another part
-// of this one, has it, Start waits its turn, as long as ctx allows but no
-// longer than half a minute.
+// necessary, and returns when the TPM answers. If the software TPM is in use, by
+// another process or by this one, Start waits until ctx ends, but at most half a
+// minute.
 func Start(ctx context.Context, dir string) (*TPM, error) {
 	path, err := exec.LookPath(program)
 	if err != nil {
@@ -62,12 +60,11 @@ func Start(ctx context.Context, dir string) (*TPM, error) {
 	return t, nil
 }
 
-// start runs swtpm with one end of a pair of sockets. It cannot outlive us: it
-// ends when the other end closes, and should that find it at work on a command
-// (swtpm 0.7 then cannot deliver the answer, and turns in circles for ever) the
-// kernel kills it, however we die. Nor can anybody start a second swtpm on the
-// state while the first still runs, as swtpm inherits the descriptor that holds
-// the lock.
+// start runs swtpm with one end of a pair of sockets. swtpm cannot outlive us: it
+// exits when the other end closes, and the kernel kills it if we die. The latter is
+// needed because swtpm 0.7 loops for ever if it cannot deliver an answer. A second
+// swtpm cannot start on the same state meanwhile, because this one inherits the
+// descriptor that holds the lock.
 func start(path, dir string, lock *os.File) (*TPM, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
@@ -75,15 +72,15 @@ func start(path, dir string, lock *os.File) (*TPM, error) {
 	}
 	defer theirs.Close()
 	t := &TPM{conn: ours, lock: lock, exited: make(chan struct{})}
-	// The directory is given as the working directory, as swtpm's options
-	// cannot hold a comma.
+	// swtpm's options cannot hold a comma, so the state directory is passed as the
+	// working directory.
 	t.cmd = exec.Command(path, "socket", "--tpm2", "--fd", "3",
 		"--tpmstate", "dir=.,mode=0600", "--flags", "not-need-init,startup-clear")
 	t.cmd.Dir = dir
 	t.cmd.Stderr = &t.stderr
 	t.cmd.ExtraFiles = []*os.File{theirs, lock}
-	// Away from the terminal: its Ctrl-C is for us, and swtpm must be there
-	// until it has been shut down in order.
+	// Setsid keeps the terminal's Ctrl-C from swtpm, which must live until it has
+	// been shut down in order.
 	t.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 	if err := t.run(); err != nil {
 		ours.Close()
@@ -92,9 +89,8 @@ func start(path, dir string, lock *os.File) (*TPM, error) {
 	return t, nil
 }
 
-// run starts swtpm, and waits for its end in the background. The kernel takes
-// the death of the thread that started a process for that of its parent, so
-// that thread is kept as long as swtpm runs.
+// run starts swtpm and waits for its exit in the background. Pdeathsig takes the end
+// of the thread that started swtpm for our death, so that thread is kept.
 func (t *TPM) run() error {
 	started := make(chan error)
 	go func() {
@@ -110,7 +106,7 @@ func (t *TPM) run() error {
 	return <-started
 }
 
-// socketPair returns our end as a connection, and the other as a file to pass on.
+// socketPair returns our end as a connection, and swtpm's as a file.
 func socketPair() (ours *net.UnixConn, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -127,17 +123,17 @@ func socketPair() (ours *net.UnixConn, theirs *os.File, err error) {
 	return conn.(*net.UnixConn), theirs, nil
 }
 
-// Commands that we send ourselves, whole: tag, size, code, parameters.
+// Commands that the package sends itself: tag, size, code, parameters.
 var (
-	// getTestResult is TPM2_GetTestResult: the cheapest question.
+	// getTestResult is TPM2_GetTestResult, the cheapest command.
 	getTestResult = []byte{0x80, 0x01, 0, 0, 0, 10, 0, 0, 0x01, 0x7c}
-	// shutdownClear is TPM2_Shutdown(TPM_SU_CLEAR). A TPM that stops without
-	// it counts a failed try against its dictionary-attack lockout.
+	// shutdownClear is TPM2_Shutdown(TPM_SU_CLEAR). A TPM that stops without it
+	// counts a failed try towards its dictionary-attack lockout.
 	shutdownClear = []byte{0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x45, 0, 0}
 )
 
-// startTime bounds the start of swtpm, which takes some milliseconds, and some
-// hundred the first time.
+// startTime bounds the start of swtpm, which takes milliseconds, and some hundred
+// the first time.
 const startTime = 20 * time.Second
 
 // greet waits until swtpm answers.
@@ -150,7 +146,6 @@ func (t *TPM) greet(ctx context.Context) error {
 	})
 	_, err := t.conn.Write(getTestResult)
 	if err == nil {
-		// Nothing can be in the way of this answer: the socket is new.
 		_, err = t.conn.Read(make([]byte, 4096))
 	}
 	if !stop() {
@@ -161,7 +156,7 @@ func (t *TPM) greet(ctx context.Context) error {
 	return err
 }
 
-// failed ends an swtpm that did not start, and adds what it said about that.
+// failed ends an swtpm that did not start, and adds what it wrote about that.
 func (t *TPM) failed(err error) error {
 	t.Stop(true)
 	if said := strings.TrimSpace(t.stderr.String()); said != "" {
@@ -170,12 +165,12 @@ func (t *TPM) failed(err error) error {
 	return fmt.Errorf("%w (%v)", err, t.cmd.ProcessState)
 }
 
-// Conn returns the connection to the TPM: raw TPM commands and answers. Stop
-// closes it; closing it otherwise leaves swtpm to end uncleanly.
+// Conn returns the connection to the TPM, which carries raw TPM commands and
+// answers. Only Stop may close it: otherwise swtpm ends uncleanly.
 func (t *TPM) Conn() *net.UnixConn { return t.conn }
 
-// Bounds of the steps of Stop. None is reached unless swtpm hangs: the slowest
-// command of swtpm takes about a second.
+// Bounds of the steps of Stop. swtpm's slowest command takes about a second, so
+// none is reached unless swtpm hangs.
 const (
 	pendingTime  = 5 * time.Second
 	shutdownTime = 3 * time.Second
@@ -185,25 +180,31 @@ const (
 // StopTime bounds Stop.
 const StopTime = pendingTime + shutdownTime + exitTime + time.Second
 
-// Stop shuts the TPM down, ends swtpm, waits until it is gone, and lets the next
-// one have the state. pending says that a command was sent whose answer was not
-// read. Stop is called once.
+// Stop shuts the TPM down, waits until swtpm has exited, and releases the state.
+// pending says that a command was sent whose answer was not read. Stop is called
+// once.
 func (t *TPM) Stop(pending bool) error {
+	defer t.lock.Close()
 	if pending {
-		// swtpm takes whatever it reads at once for one command: so the
-		// command that runs must have been answered first.
+		// swtpm takes everything that it reads at once for one command, so a
+		// running command must be answered first.
 		t.conn.SetReadDeadline(time.Now().Add(pendingTime))
 		t.conn.Read(make([]byte, 4096))
 	}
 	t.shutDown()
 	t.conn.Close()
-	err := t.wait()
-	t.lock.Close()
-	return err
+	select {
+	case <-t.exited:
+		return nil
+	case <-time.After(exitTime):
+	}
+	t.cmd.Process.Kill()
+	<-t.exited
+	return errors.New(program + " did not stop, and was killed")
 }
 
-// shutDown sends TPM2_Shutdown and waits until swtpm has taken it, answered it
-// and hung up. Whether that works does not matter to what follows.
+// shutDown sends TPM2_Shutdown and waits until swtpm has answered and hung up. What
+// follows is the same if that fails.
 func (t *TPM) shutDown() {
 	t.conn.SetDeadline(time.Now().Add(shutdownTime))
 	if _, err := t.conn.Write(shutdownClear); err != nil {
@@ -217,30 +218,12 @@ func (t *TPM) shutDown() {
 	}
 }
 
-// wait waits for the end of swtpm, and brings it about when it takes too long.
-func (t *TPM) wait() error {
-	timer := time.NewTimer(exitTime)
-	defer timer.Stop()
-	select {
-	case <-t.exited:
-		return nil
-	case <-timer.C:
-	}
-	t.cmd.Process.Kill()
-	<-t.exited
-	return errors.New(program + " did not stop, and was killed")
-}
+// head keeps the beginning of what a process writes.
+type head struct{ bytes.Buffer }
 
-// tail keeps the end of what a process writes.
-type tail struct{ bytes.Buffer }
-
-// tailSize is enough for the last words of swtpm.
-const tailSize = 2048
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.Buffer.Write(p)
-	if extra := t.Len() - tailSize; extra > 0 {
-		t.Next(extra)
+func (h *head) Write(p []byte) (int, error) {
+	if h.Len() < 2048 {
+		h.Buffer.Write(p[:min(len(p), 2048)])
 	}
 	return len(p), nil
 }

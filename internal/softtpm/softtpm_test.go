@@ -21,20 +21,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// otherDir makes the test binary play another process that uses the software
-// TPM in that directory: see other.
+// otherDir is the environment variable that makes the test binary play another process
+// that uses the software TPM in that directory: see other.
 const otherDir = "SOFTTPM_TEST_DIR"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(otherDir); dir != "" {
 		other(dir)
 	}
-	unix.Umask(0o022) // the TPM does not start below what others may write to
+	unix.Umask(0o022) // the TPM refuses directories that others can write to
 	goleak.VerifyTestMain(m)
 }
 
-// other starts the software TPM, prints swtpm's process id, and holds it until
-// its standard input ends.
+// other starts the software TPM, prints swtpm's process id, and stops it when standard
+// input ends.
 func other(dir string) {
 	tpm, err := Start(context.Background(), dir)
 	if err != nil {
@@ -43,7 +43,7 @@ func other(dir string) {
 	}
 	fmt.Println(tpm.cmd.Process.Pid)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		tpm.conn.Write(selfTest) // a long command, whose answer nobody reads
+		tpm.conn.Write(selfTest) // a long command, whose answer is not read
 		fmt.Println("working")
 	}
 	if err := tpm.Stop(false); err != nil {
@@ -53,7 +53,7 @@ func other(dir string) {
 	os.Exit(0)
 }
 
-// process is another process that runs.
+// process is a running other process.
 type process struct {
 	cmd   *exec.Cmd
 	in    io.WriteCloser
@@ -63,6 +63,7 @@ type process struct {
 
 func startOther(t *testing.T, dir string) *process {
 	t.Helper()
+	needProgram(t)
 	p := &process{cmd: exec.Command(os.Args[0])}
 	p.cmd.Env = append(os.Environ(), otherDir+"="+dir)
 	p.cmd.Stderr = os.Stderr
@@ -95,10 +96,10 @@ func (p *process) ready(t *testing.T) {
 	}
 }
 
-// selfTest is TPM2_SelfTest(full), which takes some milliseconds.
+// selfTest is TPM2_SelfTest(full), which takes a few milliseconds.
 var selfTest = []byte{0x80, 1, 0, 0, 0, 11, 0, 0, 1, 0x43, 1}
 
-// dies waits for the end of a process that is not our child.
+// dies waits for the exit of a process that is not our child.
 func dies(t *testing.T, pid int) {
 	t.Helper()
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -122,8 +123,17 @@ func dies(t *testing.T, pid int) {
 	}
 }
 
+// needProgram skips the test if swtpm is not installed.
+func needProgram(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath(program); err != nil {
+		t.Skip(err)
+	}
+}
+
 func start1(t *testing.T, dir string) *TPM {
 	t.Helper()
+	needProgram(t)
 	tpm, err := Start(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
@@ -150,21 +160,22 @@ func lockoutCounter(t *testing.T, tpm *TPM) uint32 {
 	t.Helper()
 	a := send(t, tpm, []byte{0x80, 1, 0, 0, 0, 22, 0, 0, 1, 0x7a, 0, 0, 0, 6, 0, 0, 2, 0x0e, 0, 0, 0, 1})
 	if len(a) != 27 || !bytes.Equal(a[19:23], []byte{0, 0, 2, 0x0e}) {
-		t.Fatalf("odd answer %x", a)
+		t.Fatalf("unexpected answer %x", a)
 	}
 	return binary.BigEndian.Uint32(a[23:])
 }
 
-// TestShutdown starts and stops the TPM more often than it allows failed tries,
-// with commands that it would count.
+// TestShutdown starts and stops the TPM more often than it allows failed tries: it
+// would count each unclean stop as one.
 func TestShutdown(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "a", "b", "state, with a comma")
 	for i := range 8 {
 		tpm := start1(t, dir)
 		if n := lockoutCounter(t, tpm); n != 0 {
 			t.Fatalf("start %d: %d failed tries", i, n)
 		}
-		// Stop has to do with an answer that nobody read, too.
+		// Stop must also cope with an answer that was not read.
 		pending := i%2 == 1
 		if pending {
 			if _, err := tpm.Conn().Write(getTestResult); err != nil {
@@ -183,16 +194,17 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// TestState keeps things in the TPM from one start to the next: a counter that
-// a TPM never sets back.
+// TestState checks that the state lasts from one start to the next, by a counter that
+// a TPM never resets.
 func TestState(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
 	resets := func() uint32 {
 		tpm := start1(t, dir)
 		defer tpm.Stop(false)
 		a := send(t, tpm, []byte{0x80, 1, 0, 0, 0, 10, 0, 0, 1, 0x81}) // TPM2_ReadClock
 		if len(a) != 35 {
-			t.Fatalf("odd answer %x", a)
+			t.Fatalf("unexpected answer %x", a)
 		}
 		return binary.BigEndian.Uint32(a[26:]) // header, time, clock, resetCount
 	}
@@ -225,6 +237,8 @@ func TestModes(t *testing.T) {
 }
 
 func TestRefusesDirectory(t *testing.T) {
+	t.Parallel()
+	needProgram(t)
 	base := t.TempDir()
 	make1 := func(name string, mode os.FileMode) string {
 		dir := filepath.Join(base, name)
@@ -245,11 +259,11 @@ func TestRefusesDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	for says, dir := range map[string]string{
-		"others can write": make1("group", 0o770),
-		"mode 0707":        make1("others", 0o707),
-		"mode 1777":        filepath.Join(make1("parent", 0o1777|os.ModeSticky), "dir"),
-		"not a directory":  file,
-		"link is not":      link,
+		"users can write": make1("group", 0o770),
+		"mode 0707":       make1("others", 0o707),
+		"mode 1777":       filepath.Join(make1("parent", 0o1777|os.ModeSticky), "dir"),
+		"not a directory": file,
+		"link is not":     link,
 	} {
 		tpm, err := Start(t.Context(), dir)
 		if err == nil {
@@ -259,7 +273,7 @@ func TestRefusesDirectory(t *testing.T) {
 			t.Errorf("%s: %v, want %q", dir, err, says)
 		}
 	}
-	// One that others can only read is closed to them, and used.
+	// A directory that others can only read is closed to them and used.
 	dir := make1("readable", 0o755)
 	if err := start1(t, dir).Stop(false); err != nil {
 		t.Error(err)
@@ -277,13 +291,14 @@ func TestMissingProgram(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := os.Stat(dir); err == nil {
-		t.Error("made a state directory all the same")
+		t.Error("the state directory was made anyway")
 	}
 }
 
-// TestBrokenState expects swtpm's own words when it cannot start, and that the
-// lock is free again.
+// TestBrokenState checks that the error quotes swtpm when it cannot start, and that the
+// lock is released.
 func TestBrokenState(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
 	if err := start1(t, dir).Stop(false); err != nil {
 		t.Fatal(err)
@@ -307,9 +322,11 @@ func TestBrokenState(t *testing.T) {
 	}
 }
 
-// TestRace has many goroutines and processes use one TPM. Two swtpm on one state
-// would lose starts.
+// TestRace uses one TPM from many goroutines and processes. Two swtpm on one state would
+// overwrite each other's.
 func TestRace(t *testing.T) {
+	t.Parallel()
+	needProgram(t)
 	dir := filepath.Join(t.TempDir(), "state")
 	var wg sync.WaitGroup
 	for range 4 {
@@ -361,9 +378,10 @@ func running(t *testing.T, dir string) (pids []string) {
 	return pids
 }
 
-// TestKilledHolder kills a process that has the TPM, once while that is idle and
-// once while it is at work. swtpm must go, and the next one must be able to start.
+// TestKilledHolder kills a process that has the TPM, once while the TPM is idle and then
+// while it works. swtpm must exit, and the next one must be able to start.
 func TestKilledHolder(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
 	for _, busy := range []bool{false, true, true, true} {
 		p := startOther(t, dir)
@@ -385,9 +403,10 @@ func TestKilledHolder(t *testing.T) {
 	}
 }
 
-// TestLockOutlivesHolder closes our descriptor of the lock, as the end of our
-// process does. As long as swtpm is there nobody may start another one.
+// TestLockOutlivesHolder closes our descriptor of the lock, as the end of our process
+// does. No other swtpm may start as long as this one runs.
 func TestLockOutlivesHolder(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
 	old := start1(t, dir)
 	old.lock.Close()
@@ -409,8 +428,9 @@ func TestLockOutlivesHolder(t *testing.T) {
 	}
 }
 
-// TestCancelledWait leaves the queue, which must not keep the lock from others.
+// TestCancelledWait cancels a waiting Start, which must not keep the lock from others.
 func TestCancelledWait(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
 	tpm := start1(t, dir)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -431,8 +451,9 @@ func TestCancelledWait(t *testing.T) {
 	}
 }
 
-// TestHangingTPM stops an swtpm that does not react at all.
+// TestHangingTPM stops an swtpm that does not react.
 func TestHangingTPM(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("waits out the bounds of Stop")
 	}
@@ -459,6 +480,7 @@ func TestStateDir(t *testing.T) {
 	}
 }
 
+// TestDescriptors checks that no descriptor stays open.
 func TestDescriptors(t *testing.T) {
 	count := func() int {
 		d, err := os.ReadDir("/proc/self/fd")

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -15,8 +14,8 @@ import (
 )
 
 // StateDir returns the directory of the user's software TPM:
-// $XDG_STATE_HOME/tpm-agent/swtpm, by default ~/.local/state/tpm-agent/swtpm.
-// A relative XDG_STATE_HOME counts as none, as its specification says.
+// $XDG_STATE_HOME/tpm-agent/swtpm, by default ~/.local/state/tpm-agent/swtpm. It
+// ignores a relative XDG_STATE_HOME, as the specification demands.
 func StateDir() (string, error) {
 	base := os.Getenv("XDG_STATE_HOME")
 	if !filepath.IsAbs(base) {
@@ -29,13 +28,13 @@ func StateDir() (string, error) {
 	return filepath.Join(base, "tpm-agent", "swtpm"), nil
 }
 
-// prepareDir makes dir and its parents as far as they are missing, and makes
-// sure that dir and its parent are ours alone.
+// prepareDir makes dir if it is missing, and makes sure that only we can use dir and
+// its parent.
 func prepareDir(dir string) error {
-	if err := makeDirs(dir); err != nil {
-		return err
-	}
 	for _, d := range []string{filepath.Dir(dir), dir} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return err
+		}
 		if err := ownDir(d); err != nil {
 			return err
 		}
@@ -43,26 +42,9 @@ func prepareDir(dir string) error {
 	return nil
 }
 
-// makeDirs is os.MkdirAll with the mode 0700 whatever the umask.
-func makeDirs(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := makeDirs(filepath.Dir(dir)); err != nil {
-			return err
-		}
-		err = os.Mkdir(dir, 0o700)
-	}
-	if errors.Is(err, fs.ErrExist) {
-		return nil // what it is, is looked at by ownDir, or by the next Mkdir
-	}
-	if err != nil {
-		return err
-	}
-	return os.Chmod(dir, 0o700)
-}
-
-// ownDir refuses a directory that others can write, as whatever is in it may be
-// theirs, and closes one that they can only read.
+// ownDir refuses a directory that other users can write to, because they may have
+// made what is in it. It closes one that they can only read, and corrects what the
+// umask took away.
 func ownDir(dir string) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(dir, &st); err != nil {
@@ -74,23 +56,23 @@ func ownDir(dir string) error {
 	case int(st.Uid) != os.Geteuid():
 		return fmt.Errorf("%s belongs to the user %d, not to %d", dir, st.Uid, os.Geteuid())
 	case st.Mode&0o022 != 0:
-		return fmt.Errorf("others can write to %s (mode %04o): look into it, then chmod 700 it", dir, st.Mode&0o7777)
-	case st.Mode&0o055 != 0:
+		return fmt.Errorf("other users can write to %s (mode %04o): check what is in it, then run chmod 700 on it", dir, st.Mode&0o7777)
+	case st.Mode&0o777 != 0o700:
 		return os.Chmod(dir, 0o700)
 	}
 	return nil
 }
 
+// ErrBusy says that the software TPM is in use, by another process or by this one,
+// and was not released in time.
+var ErrBusy = errors.New("is in use")
+
 // turnTime bounds the wait for the software TPM.
 const turnTime = 30 * time.Second
 
-// ErrBusy says that another process, or another part of this one, has the
-// software TPM and did not let go of it in time.
-var ErrBusy = errors.New("is in use")
-
-// acquire waits for the lock of dir's software TPM. Whoever has a descriptor of
-// the file that it returns has the lock, until the last one is closed. The
-// kernel serves those who wait in the order in which they came.
+// acquire waits for the lock of dir's software TPM. The lock is held until the last
+// descriptor of the file that acquire returns is closed. The process id in the file
+// is for error messages only.
 func acquire(ctx context.Context, dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -98,52 +80,32 @@ func acquire(ctx context.Context, dir string) (*os.File, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, turnTime)
 	defer cancel()
-	// Nothing ends a flock that waits. It is left behind when ctx ends before
-	// it, and lets go of the lock as soon as it has it.
-	locked := make(chan error)
-	go func() {
-		err := flock(f)
-		select {
-		case locked <- err:
-		case <-ctx.Done():
-			f.Close()
-		}
-	}()
-	select {
-	case err := <-locked:
-		if err != nil {
+	for {
+		switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
+		case nil:
+			f.Truncate(0)
+			f.WriteAt(fmt.Appendln(nil, os.Getpid()), 0)
+			return f, nil
+		case unix.EWOULDBLOCK, unix.EINTR:
+		default:
 			f.Close()
 			return nil, fmt.Errorf("locking %s: %w", f.Name(), err)
 		}
-		sign(f)
-		return f, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("the software TPM in %s %w: %s has it: %w", dir, ErrBusy, holder(dir), ctx.Err())
-	}
-}
-
-func flock(f *os.File) error {
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if err != unix.EINTR {
-			return os.NewSyscallError("flock", err)
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			defer f.Close()
+			return nil, fmt.Errorf("the software TPM in %s %w: %s has it: %w", dir, ErrBusy, holder(f), ctx.Err())
 		}
 	}
 }
 
-// sign writes who has the lock into its file. That is for error messages only;
-// the lock is the kernel's.
-func sign(f *os.File) {
-	f.Truncate(0)
-	f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-}
-
-// holder names the process that has the lock, as far as its file says.
-func holder(dir string) string {
-	b, err := os.ReadFile(filepath.Join(dir, "lock"))
-	pid := strings.TrimSpace(string(b))
-	if err != nil || pid == "" {
-		return "another process"
+// holder names the process that has the lock, according to its file.
+func holder(f *os.File) string {
+	b := make([]byte, 20)
+	n, _ := f.ReadAt(b, 0)
+	if pid := strings.TrimSpace(string(b[:n])); pid != "" {
+		return "the process " + pid
 	}
-	return "the process " + pid
+	return "another process"
 }
