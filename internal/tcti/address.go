@@ -1,10 +1,10 @@
-// Package tcti opens TPMs by the address strings that tpm2-tools users know,
-// and carries commands to them: the kernel's devices, swtpm's and Microsoft's
-// simulator's sockets, and a private software TPM.
+// Package tcti opens TPMs by the address strings that users of tpm2-tools know, and
+// carries commands to them: to the kernel's devices, to the sockets of swtpm and
+// Microsoft's simulator, and to a private software TPM.
 //
-// It knows frames, deadlines and descriptors; what a command means is none of
-// its business. Its one promise is that an answer belongs to the command that
-// was sent: whatever could put the two out of step closes the connection.
+// It handles frames, deadlines and descriptors, and does not look into commands. It
+// promises that an answer belongs to the command that was sent: it closes a
+// connection on which the two could be out of step.
 package tcti
 
 import (
@@ -17,7 +17,7 @@ import (
 	"strings"
 )
 
-// kind is what stands before the colon of an address.
+// kind is the part of an address before the colon.
 type kind string
 
 const (
@@ -28,10 +28,10 @@ const (
 	kindSoftware kind = "software"
 )
 
-// forms lists every address there is, for error messages.
+// forms lists all forms of addresses, for error messages.
 const forms = "auto, device:PATH, swtpm:path=SOCKET, swtpm:host=HOST,port=PORT, mssim:host=HOST,port=PORT, software"
 
-// Address says which TPM to use. The zero value is auto.
+// An Address selects a TPM. The zero value is auto.
 type Address struct {
 	kind kind
 	path string // device, swtpm
@@ -39,8 +39,7 @@ type Address struct {
 	port uint16 // swtpm, mssim
 }
 
-// Parse reads an address. Every error names what is wrong and lists the forms
-// that are accepted.
+// Parse reads an address. Its errors name what is wrong and list the accepted forms.
 func Parse(s string) (Address, error) {
 	a, err := parse(s)
 	if err != nil {
@@ -51,13 +50,13 @@ func Parse(s string) (Address, error) {
 
 func parse(s string) (Address, error) {
 	if strings.ContainsRune(s, 0) {
-		return Address{}, errors.New("a NUL character")
+		return Address{}, errors.New("it contains a NUL character")
 	}
 	name, rest, colon := strings.Cut(s, ":")
 	switch k := kind(name); k {
 	case kindAuto, kindSoftware:
 		if colon {
-			return Address{}, fmt.Errorf("%s takes nothing after it", k)
+			return Address{}, fmt.Errorf("%s takes no arguments", k)
 		}
 		return Address{kind: k}, nil
 	case kindDevice:
@@ -73,8 +72,8 @@ func parse(s string) (Address, error) {
 	return Address{}, fmt.Errorf("unknown kind of TPM %q", name)
 }
 
-// parseSocket reads key=value pairs, each key at most once, in any order. A
-// value cannot hold a comma, as in tpm2-tools.
+// parseSocket reads pairs KEY=VALUE in any order, each key at most once. A value
+// cannot hold a comma, as in tpm2-tools.
 func parseSocket(k kind, s string) (Address, error) {
 	values := make(map[string]string)
 	for pair := range strings.SplitSeq(s, ",") {
@@ -90,36 +89,34 @@ func parseSocket(k kind, s string) (Address, error) {
 		}
 		values[key] = value
 	}
-	if path, ok := values["path"]; ok {
-		if len(values) > 1 {
-			return Address{}, errors.New("path excludes host and port")
-		}
+	path, host, port := values["path"], values["host"], values["port"]
+	switch {
+	case path != "" && len(values) > 1:
+		return Address{}, errors.New("path excludes host and port")
+	case path != "":
 		return Address{kind: k, path: path}, nil
+	case host == "" || port == "":
+		return Address{}, errors.New("host and port are both needed")
 	}
-	return parseHostPort(k, values["host"], values["port"])
+	return parseHostPort(k, host, port)
 }
 
 func parseHostPort(k kind, host, port string) (Address, error) {
-	if host == "" || port == "" {
-		return Address{}, errors.New("host and port are both needed")
+	bare := host
+	if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") && strings.Contains(host, ":") {
+		bare = host[1 : len(host)-1]
 	}
-	if inner, ok := strings.CutPrefix(host, "["); ok {
-		if host, ok = strings.CutSuffix(inner, "]"); !ok || !strings.Contains(host, ":") {
-			return Address{}, fmt.Errorf("%q is not an IPv6 address in brackets", "["+inner)
-		}
-	}
-	if strings.ContainsAny(host, "[]") {
-		return Address{}, fmt.Errorf("host %q", host)
+	if strings.ContainsAny(bare, "[]") {
+		return Address{}, fmt.Errorf("host %q: only an IPv6 address can be in brackets", host)
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil || n == 0 {
 		return Address{}, fmt.Errorf("port %q is not a number from 1 to 65535", port)
 	}
-	// The simulator's platform port is the one above.
 	if k == kindMSSIM && n == 65535 {
 		return Address{}, errors.New("port 65535 leaves no room for the platform port above it")
 	}
-	return Address{kind: k, host: host, port: uint16(n)}, nil
+	return Address{kind: k, host: bare, port: uint16(n)}, nil
 }
 
 // String returns the address as Parse reads it.
@@ -137,8 +134,8 @@ func (a Address) String() string {
 	return string(a.kind)
 }
 
-// Abs returns the address with an absolute path, for a process that is about to
-// change its working directory.
+// Abs returns the address with an absolute path, for a process that will change its
+// working directory.
 func (a Address) Abs() (Address, error) {
 	if a.path == "" {
 		return a, nil
@@ -151,41 +148,41 @@ func (a Address) Abs() (Address, error) {
 	return a, nil
 }
 
-// Software reports whether this is a program that plays TPM, whose keys nothing
-// protects but the modes of its files. Only such programs listen where swtpm and
-// mssim addresses point.
+// Software reports whether the TPM is a program, whose keys are protected only by
+// the modes of its files. swtpm and mssim addresses always lead to such programs.
 func (a Address) Software() bool {
 	return a.kind == kindSoftware || a.kind == kindSWTPM || a.kind == kindMSSIM
 }
 
-// Open opens the TPM. The context bounds opening only, which can wait for
-// another program to let go of the TPM; every Send has a context of its own.
+// Open opens the TPM. If another program holds the TPM, Open waits. ctx bounds only
+// Open; every Send has a context of its own.
 func (a Address) Open(ctx context.Context) (*Conn, error) {
-	w, err := a.open(ctx)
+	c, err := a.open(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("opening the TPM %v: %w", a, err)
 	}
-	return &Conn{name: a.String(), wire: w}, nil
+	c.name = a.String()
+	return c, nil
 }
 
-func (a Address) open(ctx context.Context) (wire, error) {
+func (a Address) open(ctx context.Context) (*Conn, error) {
 	switch a.kind {
 	case kindDevice:
 		return thisSystem.openDevice(ctx, a.path)
 	case kindSWTPM:
 		if a.path != "" {
-			return dialSWTPM(ctx, "unix", a.path)
+			return openSWTPM(ctx, "unix", a.path)
 		}
-		return dialSWTPM(ctx, "tcp", a.hostPort(0))
+		return openSWTPM(ctx, "tcp", a.hostPort(0))
 	case kindMSSIM:
-		return dialMSSIM(ctx, a.hostPort(0), a.hostPort(1))
+		return openMSSIM(ctx, a.hostPort(0), a.hostPort(1))
 	case kindSoftware:
 		return openSoftware(ctx)
 	}
 	return thisSystem.openAuto(ctx)
 }
 
-// hostPort returns host and port, plus offset, in the notation of package net.
+// hostPort returns the host and the port plus offset, in the notation of package net.
 func (a Address) hostPort(offset int) string {
 	return net.JoinHostPort(a.host, strconv.Itoa(int(a.port)+offset))
 }

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// accepted maps addresses to what String makes of them.
+// accepted maps addresses to the result of String.
 var accepted = map[string]string{
 	"auto":                            "auto",
 	"software":                        "software",
@@ -20,13 +20,13 @@ var accepted = map[string]string{
 	"mssim:host=fe80::1%lo,port=2321": "mssim:host=fe80::1%lo,port=2321",
 }
 
-// refused maps addresses to what the error must name.
+// refused maps addresses to a part of the error.
 var refused = map[string]string{
 	"":                                   "no kind",
 	":":                                  "no kind",
 	"AUTO":                               `"AUTO"`,
-	"auto:":                              "auto takes nothing",
-	"software:dir=/x":                    "software takes nothing",
+	"auto:":                              "auto takes no arguments",
+	"software:dir=/x":                    "software takes no arguments",
 	"device":                             "path",
 	"device:":                            "path",
 	"/dev/tpmrm0":                        `"/dev/tpmrm0"`,
@@ -58,6 +58,7 @@ var refused = map[string]string{
 }
 
 func TestParse(t *testing.T) {
+	t.Parallel()
 	for in, want := range accepted {
 		a, err := Parse(in)
 		if err != nil || a.String() != want {
@@ -93,7 +94,7 @@ func FuzzParse(f *testing.F) {
 		a, err := Parse(in)
 		if err != nil {
 			if a != (Address{}) {
-				t.Errorf("%q: an address beside the error %v", in, err)
+				t.Errorf("%q: an address besides the error %v", in, err)
 			}
 			return
 		}

@@ -10,60 +10,52 @@ import (
 	"time"
 )
 
-// maxMessage bounds commands and answers: the buffer of the kernel's driver and
-// of the reference implementation (TPM_BUFSIZE, MAX_COMMAND_SIZE).
-const maxMessage = 4096
-
-// headerSize is the size of the header of commands and answers: tag (2 octets),
-// size of the whole (4), command code or return code (4). TPM 2.0 Part 1, 18.
-const headerSize = 10
-
-// slowest bounds a command whose context has no deadline. The kernel itself
-// gives up after five minutes, for CreatePrimary; who waits longer waits for a
-// TPM that will never answer.
+// slowest bounds a command whose context has no deadline. The kernel itself gives up
+// after five minutes, for CreatePrimary.
 const slowest = 6 * time.Minute
+
+// closeGrace is how long Close waits for a close that should take no time, so that
+// the TPM is usually free again when Close returns.
+const closeGrace = 50 * time.Millisecond
 
 // wire carries frames to one TPM and back.
 type wire interface {
 	// exchange sends one command and returns its answer, whole and alone, in
-	// memory of its own. After an error only hangUp is left to call.
+	// memory of its own. After an error only hangUp may be called.
 	exchange(ctx context.Context, command []byte) (answer []byte, err error)
-	// hangUp closes the connection and gives back what belongs to it. pending
-	// says that a command was sent whose answer was not read. It may be called
-	// once, and while exchange runs, which it then ends.
+	// hangUp closes the connection and frees what belongs to it. pending says that
+	// a command was sent whose answer was not read. It is called once, possibly
+	// while exchange runs, which it then ends.
 	hangUp(pending bool) error
-	// grace bounds how long closing is worth waiting for.
-	grace() time.Duration
-	managed() bool
 }
 
-// Conn is one open TPM. Send must not be called concurrently; Close may be
-// called at any time, and ends a Send that runs.
+// Conn is one open TPM. Send must not be called concurrently. Close may be called at
+// any time, and ends a running Send.
 type Conn struct {
-	name string // the address, for errors
-	wire wire
+	name    string // the address, for errors
+	wire    wire
+	managed bool
+	grace   time.Duration // how long Close waits for wire.hangUp
 
 	mu      sync.Mutex
-	pending bool          // a command is out, its answer is not in
+	pending bool          // a command was sent, and its answer has not been read
 	closing chan struct{} // nil while open; closed when wire.hangUp has returned
-	hangErr error         // of wire.hangUp; read it after closing is closed
+	hangErr error         // of wire.hangUp; valid after closing is closed
 }
 
-// Managed reports whether a resource manager stands between us and the TPM:
-// what this Conn made in the TPM then dies with it, and others can use the TPM
-// meanwhile. Otherwise the TPM is raw: one client at a time, and what is not
-// flushed stays.
-func (c *Conn) Managed() bool { return c.wire.managed() }
+// Managed reports whether a resource manager stands between us and the TPM. Then
+// everything that this Conn made in the TPM is removed with it, and other programs
+// can use the TPM meanwhile. Without one, the TPM has one client at a time, and what
+// is not flushed stays.
+func (c *Conn) Managed() bool { return c.managed }
 
-// Send sends one command and returns its answer, at most 4096 octets each. The
-// answer has a whole header and is as long as it says; its return code may be
-// anything.
+// Send sends one command and returns its answer, at most 4096 octets each. The answer
+// has a whole header and the size that this claims. Its return code may be anything.
 //
-// After an error the Conn is closed for good, and later calls return an error
-// that wraps net.ErrClosed. The exceptions are a command that is refused here
-// and a context that is over before anything was sent: they leave the Conn as
-// it was, so that a caller can still flush what it has in the TPM.
-// An error after the end of ctx wraps ctx.Err().
+// After an error the Conn is closed for good, and later calls return an error that
+// wraps net.ErrClosed. There are two exceptions, after which the caller can still
+// flush what it has in the TPM: Send refused the command, or ctx had ended before
+// anything was sent. An error after the end of ctx wraps ctx.Err().
 func (c *Conn) Send(ctx context.Context, command []byte) ([]byte, error) {
 	if err := checkCommand(command); err != nil {
 		return nil, err
@@ -79,7 +71,7 @@ func (c *Conn) Send(ctx context.Context, command []byte) ([]byte, error) {
 		err = checkAnswer(answer)
 	}
 	if c.end(err == nil) && err != nil {
-		err = net.ErrClosed // somebody called Close meanwhile
+		err = net.ErrClosed // Close was called meanwhile
 	}
 	if err != nil {
 		return nil, fmt.Errorf("talking to the TPM %s: %w", c.name, err)
@@ -101,8 +93,8 @@ func (c *Conn) begin() error {
 	return nil
 }
 
-// end notes how a command ended, and hangs up if it did not end well. It
-// reports whether the Conn was closed by somebody else meanwhile.
+// end notes how a command ended, and hangs up if it failed. It reports whether Close
+// was called meanwhile.
 func (c *Conn) end(well bool) (closed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -117,8 +109,8 @@ func (c *Conn) end(well bool) (closed bool) {
 	return false
 }
 
-// hangUp closes the wire, in a goroutine, because that can take as long as the
-// command that runs. The caller holds mu.
+// hangUp closes the wire in a goroutine, because that can take as long as the running
+// command. The caller holds mu.
 func (c *Conn) hangUp() {
 	c.closing = make(chan struct{})
 	pending := c.pending
@@ -128,35 +120,33 @@ func (c *Conn) hangUp() {
 	}()
 }
 
-// Close closes the TPM. It does not wait for a device's driver, which finishes
-// the command that runs first; for the private software TPM it waits, bounded,
-// until that has shut down. Closing again returns the same again.
+// Close closes the TPM. It does not wait for the driver of a device, which finishes
+// the running command first. It does wait, for a bounded time, until the private
+// software TPM has shut down. A second Close returns the same as the first.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	if c.closing == nil {
 		c.hangUp()
 	}
 	c.mu.Unlock()
-	timer := time.NewTimer(c.wire.grace())
-	defer timer.Stop()
 	select {
 	case <-c.closing:
 		return c.hangErr
-	case <-timer.C:
-		return nil // it goes on without us
+	case <-time.After(c.grace):
+		return nil // hangUp goes on without us
 	}
 }
 
-// checkCommand refuses what no TPM would take and what would put the frames out
-// of step: the size in the header is what the other side goes by.
+// checkCommand refuses commands that no TPM would accept or that would put the frames
+// out of step. The other side relies on the size in the header.
 func checkCommand(command []byte) error {
 	switch {
 	case len(command) > maxMessage:
 		return fmt.Errorf("TPM command of %d octets, more than %d", len(command), maxMessage)
 	case len(command) < headerSize:
-		return fmt.Errorf("TPM command of %d octets, less than its header", len(command))
+		return fmt.Errorf("TPM command of %d octets, less than a header", len(command))
 	case uint64(binary.BigEndian.Uint32(command[2:])) != uint64(len(command)):
-		return fmt.Errorf("TPM command of %d octets that says %d", len(command), binary.BigEndian.Uint32(command[2:]))
+		return fmt.Errorf("TPM command of %d octets that claims to have %d", len(command), binary.BigEndian.Uint32(command[2:]))
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -29,8 +30,8 @@ const (
 	ccHash          = 0x17d
 )
 
-// hash returns the command TPM2_Hash of data with SHA-256 in the null
-// hierarchy: an answer that only its own command can have.
+// hash returns the command TPM2_Hash of data, with SHA-256 in the null hierarchy. Only
+// this command has its answer.
 func hash(data []byte) []byte {
 	p := binary.BigEndian.AppendUint16(nil, uint16(len(data)))
 	p = append(p, data...)
@@ -46,6 +47,9 @@ func open(t testing.TB, address string) *tcti.Conn {
 		t.Fatal(err)
 	}
 	c, err := a.Open(t.Context())
+	if errors.Is(err, exec.ErrNotFound) {
+		t.Skip(err)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +57,7 @@ func open(t testing.TB, address string) *tcti.Conn {
 	return c
 }
 
-// works sends TPM2_GetRandom for 8 octets and expects them.
+// works expects TPM2_GetRandom to return 8 octets.
 func works(t testing.TB, c *tcti.Conn) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -63,7 +67,7 @@ func works(t testing.TB, c *tcti.Conn) {
 		t.Fatal(err)
 	}
 	if len(answer) != 20 || tpmtest.ReturnCode(answer) != 0 {
-		t.Fatalf("odd answer %x", answer)
+		t.Fatalf("unexpected answer %x", answer)
 	}
 }
 
@@ -80,7 +84,7 @@ func TestSWTPM(t *testing.T) {
 	s := tpmtest.Start(t)
 	c := open(t, s.Address())
 	if c.Managed() {
-		t.Error("a raw TPM says that it is managed")
+		t.Error("a raw TPM is managed")
 	}
 	for range 50 {
 		works(t, c)
@@ -106,8 +110,8 @@ func TestSoftware(t *testing.T) {
 	}
 }
 
-// TestSoftwareGivenUp gives a command up that the software TPM works on. It must
-// be shut down all the same, and the next one start.
+// TestSoftwareGivenUp gives up a command that the software TPM works on. It must be
+// shut down anyway, and the next one must start.
 func TestSoftwareGivenUp(t *testing.T) {
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
 	for range 5 {
@@ -126,9 +130,10 @@ func TestSoftwareGivenUp(t *testing.T) {
 	}
 }
 
-// TestSignals sends commands while another goroutine floods the process with
-// the signal that Go preempts goroutines with, and compares every answer.
+// TestSignals sends commands while another goroutine floods the process with the
+// signal with which Go preempts goroutines, and compares every answer.
 func TestSignals(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	c := open(t, s.Address())
 	underSignals(t, c)
@@ -171,6 +176,7 @@ func underSignals(t *testing.T, c *tcti.Conn) {
 }
 
 func TestSendRefuses(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	c := open(t, s.Address())
 	wrong := tpmtest.NewCommand(ccGetRandom, []byte{0, 8})
@@ -190,10 +196,11 @@ func TestSendRefuses(t *testing.T) {
 	if _, err := c.Send(over, hash(nil)); !errors.Is(err, context.Canceled) {
 		t.Errorf("context that is over: %v", err)
 	}
-	works(t, c) // nothing of that has reached the TPM
+	works(t, c) // none of that has reached the TPM
 }
 
 func TestMuteTPM(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	for name, end := range map[string]func(context.Context) (context.Context, context.CancelFunc){
 		"deadline": func(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -208,10 +215,10 @@ func TestMuteTPM(t *testing.T) {
 		c := open(t, s.Address())
 		works(t, c)
 		s.Pause()
-		for sent := false; !sent; { // a context that is over before leaves the Conn as it was
+		for sent := false; !sent; { // if the context ends too early, the Conn stays open
 			ctx, cancel := end(t.Context())
 			_, err := c.Send(ctx, hash(nil))
-			<-ctx.Done() // the connection's clock may be a little faster
+			<-ctx.Done()
 			if !errors.Is(err, ctx.Err()) {
 				t.Errorf("%s: %v", name, err)
 			}

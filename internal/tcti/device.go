@@ -4,33 +4,31 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // device is a TPM behind a device node of the kernel.
 //
-// The driver holds a mutex from the moment it takes up a command until the
-// answer is in, also in non-blocking mode, and poll, read and close all wait
-// for that mutex or that command, deaf to signals (tpm-dev-common.c). In Go's
-// network poller that would stop every other connection of the process for as
-// long as the TPM works, and no deadline would be kept. So one goroutine, on a
-// thread of its own while it waits, owns the descriptor from open to close, and
-// Send waits for it only as long as its context allows.
+// The driver holds a mutex from the moment it takes a command until the answer is
+// there, even in non-blocking mode. poll, read and close all wait for that mutex or
+// that command, and signals do not interrupt them (tpm-dev-common.c). In Go's network
+// poller that would stop every other connection of the process while the TPM works,
+// and no deadline would be kept. Therefore one goroutine, on a thread of its own while
+// it waits, owns the descriptor from open to close, and Send waits for that goroutine
+// only as long as its context allows.
 //
-// Non-blocking mode it is all the same: there the command is carried by a
-// thread of the kernel's, which no signal can interrupt half-way. Only the
-// polling is interrupted by signals, such as the one with which Go preempts
-// goroutines, and it is taken up again.
+// The descriptor is non-blocking anyway: then a thread of the kernel carries the
+// command, and no signal can interrupt it half-way. Only poll is interrupted by
+// signals, such as the one with which Go preempts goroutines, and is called again.
 type device struct {
-	rm     bool
 	jobs   chan []byte   // commands
-	done   chan result   // answers, one each; has room for one
+	done   chan result   // one answer for each; has room for one
 	quit   chan struct{} // closed by hangUp, for the owner between commands
-	wake   int           // eventfd: readable once hangUp was called, for one that polls
-	closed chan error    // what close said; has room for one
+	wake   int           // eventfd: readable after hangUp, for the owner in poll
+	closed chan error    // the result of close; has room for one
 }
 
 type result struct {
@@ -38,14 +36,13 @@ type result struct {
 	err    error
 }
 
-func newDevice(fd int, rm bool) (*device, error) {
+func newDevice(fd int) (*device, error) {
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("eventfd", err)
 	}
 	d := &device{
-		rm:     rm,
 		jobs:   make(chan []byte),
 		done:   make(chan result, 1),
 		quit:   make(chan struct{}),
@@ -55,9 +52,6 @@ func newDevice(fd int, rm bool) (*device, error) {
 	go d.own(fd)
 	return d, nil
 }
-
-func (d *device) managed() bool        { return d.rm }
-func (d *device) grace() time.Duration { return closeGrace }
 
 // own is the goroutine that owns fd.
 func (d *device) own(fd int) {
@@ -74,16 +68,16 @@ func (d *device) own(fd int) {
 	}
 }
 
-// hangUp makes the owner give up waiting and close the descriptor, and waits
-// until it has. An exchange that runs is given its error first.
+// hangUp makes the owner stop waiting and close the descriptor, and waits until it
+// has. A running exchange gets an error first.
 func (d *device) hangUp(bool) error {
-	unix.Write(d.wake, []byte{1, 0, 0, 0, 0, 0, 0, 1}) // a counter; any number will do
+	unix.Write(d.wake, []byte{1, 0, 0, 0, 0, 0, 0, 1}) // any number but 0
 	close(d.quit)
 	return <-d.closed
 }
 
 func (d *device) exchange(ctx context.Context, command []byte) ([]byte, error) {
-	ctx, cancel := context.WithDeadline(ctx, deadline(ctx))
+	ctx, cancel := context.WithTimeout(ctx, slowest)
 	defer cancel()
 	select {
 	case d.jobs <- command:
@@ -102,12 +96,11 @@ func (d *device) exchange(ctx context.Context, command []byte) ([]byte, error) {
 
 // roundTrip writes one command and reads one answer.
 func (d *device) roundTrip(fd int, command []byte) ([]byte, error) {
-	// An answer that is there before the command is none to it.
 	if ready, err := d.poll(fd, 0); err != nil || ready {
-		return nil, errors.Join(err, errors.New("an answer that nobody asked for before the command"))
+		return nil, errors.Join(err, errors.New("an answer was there before the command"))
 	}
 	if n, err := retry(func() (int, error) { return unix.Write(fd, command) }); err != nil {
-		return nil, deviceError("write", err)
+		return nil, deviceError(os.NewSyscallError("write", err))
 	} else if n != len(command) {
 		return nil, fmt.Errorf("the driver took %d of the command's %d octets", n, len(command))
 	}
@@ -117,15 +110,15 @@ func (d *device) roundTrip(fd int, command []byte) ([]byte, error) {
 	answer := make([]byte, maxMessage)
 	n, err := retry(func() (int, error) { return unix.Read(fd, answer) })
 	if err != nil {
-		return nil, deviceError("read", err)
+		return nil, deviceError(os.NewSyscallError("read", err))
 	}
-	// The driver gives an answer in one piece. Conn compares n with what the
-	// answer says, so that a shorter or longer one closes the device.
+	// The driver gives an answer in one piece. If n is not the size that the answer
+	// claims, Conn closes the device.
 	return answer[:n], nil
 }
 
-// poll waits, up to timeout milliseconds or for ever with -1, until fd is
-// readable; hangUp ends it with an error.
+// poll waits until fd is readable, for up to timeout milliseconds, or for ever if
+// that is -1. hangUp ends it with an error.
 func (d *device) poll(fd, timeout int) (ready bool, err error) {
 	fds := []unix.PollFd{
 		{Fd: int32(fd), Events: unix.POLLIN},
@@ -138,7 +131,7 @@ func (d *device) poll(fd, timeout int) (ready bool, err error) {
 	case fds[1].Revents != 0:
 		return false, os.ErrClosed
 	case fds[0].Revents&(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL) != 0:
-		return false, fmt.Errorf("%w there any more: the device has gone", ErrNoTPM)
+		return false, fmt.Errorf("%w any more: the device has gone", ErrNoTPM)
 	}
 	return fds[0].Revents != 0, nil
 }
@@ -153,16 +146,17 @@ func retry(f func() (int, error)) (int, error) {
 	}
 }
 
-// deviceError sorts what the driver says. A TPM that was unregistered gives
-// EPIPE or ENODEV; EIO and ETIME are a chip that does not answer, as after a
-// resume that went wrong.
-func deviceError(call string, err error) error {
-	named := os.NewSyscallError(call, err)
-	switch err {
-	case unix.ENODEV, unix.ENXIO, unix.EPIPE, unix.EIO, unix.ETIME:
-		return fmt.Errorf("%w answers: %w", ErrNoTPM, named)
-	case unix.EBUSY:
-		return fmt.Errorf("%w: %w", ErrBusy, named)
+// deviceError adds to an error of the kernel what it means. A TPM that was
+// unregistered gives EPIPE or ENODEV. EIO and ETIME are a chip that does not answer,
+// as after a failed resume.
+func deviceError(err error) error {
+	for _, gone := range []error{fs.ErrNotExist, unix.ENODEV, unix.ENXIO, unix.EPIPE, unix.EIO, unix.ETIME} {
+		if errors.Is(err, gone) {
+			return fmt.Errorf("%w there: %w", ErrNoTPM, err)
+		}
 	}
-	return named
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%w: %w", ErrBusy, err)
+	}
+	return err
 }

@@ -21,13 +21,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fakeDevice is a character device with serve behind it: one end of a
-// pseudo-terminal in raw mode, at which small messages arrive as they were
-// written. serve is called for every command, and returns what to answer.
+// fakeDevice is a character device with serve behind it: one end of a pseudo-terminal in
+// raw mode, where small messages arrive as they were written. serve is called for every
+// command and returns the answer.
 func fakeDevice(t *testing.T, serve func(command []byte) []byte) (path string, unplug func()) {
 	t.Helper()
-	// Without Go's poller, which does not come along with a terminal whose
-	// other end is not open yet.
+	// Without Go's poller, which cannot handle a terminal whose other end is not
+	// open yet.
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Skipf("no pseudo-terminals here: %v", err)
@@ -73,7 +73,7 @@ func fakeDevice(t *testing.T, serve func(command []byte) []byte) (path string, u
 	return path, unplug
 }
 
-// raw takes a terminal's cleverness away.
+// raw makes a terminal pass on octets unchanged.
 func raw(t *testing.T, fd int) {
 	t.Helper()
 	modes, err := unix.IoctlGetTermios(fd, unix.TCGETS)
@@ -106,12 +106,13 @@ func openDevice(t *testing.T, path string) *Conn {
 }
 
 func TestDevice(t *testing.T) {
+	t.Parallel()
 	path, _ := fakeDevice(t, echo)
 	c := openDevice(t, path)
 	if c.Managed() {
 		t.Error("a terminal is managed")
 	}
-	// A storm of the signals that Go preempts with.
+	// Flood the process with the signal with which Go preempts goroutines.
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -146,6 +147,7 @@ func TestDevice(t *testing.T) {
 }
 
 func TestDeviceLies(t *testing.T) {
+	t.Parallel()
 	for name, lie := range map[string][]byte{
 		"short header": answer(7, 10),
 		"short body":   answer(12, 14),
@@ -163,8 +165,9 @@ func TestDeviceLies(t *testing.T) {
 	}
 }
 
-// TestDeviceMute has a device that takes commands and never answers.
+// TestDeviceMute has a device that accepts commands and never answers.
 func TestDeviceMute(t *testing.T) {
+	t.Parallel()
 	got := make(chan struct{}, 1)
 	path, unplug := fakeDevice(t, func([]byte) []byte { got <- struct{}{}; return nil })
 	command := tpmtest.NewAnswer(1)
@@ -177,9 +180,9 @@ func TestDeviceMute(t *testing.T) {
 	}
 	<-c.closing // the descriptor is closed although no answer has come
 
-	// One of its own: whether it sees the command in that time is open.
+	// It has its own device, which may or may not see the command in that time.
 	other, _ := fakeDevice(t, func([]byte) []byte { return nil })
-	for c = openDevice(t, other); c.closing == nil; { // until it was not over before anything was sent
+	for c = openDevice(t, other); c.closing == nil; { // until the command was sent in time
 		ctx, cancel = context.WithTimeout(t.Context(), 20*time.Millisecond)
 		if _, err := c.Send(ctx, command); !errors.Is(err, context.DeadlineExceeded) {
 			t.Error("deadline:", err)
@@ -201,8 +204,9 @@ func TestDeviceMute(t *testing.T) {
 	}
 }
 
-// TestDeviceLate has an answer that lies there before the command.
+// TestDeviceLate has an answer that is there before the command.
 func TestDeviceLate(t *testing.T) {
+	t.Parallel()
 	path, _ := fakeDevice(t, echo)
 	late, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -214,14 +218,15 @@ func TestDeviceLate(t *testing.T) {
 	if _, err := retry(func() (int, error) { return unix.Poll(fds, -1) }); err != nil {
 		t.Fatal(err)
 	}
-	c := openDevice(t, path) // the same terminal: what was answered is still there
+	c := openDevice(t, path) // the same terminal, with the unread answer
 	if a, err := c.Send(t.Context(), tpmtest.NewCommand(0x17b, []byte("new"))); err == nil {
 		t.Errorf("took %q for the answer", a)
 	}
 }
 
-// TestDeviceCloseRace closes while commands are on their way.
+// TestDeviceCloseRace closes the device while commands are on their way.
 func TestDeviceCloseRace(t *testing.T) {
+	t.Parallel()
 	path, _ := fakeDevice(t, echo)
 	for range 50 {
 		c := openDevice(t, path)
@@ -242,6 +247,7 @@ func TestDeviceCloseRace(t *testing.T) {
 }
 
 func TestNoDevice(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -258,9 +264,10 @@ func TestNoDevice(t *testing.T) {
 	}
 }
 
-// TestDevicePermission opens a device that it may not open. Root may open
-// everything: then the thread gives up that for its file accesses.
+// TestDevicePermission opens a device without permission. If the test runs as root, the
+// thread accesses files as another user.
 func TestDevicePermission(t *testing.T) {
+	t.Parallel()
 	path, _ := fakeDevice(t, echo)
 	if err := os.Chmod(path, 0o060); err != nil {
 		t.Fatal(err)
@@ -288,16 +295,21 @@ func TestDevicePermission(t *testing.T) {
 	if denied.Path != path || denied.Mode != "c---rw----" || denied.Owner == "" || denied.Group == "" {
 		t.Errorf("%#v", denied)
 	}
-	for _, part := range []string{path, denied.Mode, "owner " + denied.Owner, "group " + denied.Group, "in the group"} {
+	why := "in the group"
+	if os.Getuid() == 0 {
+		why = "root is denied"
+	}
+	for _, part := range []string{path, denied.Mode, "owner " + denied.Owner, "group " + denied.Group, why} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%v does not say %q", err, part)
 		}
 	}
 }
 
-// TestDeviceBusy opens a device that somebody has for himself, as /dev/tpm0 can
-// be had. CAP_SYS_ADMIN opens a terminal all the same: the thread gives it up.
+// TestDeviceBusy opens a device that another program has exclusively, as is possible
+// with /dev/tpm0. The thread drops CAP_SYS_ADMIN, which would open the terminal anyway.
 func TestDeviceBusy(t *testing.T) {
+	t.Parallel()
 	path, _ := fakeDevice(t, echo)
 	holder, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -311,7 +323,7 @@ func TestDeviceBusy(t *testing.T) {
 	try := func(ctx context.Context) error {
 		errs := make(chan error)
 		go func() {
-			runtime.LockOSThread() // for ever, as above
+			runtime.LockOSThread() // never unlocked, as above
 			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 			var none [2]unix.CapUserData // version 3 reads two
 			if err := unix.Capset(&header, &none[0]); err != nil {
@@ -335,6 +347,6 @@ func TestDeviceBusy(t *testing.T) {
 	timer := time.AfterFunc(10*time.Millisecond, func() { unix.IoctlSetInt(holder, unix.TIOCNXCL, 0) })
 	defer timer.Stop()
 	if err := try(t.Context()); err != nil {
-		t.Error("let go, and still:", err)
+		t.Error("after it was released:", err)
 	}
 }

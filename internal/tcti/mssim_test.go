@@ -14,14 +14,14 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 )
 
-// bridge speaks the reference simulator's protocol in front of an swtpm.
+// bridge is an swtpm that speaks the reference simulator's protocol.
 type bridge struct {
 	t    *testing.T
 	tpm  *tpmtest.SWTPM
 	wg   sync.WaitGroup
 	mu   sync.Mutex
-	seen []string      // what clients sent, by port
-	left chan struct{} // one for each end of a session
+	seen []string      // the numbers that clients sent, with the port
+	left chan struct{} // one for each client that said goodbye
 }
 
 // simulator starts a bridge, and returns its address.
@@ -30,7 +30,7 @@ func simulator(t *testing.T, s *tpmtest.SWTPM) string {
 	return address
 }
 
-// newBridge listens on two ports that follow each other.
+// newBridge starts a bridge, which listens on two consecutive ports.
 func newBridge(t *testing.T, s *tpmtest.SWTPM, host string) (string, *bridge) {
 	t.Helper()
 	b := &bridge{t: t, tpm: s, left: make(chan struct{}, 1000)}
@@ -54,7 +54,7 @@ func newBridge(t *testing.T, s *tpmtest.SWTPM, host string) (string, *bridge) {
 	return "", nil
 }
 
-// serve handles the numbers that arrive on a port until the session ends.
+// serve handles the numbers that arrive on a port until the client says goodbye.
 func (b *bridge) serve(l net.Listener, port string, handle func(net.Conn, uint32) error) {
 	b.wg.Go(func() {
 		for {
@@ -134,6 +134,7 @@ func (b *bridge) command(c net.Conn, n uint32) error {
 }
 
 func TestMSSIM(t *testing.T) {
+	t.Parallel()
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		t.Run(host, func(t *testing.T) {
 			address, b := newBridge(t, tpmtest.Start(t), host)
@@ -163,11 +164,13 @@ func TestMSSIM(t *testing.T) {
 }
 
 func TestMSSIMSignals(t *testing.T) {
+	t.Parallel()
 	underSignals(t, open(t, simulator(t, tpmtest.Start(t))))
 }
 
-// TestSWTPMTCP speaks to an swtpm over TCP, through a relay.
+// TestSWTPMTCP connects to an swtpm over TCP, through a relay.
 func TestSWTPMTCP(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -198,8 +201,9 @@ func TestSWTPMTCP(t *testing.T) {
 	wg.Wait()
 }
 
-// TestPlatformRefuses meets a platform port that does not play along.
+// TestPlatformRefuses opens a simulator without a platform port.
 func TestPlatformRefuses(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	var port int
 	for free := false; !free; {
@@ -209,8 +213,8 @@ func TestPlatformRefuses(t *testing.T) {
 		}
 		_, free = silentPort(t, port+2)
 	}
-	// One port further up its platform port is the command port's neighbour,
-	// where nobody listens.
+	// The address is one port too high, so that nothing listens where its platform
+	// port should be.
 	wrong, _ := tcti.Parse(fmt.Sprintf("mssim:host=127.0.0.1,port=%d", port+1))
 	if c, err := wrong.Open(t.Context()); err == nil {
 		c.Close()

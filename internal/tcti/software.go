@@ -8,9 +8,9 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/softtpm"
 )
 
-// openSoftware starts the private software TPM. It lives as long as the
-// connection: who opens it next waits until this one has closed.
-func openSoftware(ctx context.Context) (wire, error) {
+// openSoftware starts the private software TPM, which lives as long as the
+// connection. The next program that opens it waits until this one has closed it.
+func openSoftware(ctx context.Context) (*Conn, error) {
 	dir, err := softtpm.StateDir()
 	if err != nil {
 		return nil, err
@@ -22,12 +22,5 @@ func openSoftware(ctx context.Context) (wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := newStream(tpm.Conn(), rawFraming{})
-	if err != nil {
-		tpm.Stop(false)
-		return nil, err
-	}
-	s.leave = tpm.Stop
-	s.wait = softtpm.StopTime
-	return s, nil
+	return newStream(tpm.Conn(), framing{}, tpm.Stop, softtpm.StopTime)
 }

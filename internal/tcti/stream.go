@@ -18,115 +18,77 @@ type stream struct {
 	conn    net.Conn
 	raw     syscall.RawConn
 	framing framing
-	buf     []byte
-	// leave ends it: says good-bye where that is a custom, and closes conn.
-	leave func(pending bool) error
-	wait  time.Duration
+	leave   func(pending bool) error // says goodbye where that is usual, and closes conn
 }
 
-func newStream(conn net.Conn, f framing) (*stream, error) {
+// newStream returns an open TPM. It takes conn over and calls leave in any case.
+func newStream(conn net.Conn, f framing, leave func(pending bool) error, grace time.Duration) (*Conn, error) {
 	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err != nil {
-		conn.Close()
+		leave(false)
 		return nil, err
 	}
-	return &stream{
-		conn:    conn,
-		raw:     raw,
-		framing: f,
-		buf:     make([]byte, frameBuffer),
-		leave:   func(bool) error { return conn.Close() },
-		wait:    closeGrace,
-	}, nil
+	return &Conn{wire: &stream{conn, raw, f, leave}, grace: grace}, nil
 }
 
-// closeGrace is how long Close waits for a close that should take no time. It
-// makes the usual case orderly: what is closed is closed when Close returns.
-const closeGrace = 50 * time.Millisecond
+// openSWTPM connects to the server socket of an swtpm.
+func openSWTPM(ctx context.Context, network, address string) (*Conn, error) {
+	conn, err := dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return newStream(conn, framing{}, func(bool) error { return conn.Close() }, closeGrace)
+}
 
-func (s *stream) managed() bool             { return false }
 func (s *stream) hangUp(pending bool) error { return s.leave(pending) }
-func (s *stream) grace() time.Duration      { return s.wait }
 
 func (s *stream) exchange(ctx context.Context, command []byte) ([]byte, error) {
 	if err := s.quiet(); err != nil {
 		return nil, err
 	}
-	s.conn.SetDeadline(deadline(ctx))
-	release := s.interruptAt(ctx)
-	answer, err := s.roundTrip(command)
-	release()
-	if err != nil {
-		return nil, ctxError(ctx, err)
-	}
-	return answer, nil
+	var answer []byte
+	err := within(ctx, slowest, s.conn, func() (err error) {
+		if _, err = s.conn.Write(s.framing.frame(command)); err == nil {
+			answer, err = readAnswer(s.conn, s.framing)
+		}
+		return err
+	})
+	return answer, err
 }
 
-func (s *stream) roundTrip(command []byte) ([]byte, error) {
-	if _, err := s.conn.Write(s.framing.frame(command)); err != nil {
-		return nil, err
-	}
-	return readAnswer(s.conn, s.framing, s.buf)
-}
-
-// deadline returns when a command must be answered.
-func deadline(ctx context.Context) time.Time {
-	latest := time.Now().Add(slowest)
-	if d, ok := ctx.Deadline(); ok && d.Before(latest) {
-		return d
-	}
-	return latest
-}
-
-// interruptAt makes the end of ctx end what the connection does. The function
-// that it returns undoes that; after it, no late interruption can hit the next
-// command.
-func (s *stream) interruptAt(ctx context.Context) (release func()) {
-	if ctx.Done() == nil {
-		return func() {}
-	}
+// within calls talk, which uses conn, and interrupts it when ctx ends or limit is
+// over.
+func within(ctx context.Context, limit time.Duration, conn net.Conn, talk func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	conn.SetDeadline(time.Time{})
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		s.conn.SetDeadline(time.Unix(1, 0))
+		conn.SetDeadline(time.Unix(1, 0))
 		close(interrupted)
 	})
-	return func() {
-		if !stop() {
-			<-interrupted
-		}
+	err := talk()
+	if !stop() {
+		<-interrupted // so that it cannot hit what comes next
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("no answer in time: %w", ctx.Err())
+	}
+	return err
 }
 
-// ctxError names the context as the cause of an error that it is the cause of.
-func ctxError(ctx context.Context, err error) error {
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		return err
-	}
-	cause := ctx.Err()
-	if d, ok := ctx.Deadline(); cause == nil && ok && !time.Now().Before(d) {
-		// The connection's clock was faster than the context's.
-		cause = context.DeadlineExceeded
-	}
-	if cause == nil {
-		cause = err
-	}
-	return fmt.Errorf("no answer in time: %w", cause)
-}
-
-// quiet looks, without waiting, whether anything has come in that nobody asked
-// for, such as the answer to a command that was given up. Taken for the next
-// answer it would put all later ones out of step.
+// quiet checks, without waiting, that nothing has come that answers no command, such
+// as a late answer to a command that was given up. Taken for the next answer, it
+// would put all later ones out of step.
 func (s *stream) quiet() error {
 	var n int
 	var err error
 	ctlErr := s.raw.Read(func(fd uintptr) bool {
-		var b [1]byte
-		for {
-			n, _, err = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-			if err != unix.EINTR {
-				return true
-			}
-		}
+		n, err = retry(func() (int, error) {
+			n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+			return n, err
+		})
+		return true
 	})
 	switch {
 	case ctlErr != nil:
@@ -136,58 +98,45 @@ func (s *stream) quiet() error {
 	case err != nil:
 		return os.NewSyscallError("recvfrom", err)
 	case n == 0:
-		return fmt.Errorf("%w there any more: the other side hung up", ErrNoTPM)
+		return fmt.Errorf("%w any more: the other side hung up", ErrNoTPM)
 	}
-	return errors.New("octets that nobody asked for before the command")
+	return errors.New("an answer was there before the command")
 }
 
-// patience bounds the wait for a TPM that somebody else holds, unless ctx ends
-// before.
+// dial connects to a socket. A unix socket whose queue is full refuses with EAGAIN at
+// once: swtpm serves one client at a time and has room for one more.
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	var d net.Dialer
+	conn, err := patiently(ctx, unix.EAGAIN, func(ctx context.Context) (net.Conn, error) {
+		return d.DialContext(ctx, network, address)
+	})
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return nil, fmt.Errorf("%w: its queue is full: %w", ErrBusy, err)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		return nil, fmt.Errorf("%w there: %w", ErrNoTPM, err)
+	}
+	return conn, err
+}
+
+// patience bounds the wait for a TPM that another program holds.
 const patience = 5 * time.Second
 
-// dial connects to a socket. A unix socket whose queue is full (swtpm's has one
-// place, and it serves one client at a time) refuses with EAGAIN at once, and
-// there is nothing to wait on: so it is tried again and again.
-func dial(ctx context.Context, network, address string) (net.Conn, error) {
+// patiently calls open again and again as long as its error is busy, because there is
+// nothing to wait for. It gives up when ctx ends, or after patience. Then its error
+// wraps both busy and the context's.
+func patiently[T any](ctx context.Context, busy error, open func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	var d net.Dialer
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		conn, err := d.DialContext(ctx, network, address)
-		if !errors.Is(err, unix.EAGAIN) {
-			return conn, dialError(err)
+		opened, err := open(ctx)
+		if !errors.Is(err, busy) {
+			return opened, err
 		}
-		if !sleep(ctx, pause) {
-			return nil, fmt.Errorf("%w: its queue is full: %w", ErrBusy, ctx.Err())
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return opened, fmt.Errorf("%w: %w", err, ctx.Err())
 		}
 	}
-}
-
-// dialError sorts the ways in which nobody answers.
-func dialError(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("%w there: %w", ErrNoTPM, err)
-	}
-	return err
-}
-
-// sleep waits for d, and reports false when ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// dialSWTPM connects to the server socket of an swtpm, which takes raw commands.
-func dialSWTPM(ctx context.Context, network, address string) (wire, error) {
-	conn, err := dial(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	return newStream(conn, rawFraming{})
 }

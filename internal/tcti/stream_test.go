@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// liar is a server in the place of an swtpm: for every connection it calls
-// serve with the connection, after having read a command.
+// liar is a server in the place of an swtpm. For every connection, it reads a command
+// and calls serve.
 func liar(t *testing.T, serve func(c net.Conn)) (address string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
@@ -49,9 +49,10 @@ func liar(t *testing.T, serve func(c net.Conn)) (address string) {
 
 var good = tpmtest.NewAnswer(0)
 
-// TestLies lets a TPM give every kind of wrong answer. Each must be an error,
-// and close the connection for good.
+// TestLies has a TPM give every kind of wrong answer. Each must be an error and close
+// the connection for good.
 func TestLies(t *testing.T) {
+	t.Parallel()
 	patched := func(at int, b byte) []byte {
 		a := bytes.Clone(good)
 		a[at] = b
@@ -87,9 +88,10 @@ func TestLies(t *testing.T) {
 	}
 }
 
-// TestUnasked lets octets arrive after a right answer. They must not be taken
-// for the answer to the next command.
+// TestUnasked has octets arrive after a right answer. They must not be taken for the
+// answer to the next command.
 func TestUnasked(t *testing.T) {
+	t.Parallel()
 	answered, sent := make(chan struct{}), make(chan struct{})
 	conn := open(t, liar(t, func(c net.Conn) {
 		c.Write(good)
@@ -108,8 +110,9 @@ func TestUnasked(t *testing.T) {
 	gone(t, conn)
 }
 
-// TestSlowOctets gets an answer octet by octet.
+// TestSlowOctets has an answer arrive octet by octet.
 func TestSlowOctets(t *testing.T) {
+	t.Parallel()
 	conn := open(t, liar(t, func(c net.Conn) {
 		for _, b := range good {
 			c.Write([]byte{b})
@@ -120,9 +123,10 @@ func TestSlowOctets(t *testing.T) {
 	}
 }
 
-// TestStall stops in the middle of an answer: the context must end that, and
-// Close too.
+// TestStall has a TPM stop in the middle of an answer. The end of the context must end
+// the wait, and so must Close.
 func TestStall(t *testing.T) {
+	t.Parallel()
 	halfWay := make(chan struct{}, 1)
 	address := liar(t, func(c net.Conn) {
 		c.Write(good[:9])
@@ -144,6 +148,7 @@ func TestStall(t *testing.T) {
 }
 
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	conn := open(t, s.Address())
 	works(t, conn)
@@ -155,8 +160,8 @@ func TestRestart(t *testing.T) {
 	works(t, open(t, s.Address()))
 }
 
-// silentPort takes a port of 127.0.0.1 for the test, on which nobody listens; ok
-// is false if somebody else has it. 0 is any.
+// silentPort reserves a port of 127.0.0.1 on which nothing listens; 0 means any. ok is
+// false if the port is in use.
 func silentPort(t *testing.T, number int) (port string, ok bool) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -175,6 +180,7 @@ func silentPort(t *testing.T, number int) (port string, ok bool) {
 }
 
 func TestNobodyThere(t *testing.T) {
+	t.Parallel()
 	port, ok := silentPort(t, 0)
 	if !ok {
 		t.Fatal("no port is free")
@@ -195,8 +201,9 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// TestTurns lets many connect to an swtpm that serves one at a time.
+// TestTurns has many clients connect to an swtpm, which serves one at a time.
 func TestTurns(t *testing.T) {
+	t.Parallel()
 	s := tpmtest.Start(t)
 	errs := make(chan error)
 	for range 20 {
@@ -219,7 +226,7 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// TestDescriptors counts descriptors around everything that can go wrong.
+// TestDescriptors checks that no descriptor stays open, whatever goes wrong.
 func TestDescriptors(t *testing.T) {
 	s := tpmtest.Start(t)
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
@@ -242,7 +249,7 @@ func TestDescriptors(t *testing.T) {
 	for range 5 {
 		round()
 	}
-	// What the servers in this process hold goes a moment after the clients.
+	// The servers in this process close theirs a moment after the clients.
 	for deadline := time.Now().Add(time.Minute); descriptors(t) > before; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d descriptors before, %d after", before, descriptors(t))

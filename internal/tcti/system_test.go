@@ -2,7 +2,6 @@ package tcti
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine makes a /dev and a /sys with these files ("PATH=CONTENT").
+// machine returns a system with these files in /dev and /sys ("PATH=CONTENT").
 func machine(t *testing.T, files ...string) system {
 	t.Helper()
 	root := t.TempDir()
@@ -29,6 +28,7 @@ func machine(t *testing.T, files ...string) system {
 }
 
 func TestAutoExplains(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		files []string
 		is    error
@@ -54,19 +54,10 @@ func TestAutoExplains(t *testing.T) {
 	}
 }
 
-// TestExamine describes a device in a /sys of its own.
+// TestExamine examines a device that a /sys of its own describes.
 func TestExamine(t *testing.T) {
-	path, _ := fakeDevice(t, echo)
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		t.Fatal(err)
-	}
-	number := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	t.Parallel()
+	number := unix.Mkdev(253, 65536)
 	for name, c := range map[string]struct {
 		path, class, version string
 		managed              bool
@@ -80,7 +71,7 @@ func TestExamine(t *testing.T) {
 		"no /sys, raw":          {"/dev/tpm0", "", "", false, nil},
 	} {
 		s := machine(t)
-		node := filepath.Join(s.sys, "dev/char", number)
+		node := filepath.Join(s.sys, "dev/char/253:65536")
 		if c.class != "" {
 			if err := os.MkdirAll(node, 0o700); err != nil {
 				t.Fatal(err)
@@ -92,23 +83,25 @@ func TestExamine(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		managed, err := s.examine(fd, c.path)
+		managed, err := s.examine(c.path, number)
 		if managed != c.managed || !errors.Is(err, c.err) {
 			t.Errorf("%s: %v, %v", name, managed, err)
 		}
 	}
 }
 
-// What is wrong and what is advised agree.
+// TestPermissionErrorAdvice checks that the advice fits the reason and the reader.
 func TestPermissionErrorAdvice(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		err         PermissionError
 		why, advice string
 	}{
 		{PermissionError{Group: "tss", joinable: true, user: "me"}, "me is not in the group tss", `sudo usermod -aG tss "$USER", then`},
 		{PermissionError{Group: "tss", joinable: true, member: true, user: "me"}, "began before that", "log out and in again"},
-		{PermissionError{Group: "tss", Mode: "crw-------"}, "no group may open it", "udev rule"},
-		{PermissionError{Group: "root"}, "no group may open it", "udev rule"},
+		{PermissionError{Group: "tss", Mode: "crw-------"}, "no group that you could join", "udev rule"},
+		{PermissionError{Group: "root"}, "no group that you could join", "udev rule"},
+		{PermissionError{Group: "tss", Path: "/dev/tpmrm0", joinable: true, root: true}, "root is denied", "--device /dev/tpmrm0"},
 	} {
 		if !strings.Contains(c.err.Error(), c.why) || !strings.Contains(c.err.Advice(), c.advice) {
 			t.Errorf("%v\nadvice: %s", &c.err, c.err.Advice())
