@@ -2,7 +2,6 @@ package tcti
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 )
@@ -24,88 +23,44 @@ const (
 	tagTPM12      = 0x00c4
 )
 
-// framing is how a socket carries commands and answers. swtpm's framing, the zero
-// value, adds nothing to them.
-type framing struct {
-	simulator bool
-}
-
-// margin returns how many octets there are before an answer, and after it.
-func (f framing) margin() int {
-	if f.simulator {
-		return 4
+// readAnswer reads one answer, and nothing beyond it. A simulator's has its size
+// before it and a zero after it, four octets each.
+func readAnswer(r io.Reader, simulator bool) ([]byte, error) {
+	margin := 0
+	if simulator {
+		margin = 4
 	}
-	return 0
-}
-
-// frame returns what is sent for a command. To the simulator that is: send (4),
-// locality (1), size (4), command.
-func (f framing) frame(command []byte) []byte {
-	if !f.simulator {
-		return command
+	frame := make([]byte, maxMessage+2*margin)
+	head := margin + headerSize
+	if n, err := io.ReadFull(r, frame[:head]); err != nil {
+		return nil, cutOff(n, err)
 	}
-	b := binary.BigEndian.AppendUint32(nil, mssimSend)
-	b = append(b, 0) // locality 0, that of the operating system
-	b = binary.BigEndian.AppendUint32(b, uint32(len(command)))
-	return append(b, command...)
-}
-
-// need returns the size of the whole frame of an answer whose beginning is got. As
-// long as that is unknown, it returns more than len(got).
-func (f framing) need(got []byte) (int, error) {
-	m := f.margin()
-	if len(got) < m+headerSize {
-		return m + headerSize, nil
+	size := binary.BigEndian.Uint32(frame[margin+2:])
+	if size < headerSize || size > maxMessage {
+		return nil, fmt.Errorf("answer that claims to have %d octets", size)
 	}
-	n := binary.BigEndian.Uint32(got[m+2:])
-	if n < headerSize || n > maxMessage {
-		return 0, fmt.Errorf("answer that claims to have %d octets", n)
+	frame = frame[:margin+int(size)+margin]
+	if n, err := io.ReadFull(r, frame[head:]); err != nil {
+		return nil, cutOff(head+n, err)
 	}
-	return m + int(n) + m, nil
-}
-
-// open returns the answer in a whole frame. The simulator's frame is: size (4),
-// answer, zero (4).
-func (f framing) open(frame []byte) ([]byte, error) {
-	if !f.simulator {
-		return frame, nil
-	}
-	answer, end := frame[4:len(frame)-4], frame[len(frame)-4:]
-	if n := binary.BigEndian.Uint32(frame); int(n) != len(answer) {
-		return nil, fmt.Errorf("the simulator announced %d octets, but the answer has %d", n, len(answer))
-	}
-	if status := binary.BigEndian.Uint32(end); status != 0 {
-		return nil, fmt.Errorf("the simulator ended the answer with %d instead of 0", status)
+	answer := frame[margin : margin+int(size)]
+	if simulator {
+		if n := binary.BigEndian.Uint32(frame); n != size {
+			return nil, fmt.Errorf("the simulator announced %d octets, but the answer has %d", n, size)
+		}
+		if status := binary.BigEndian.Uint32(frame[margin+int(size):]); status != 0 {
+			return nil, fmt.Errorf("the simulator ended the answer with %d instead of 0", status)
+		}
 	}
 	return answer, nil
 }
 
-// readAnswer reads one answer. An octet beyond it that has already come is an error,
-// because it answers no command.
-func readAnswer(r io.Reader, f framing) ([]byte, error) {
-	// One octet more than the longest frame, to see what comes after it.
-	buf := make([]byte, maxMessage+2*f.margin()+1)
-	got := 0
-	for {
-		need, err := f.need(buf[:got])
-		if err != nil {
-			return nil, err
-		}
-		if got == need {
-			return f.open(buf[:got])
-		}
-		if got > need {
-			return nil, errors.New("octets after the answer")
-		}
-		n, err := r.Read(buf[got:])
-		got += n
-		if n == 0 && err == io.EOF {
-			return nil, fmt.Errorf("hung up after %d octets of the answer: %w", got, io.ErrUnexpectedEOF)
-		}
-		if n == 0 && err != nil {
-			return nil, err
-		}
+// cutOff returns the error for an answer that ended after n octets.
+func cutOff(n int, err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return fmt.Errorf("hung up after %d octets of the answer: %w", n, io.ErrUnexpectedEOF)
 	}
+	return err
 }
 
 // checkAnswer checks the size and the tag of an answer.

@@ -27,41 +27,41 @@ func boxed(a []byte, size, status uint32) []byte {
 func TestReadAnswer(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		framing framing
-		in      []byte
-		want    []byte // nil: an error
+		simulator bool
+		in        []byte
+		want      []byte // nil: an error
 	}{
-		"shortest":             {framing{}, answer(10, 10), answer(10, 10)},
-		"longest":              {framing{}, answer(4096, 4096), answer(4096, 4096)},
-		"too long":             {framing{}, answer(4097, 4097), nil},
-		"claims 9":             {framing{}, answer(10, 9), nil},
-		"claims 2^32-1":        {framing{}, answer(10, 1<<32-1), nil},
-		"nothing":              {framing{}, nil, nil},
-		"half a header":        {framing{}, answer(5, 10), nil},
-		"one octet missing":    {framing{}, answer(19, 20), nil},
-		"mssim":                {framing{simulator: true}, boxed(answer(12, 12), 12, 0), answer(12, 12)},
-		"mssim longest":        {framing{simulator: true}, boxed(answer(4096, 4096), 4096, 0), answer(4096, 4096)},
-		"mssim too long":       {framing{simulator: true}, boxed(answer(4097, 4097), 4097, 0), nil},
-		"mssim empty":          {framing{simulator: true}, boxed(nil, 0, 0), nil},
-		"mssim status":         {framing{simulator: true}, boxed(answer(12, 12), 12, 1), nil},
-		"mssim without end":    {framing{simulator: true}, boxed(answer(12, 12), 12, 0)[:16], nil},
-		"mssim size too short": {framing{simulator: true}, boxed(answer(12, 12), 11, 0), nil},
-		"mssim size too long":  {framing{simulator: true}, boxed(answer(12, 12), 1<<32-1, 0), nil},
+		"shortest":             {false, answer(10, 10), answer(10, 10)},
+		"longest":              {false, answer(4096, 4096), answer(4096, 4096)},
+		"too long":             {false, answer(4097, 4097), nil},
+		"claims 9":             {false, answer(10, 9), nil},
+		"claims 2^32-1":        {false, answer(10, 1<<32-1), nil},
+		"nothing":              {false, nil, nil},
+		"half a header":        {false, answer(5, 10), nil},
+		"one octet missing":    {false, answer(19, 20), nil},
+		"mssim":                {true, boxed(answer(12, 12), 12, 0), answer(12, 12)},
+		"mssim longest":        {true, boxed(answer(4096, 4096), 4096, 0), answer(4096, 4096)},
+		"mssim too long":       {true, boxed(answer(4097, 4097), 4097, 0), nil},
+		"mssim empty":          {true, boxed(nil, 0, 0), nil},
+		"mssim status":         {true, boxed(answer(12, 12), 12, 1), nil},
+		"mssim without end":    {true, boxed(answer(12, 12), 12, 0)[:16], nil},
+		"mssim size too short": {true, boxed(answer(12, 12), 11, 0), nil},
+		"mssim size too long":  {true, boxed(answer(12, 12), 1<<32-1, 0), nil},
 	} {
 		for how, r := range map[string]io.Reader{
 			"at once":      bytes.NewReader(c.in),
 			"in octets":    iotest.OneByteReader(bytes.NewReader(c.in)),
 			"with the EOF": iotest.DataErrReader(bytes.NewReader(c.in)),
 		} {
-			got, err := readAnswer(r, c.framing)
+			got, err := readAnswer(r, c.simulator)
 			if (err == nil) != (c.want != nil) || !bytes.Equal(got, c.want) {
 				t.Errorf("%s, %s: %x, %v", name, how, got, err)
 			}
 		}
 	}
-	more := append(answer(12, 12), 0)
-	if _, err := readAnswer(bytes.NewReader(more), framing{}); err == nil {
-		t.Error("an octet after the answer is accepted")
+	more := bytes.NewReader(append(answer(12, 12), 0))
+	if _, err := readAnswer(more, false); err != nil || more.Len() != 1 {
+		t.Errorf("%d octets are left after the answer, want 1 (%v)", more.Len(), err)
 	}
 }
 
@@ -70,10 +70,10 @@ func TestReadAnswerErrors(t *testing.T) {
 	broken := errors.New("broken")
 	for _, head := range [][]byte{nil, answer(3, 10), answer(12, 20)} {
 		r := io.MultiReader(bytes.NewReader(head), iotest.ErrReader(broken))
-		if _, err := readAnswer(r, framing{}); !errors.Is(err, broken) {
+		if _, err := readAnswer(r, false); !errors.Is(err, broken) {
 			t.Errorf("after %d octets: %v", len(head), err)
 		}
-		if _, err := readAnswer(bytes.NewReader(head), framing{}); !errors.Is(err, io.ErrUnexpectedEOF) {
+		if _, err := readAnswer(bytes.NewReader(head), false); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("end after %d octets: %v", len(head), err)
 		}
 	}
@@ -109,18 +109,21 @@ func FuzzReadAnswer(f *testing.F) {
 	f.Add(boxed(answer(12, 12), 12, 0), uint8(3), true)
 	f.Add(boxed(answer(12, 12), 12, 9), uint8(0), true)
 	f.Fuzz(func(t *testing.T, in []byte, piece uint8, simulator bool) {
-		f := framing{simulator: simulator}
-		got, err := readAnswer(&pieces{in, int(piece)}, f)
+		margin := 0
+		if simulator {
+			margin = 4
+		}
+		got, err := readAnswer(&pieces{in, int(piece)}, simulator)
 		if err != nil {
 			if len(got) != 0 {
 				t.Errorf("an answer beside the error %v", err)
 			}
 			return
 		}
-		if len(got) < headerSize || len(got) > maxMessage || len(got)+2*f.margin() > len(in) {
+		if len(got) < headerSize || len(got) > maxMessage || len(got)+2*margin > len(in) {
 			t.Fatalf("answer of %d octets from %d", len(got), len(in))
 		}
-		if !bytes.Equal(got, in[f.margin():][:len(got)]) {
+		if !bytes.Equal(got, in[margin:][:len(got)]) {
 			t.Error("the answer is not what was sent")
 		}
 		if int(binary.BigEndian.Uint32(got[2:])) != len(got) {

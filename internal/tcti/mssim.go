@@ -20,6 +20,15 @@ const (
 	mssimSessionEnd = 20
 )
 
+// mssimFrame returns what is sent to a simulator for a command: send (4), locality
+// (1), size (4), command.
+func mssimFrame(command []byte) []byte {
+	b := binary.BigEndian.AppendUint32(nil, mssimSend)
+	b = append(b, 0) // locality 0, that of the operating system
+	b = binary.BigEndian.AppendUint32(b, uint32(len(command)))
+	return append(b, command...)
+}
+
 // openMSSIM connects to a simulator: first to its platform port, to switch on power
 // and NV memory (which does nothing if they are on), then to its command port.
 // TPM2_Startup is left to the caller, because it is a TPM command.
@@ -38,7 +47,7 @@ func openMSSIM(ctx context.Context, command, platform string) (*Conn, error) {
 		return nil, fmt.Errorf("the command port: %w", err)
 	}
 	leave := func(bool) error { return errors.Join(endSession(conn), endSession(p)) }
-	return newStream(conn, framing{simulator: true}, leave, closeGrace)
+	return newStream(conn, true, leave, closeGrace)
 }
 
 func powerOn(p net.Conn) error {

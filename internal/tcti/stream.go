@@ -11,24 +11,26 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/softtpm"
 )
 
 // stream is a TPM behind a socket.
 type stream struct {
-	conn    net.Conn
-	raw     syscall.RawConn
-	framing framing
-	leave   func(pending bool) error // says goodbye where that is usual, and closes conn
+	conn      net.Conn
+	raw       syscall.RawConn
+	simulator bool                     // it uses the simulator's frames
+	leave     func(pending bool) error // says goodbye where that is usual, and closes conn
 }
 
 // newStream returns an open TPM. It takes conn over and calls leave in any case.
-func newStream(conn net.Conn, f framing, leave func(pending bool) error, grace time.Duration) (*Conn, error) {
+func newStream(conn net.Conn, simulator bool, leave func(pending bool) error, grace time.Duration) (*Conn, error) {
 	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err != nil {
 		leave(false)
 		return nil, err
 	}
-	return &Conn{wire: &stream{conn, raw, f, leave}, grace: grace}, nil
+	return &Conn{wire: &stream{conn, raw, simulator, leave}, grace: grace}, nil
 }
 
 // openSWTPM connects to the server socket of an swtpm.
@@ -37,22 +39,45 @@ func openSWTPM(ctx context.Context, network, address string) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newStream(conn, framing{}, func(bool) error { return conn.Close() }, closeGrace)
+	return newStream(conn, false, func(bool) error { return conn.Close() }, closeGrace)
+}
+
+// openSoftware starts the private software TPM, which lives as long as the
+// connection. The next program that opens it waits until this one has closed it.
+func openSoftware(ctx context.Context) (*Conn, error) {
+	dir, err := softtpm.StateDir()
+	if err != nil {
+		return nil, err
+	}
+	tpm, err := softtpm.Start(ctx, dir)
+	if errors.Is(err, softtpm.ErrBusy) {
+		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return newStream(tpm.Conn(), false, tpm.Stop, softtpm.StopTime)
 }
 
 func (s *stream) hangUp(pending bool) error { return s.leave(pending) }
 
 func (s *stream) exchange(ctx context.Context, command []byte) ([]byte, error) {
-	if err := s.quiet(); err != nil {
+	if err := s.quiet(fmt.Errorf("%w any more: the other side hung up", ErrNoTPM)); err != nil {
 		return nil, err
+	}
+	if s.simulator {
+		command = mssimFrame(command)
 	}
 	var answer []byte
 	err := within(ctx, slowest, s.conn, func() (err error) {
-		if _, err = s.conn.Write(s.framing.frame(command)); err == nil {
-			answer, err = readAnswer(s.conn, s.framing)
+		if _, err = s.conn.Write(command); err == nil {
+			answer, err = readAnswer(s.conn, s.simulator)
 		}
 		return err
 	})
+	if err == nil {
+		err = s.quiet(nil)
+	}
 	return answer, err
 }
 
@@ -79,8 +104,8 @@ func within(ctx context.Context, limit time.Duration, conn net.Conn, talk func()
 
 // quiet checks, without waiting, that nothing has come that answers no command, such
 // as a late answer to a command that was given up. Taken for the next answer, it
-// would put all later ones out of step.
-func (s *stream) quiet() error {
+// would put all later ones out of step. It returns hungUp if the other side hung up.
+func (s *stream) quiet(hungUp error) error {
 	var n int
 	var err error
 	ctlErr := s.raw.Read(func(fd uintptr) bool {
@@ -98,9 +123,9 @@ func (s *stream) quiet() error {
 	case err != nil:
 		return os.NewSyscallError("recvfrom", err)
 	case n == 0:
-		return fmt.Errorf("%w any more: the other side hung up", ErrNoTPM)
+		return hungUp
 	}
-	return errors.New("an answer was there before the command")
+	return errors.New("octets that answer no command")
 }
 
 // dial connects to a socket. A unix socket whose queue is full refuses with EAGAIN at
