@@ -81,7 +81,7 @@ var manFiles = []manItem{
 	{"~/.ssh/NAME.pub", "* serve keygen import list pub", "Its public key; the comment is from there."},
 	{"~/.ssh/NAME-cert.pub", "* serve add", "A certificate for it, which is offered too."},
 	{"~/.ssh/.tpm-agent-parents", "* serve keygen import list inspect passwd", "Which storage keys of which TPM the keys beside it were loaded under. Text; it can be removed."},
-	{"$XDG_RUNTIME_DIR/tpm-agent/agent.sock", "* serve env", "The agent's socket. Beside it stands a lock, agent.sock.lock."},
+	{"$XDG_RUNTIME_DIR/tpm-agent/agent.sock", "* serve env", "The agent's socket."},
 	{"$XDG_STATE_HOME/tpm-agent/retired/", "* import", "Where --retire and --replace put old private keys."},
 	{"/dev/tpmrm0", "* " + usesTPM, "The TPM, by the kernel's resource manager."},
 	{"~/.ssh/known_hosts, /etc/ssh/ssh_known_hosts", "serve add", "The keys of hosts."},

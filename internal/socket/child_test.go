@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The test binary is also the other process in these tests.
+// childEnv makes the test binary run childMain instead of the tests.
 const childEnv = "SOCKET_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -27,13 +27,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	syscall.Umask(0o022) // the tests set others in processes of their own
+	syscall.Umask(0o022) // tests that need another umask use a child
 	goleak.VerifyTestMain(m)
 }
 
 func childMain(args []string) error {
 	switch args[0] {
-	case "bind": // UMASK PATH: the mode before anybody could have mended it
+	case "bind": // UMASK PATH: prints the mode right after bind
 		if err := setUmask(args[1]); err != nil {
 			return err
 		}
@@ -81,7 +81,7 @@ func childMain(args []string) error {
 	case "inherited":
 		return inheritedChild()
 	}
-	return fmt.Errorf("no child called %s", args[0])
+	return fmt.Errorf("unknown child %s", args[0])
 }
 
 func setUmask(octal string) error {
@@ -108,7 +108,7 @@ type child struct {
 
 func startChild(t testing.TB, cmd *exec.Cmd, args ...string) *child {
 	t.Helper()
-	// The race detector would wait for a second at each end.
+	// Without this the race detector waits for a second at each exit.
 	cmd.Env = append(cmd.Environ(), childEnv+"="+strings.Join(args, " "), "GORACE=atexit_sleep_ms=0")
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
@@ -127,12 +127,12 @@ func startChild(t testing.TB, cmd *exec.Cmd, args ...string) *child {
 func (c *child) line() string {
 	c.t.Helper()
 	if !c.lines.Scan() {
-		c.t.Fatalf("the other process ended early: %v", c.lines.Err())
+		c.t.Fatalf("the child ended early: %v", c.lines.Err())
 	}
 	return c.lines.Text()
 }
 
-// end lets the child end as it likes.
+// end closes the child's input and waits for it.
 func (c *child) end() {
 	c.t.Helper()
 	c.stdin.Close()

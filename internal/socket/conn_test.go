@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// accept runs Accept once and gives its result when it comes.
+// accept runs Accept once and sends its result.
 func accept(l *Listener) (conns chan net.Conn, errs chan error) {
 	conns, errs = make(chan net.Conn, 1), make(chan error, 1)
 	go func() {
@@ -26,6 +26,7 @@ func accept(l *Listener) (conns chan net.Conn, errs chan error) {
 }
 
 func TestPeer(t *testing.T) {
+	t.Parallel()
 	path := shortDir(t) + "/s"
 	l := listen(t, path)
 	if l.Addr().String() != path {
@@ -44,13 +45,14 @@ func TestPeer(t *testing.T) {
 	got.Write([]byte("answer"))
 	must(t, got.Close())
 	if line := c.line(); line != `read "answer", reset false` {
-		t.Errorf("the peer has %s", line)
+		t.Errorf("the peer %s", line)
 	}
 }
 
-// TestOtherUser opens the socket to everybody, as an administrator may by
-// mistake, and lets another user in: he gets nothing.
+// TestOtherUser lets another user connect, as after a mistaken chmod, and
+// checks that the connection is closed unanswered.
 func TestOtherUser(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can start a process of another user")
 	}
@@ -64,28 +66,28 @@ func TestOtherUser(t *testing.T) {
 
 	exe, err := os.ReadFile("/proc/self/exe")
 	must(t, err)
-	must(t, os.WriteFile(dir+"/test", exe, 0o755)) // where the other user can reach it
+	must(t, os.WriteFile(dir+"/test", exe, 0o755)) // where the other user can run it
 	cmd := self(t)
 	cmd.Path, cmd.Dir = dir+"/test", "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	conns, errs := accept(l)
 	c := startChild(t, cmd, "connect", path)
-	// What he has sent is thrown away unread, which his kernel tells him by a
-	// reset; or he is closed before he sends.
+	// The kernel reports a reset if the peer wrote before the connection was
+	// closed.
 	if got := c.line(); got != `read "", reset true` && got != `read "", reset false` {
-		t.Errorf("another user has %s", got)
+		t.Errorf("the other user %s", got)
 	}
 	if uid := <-refused; uid != 65534 {
 		t.Errorf("uid %d was refused", uid)
 	}
-	// The same Accept is still waiting, and serves the right user.
+	// The same Accept still waits, and serves the right user.
 	mine, err := net.Dial("unix", path)
 	must(t, err)
 	defer mine.Close()
 	select {
 	case got := <-conns:
 		if _, uid := got.(*Conn).Peer(); uid != 0 {
-			t.Errorf("uid %d was let in", uid)
+			t.Errorf("uid %d was accepted", uid)
 		}
 		got.Close()
 	case err := <-errs:
@@ -107,7 +109,7 @@ func TestAcceptErrors(t *testing.T) {
 	if !errors.Is(err, unix.EMFILE) {
 		t.Errorf("without descriptors Accept gives %v", err)
 	}
-	got, err := l.Accept() // the connection has waited
+	got, err := l.Accept() // the connection is still queued
 	must(t, err)
 	got.Close()
 	_, errs := accept(l)
@@ -117,9 +119,9 @@ func TestAcceptErrors(t *testing.T) {
 	}
 }
 
-// TestConnSurvives: Close is about the listener, a request in flight ends as
-// it likes.
+// TestConnSurvives checks that Close leaves connections open.
 func TestConnSurvives(t *testing.T) {
+	t.Parallel()
 	path := shortDir(t) + "/s"
 	l := listen(t, path)
 	c, err := net.Dial("unix", path)

@@ -7,55 +7,81 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// prepareDir makes dir, and what is missing above it, with 0700, and refuses
-// a directory in which another user could put a socket of his own in place of
-// ours: clients would hand him their requests.
-func prepareDir(dir string) error {
-	if err := makeDir(dir); err != nil {
-		return err
-	}
-	fi, err := os.Stat(dir)
-	if err != nil {
-		return err
-	}
-	return checkDir(dir, fi)
-}
-
+// makeDir makes dir, and what is missing above it, with mode 0700.
 func makeDir(dir string) error {
-	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if parent := filepath.Dir(dir); parent != dir {
-		if err := makeDir(parent); err != nil {
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := makeDir(filepath.Dir(dir)); err != nil {
 			return err
 		}
+		err = os.Mkdir(dir, 0o700)
 	}
-	err := os.Mkdir(dir, 0o700)
 	if errors.Is(err, fs.ErrExist) {
-		return nil // made beside us by another start, or a dangling link: Stat will say
+		return nil
 	}
 	if err != nil {
 		return err
 	}
-	// The umask can only have made it narrower. Under 0077 this does nothing;
-	// under 0777 nothing could be made below it otherwise.
-	return os.Chmod(dir, 0o700)
+	return os.Chmod(dir, 0o700) // a strict umask takes bits away
 }
 
+// lockPatience is the longest wait for other processes that use a directory.
+const lockPatience = 5 * time.Second
+
+// lockDir checks dir and locks it until the result is closed. Only the holder
+// of the lock may decide that a socket in dir is stale, remove it, and bind.
+// The lock is never held for longer than that, so a short wait is enough.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil {
+		err = checkDir(dir, fi)
+	}
+	if err == nil {
+		err = flock(f)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// checkDir refuses a directory in which another user could replace the socket
+// and receive our clients' requests.
 func checkDir(dir string, fi fs.FileInfo) error {
-	if !fi.IsDir() {
-		return fmt.Errorf("%s is not a directory", dir)
+	if uid := owner(fi); uid != os.Geteuid() && uid != 0 {
+		return fmt.Errorf("directory %s belongs to uid %d, which could replace the socket", dir, uid)
 	}
-	owner := int(fi.Sys().(*syscall.Stat_t).Uid)
-	if owner != os.Geteuid() && owner != 0 {
-		return fmt.Errorf("directory %s belongs to uid %d: it could replace the socket", dir, owner)
-	}
-	// In a sticky directory, such as /tmp, others can add files but not rename
-	// or remove ours.
+	// In a sticky directory, such as /tmp, others can add files, but they cannot
+	// rename or remove ours.
 	if perm := fi.Mode().Perm(); perm&0o022 != 0 && fi.Mode()&fs.ModeSticky == 0 {
 		return fmt.Errorf("directory %s has mode %04o: others could replace the socket (chmod go-w %s)", dir, perm, dir)
 	}
 	return nil
 }
+
+func flock(f *os.File) error {
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR):
+			// Some file systems, such as NFS, cannot lock a directory. There,
+			// two agents that start at the same moment may disturb each other.
+			return nil
+		case time.Since(start) > lockPatience:
+			return fmt.Errorf("another process has locked directory %s", f.Name())
+		}
+	}
+}
+
+func owner(fi fs.FileInfo) int { return int(fi.Sys().(*syscall.Stat_t).Uid) }

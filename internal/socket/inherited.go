@@ -10,43 +10,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Inherited returns the socket that the service manager passed to this
-// process (LISTEN_PID, LISTEN_FDS: sd_listen_fds(3)), or nil, nil when it
-// passed none. It must be one listening unix stream socket. The variables are
-// removed from the environment, so that no child takes them as meant for it.
-// Close leaves the file: it belongs to the manager.
+// Inherited returns the socket that the service manager passed to this process
+// (LISTEN_PID, LISTEN_FDS: sd_listen_fds(3)), or nil, nil if it passed none. It
+// must be one listening unix stream socket. Inherited removes the variables
+// from the environment, so that children do not use them. Close leaves the
+// file, which belongs to the manager.
 func Inherited() (*Listener, error) {
 	files := activation.Files(true)
+	os.Unsetenv("LISTEN_PIDFDID") // package activation does not know it yet
 	defer func() {
 		for _, f := range files {
 			f.Close()
 		}
 	}()
-	os.Unsetenv("LISTEN_PIDFDID") // newer than the ones that activation knows
-	switch len(files) {
-	case 0:
+	if len(files) == 0 {
 		return nil, nil
-	case 1:
-		return fromFile(files[0])
 	}
-	return nil, fmt.Errorf("socket activation: %d sockets were passed, one is needed", len(files))
-}
-
-// fromFile makes a Listener of a duplicate of f.
-func fromFile(f *os.File) (*Listener, error) {
-	if err := checkInherited(int(f.Fd())); err != nil {
-		return nil, fmt.Errorf("socket activation: descriptor %s: %w", f.Name(), err)
-	}
-	l, err := net.FileListener(f)
+	l, err := fromFiles(files)
 	if err != nil {
-		return nil, fmt.Errorf("socket activation: descriptor %s: %w", f.Name(), err)
+		return nil, fmt.Errorf("socket activation: %w", err)
 	}
-	ul := l.(*net.UnixListener)
-	ul.SetUnlinkOnClose(false)
-	return &Listener{unix: ul}, nil
+	return &Listener{unix: l}, nil
 }
 
-func checkInherited(fd int) error {
+// fromFiles makes a listener of a duplicate of the one file.
+func fromFiles(files []*os.File) (*net.UnixListener, error) {
+	if len(files) > 1 {
+		return nil, fmt.Errorf("%d sockets were passed, one is needed", len(files))
+	}
 	for _, want := range []struct {
 		option, value int
 		complaint     string
@@ -55,13 +46,19 @@ func checkInherited(fd int) error {
 		{unix.SO_TYPE, unix.SOCK_STREAM, "not a stream socket (ListenStream= is needed)"},
 		{unix.SO_ACCEPTCONN, 1, "not a listening socket (Accept=no is needed)"},
 	} {
-		got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, want.option)
+		got, err := unix.GetsockoptInt(int(files[0].Fd()), unix.SOL_SOCKET, want.option)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if got != want.value {
-			return errors.New(want.complaint)
+			return nil, errors.New(want.complaint)
 		}
 	}
-	return nil
+	l, err := net.FileListener(files[0])
+	if err != nil {
+		return nil, err
+	}
+	ul := l.(*net.UnixListener)
+	ul.SetUnlinkOnClose(false)
+	return ul, nil
 }

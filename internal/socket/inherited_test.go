@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inheritedChild is a service: it says what it has inherited, and serves one
+// inheritedChild is a service. It prints what it inherited and serves one
 // connection.
 func inheritedChild() error {
-	if os.Getenv("SOCKET_TEST_PID") == "own" { // as only the process itself can know it
+	if os.Getenv("SOCKET_TEST_PID") == "own" { // only the process itself knows it
 		os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
 	}
 	l, err := Inherited()
@@ -24,7 +24,7 @@ func inheritedChild() error {
 	}
 	for _, v := range os.Environ() {
 		if strings.HasPrefix(v, "LISTEN_") {
-			return fmt.Errorf("%s is left for children", v)
+			return fmt.Errorf("%s is still in the environment", v)
 		}
 	}
 	if l == nil {
@@ -52,7 +52,7 @@ func closeAll(c net.Conn, l *Listener) error {
 	return l.Close()
 }
 
-// pass starts inheritedChild with files as its descriptors from 3 on.
+// pass starts inheritedChild with files as descriptors 3 and up.
 func pass(t *testing.T, pid string, files ...*os.File) *child {
 	t.Helper()
 	cmd := self(t)
@@ -74,6 +74,7 @@ func listeningFile(t *testing.T, path string) *os.File {
 }
 
 func TestInherited(t *testing.T) {
+	t.Parallel()
 	path := shortDir(t) + "/s"
 	f := listeningFile(t, path)
 	c := pass(t, "own", f)
@@ -83,7 +84,7 @@ func TestInherited(t *testing.T) {
 	wantGreeting(t, path)
 	c.end()
 	if _, err := os.Lstat(path); err != nil {
-		t.Errorf("the socket of the manager is gone: %v", err)
+		t.Errorf("the manager's socket is gone: %v", err)
 	}
 }
 
@@ -101,12 +102,13 @@ func wantGreeting(t *testing.T, path string) {
 }
 
 func TestNothingInherited(t *testing.T) {
+	t.Parallel()
 	f := listeningFile(t, shortDir(t)+"/s")
 	for name, c := range map[string]*child{
-		"no socket":              pass(t, "own"),
-		"meant for another":      pass(t, "1", f),
-		"not a number":           pass(t, "x", f),
-		"not activated, no name": startChild(t, self(t), "inherited"),
+		"no socket":           pass(t, "own"),
+		"for another process": pass(t, "1", f),
+		"not a number":        pass(t, "x", f),
+		"not activated":       startChild(t, self(t), "inherited"),
 	} {
 		if got := c.line(); got != "none" {
 			t.Errorf("%s: the service says %q", name, got)
@@ -115,6 +117,7 @@ func TestNothingInherited(t *testing.T) {
 }
 
 func TestInheritedUseless(t *testing.T) {
+	t.Parallel()
 	dir := shortDir(t)
 	good := listeningFile(t, dir+"/s")
 	file, err := os.Open(os.DevNull)
@@ -153,6 +156,7 @@ func rawSocket(t *testing.T, kind int) *os.File {
 
 // TestSystemd has systemd's own program pass the socket.
 func TestSystemd(t *testing.T) {
+	t.Parallel()
 	activate, err := exec.LookPath("systemd-socket-activate")
 	if err != nil {
 		t.Skip("systemd-socket-activate is not installed")
@@ -176,7 +180,7 @@ func TestSystemd(t *testing.T) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	}()
-	// It says when it listens, and becomes the service at the first connection.
+	// It reports when it listens, and becomes the service at the first connection.
 	if got := readLine(t, stderr); !strings.Contains(got, "Listening on "+path) {
 		t.Fatalf("systemd-socket-activate says %q", got)
 	}
@@ -187,7 +191,7 @@ func TestSystemd(t *testing.T) {
 	must(t, cmd.Wait())
 }
 
-// readLine reads up to the end of a line and not further.
+// readLine reads exactly one line.
 func readLine(t *testing.T, f *os.File) string {
 	t.Helper()
 	var line []byte

@@ -8,43 +8,25 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// ownName is the name of a socket that belongs to one process, or of the lock
-// beside it.
-const ownName = `^agent\.[1-9][0-9]*\.sock(\.lock)?$`
-
 // tempPrefix begins the names of the private directories of ListenTemp.
 const tempPrefix = "tpm-agent."
 
-// ownPatience is how long a socket of this process's own may seem to be in use.
-const ownPatience = 2 * time.Second
-
-// ListenOwn is Listen for a socket that only this process uses, agent.PID.sock
-// in dir.
+// ListenOwn is Listen for a socket that belongs to this process alone,
+// agent.PID.sock in dir.
 func ListenOwn(dir string) (*Listener, error) {
-	path := filepath.Join(dir, fmt.Sprintf("agent.%d.sock", os.Getpid()))
-	// CleanStale in another process may be looking at what a dead process of
-	// the same number left behind, or at the lock that is just being made. It
-	// has the lock for an instant only.
-	for start := time.Now(); ; time.Sleep(time.Millisecond) {
-		l, err := Listen(path)
-		if inUse := (*InUseError)(nil); !errors.As(err, &inUse) || time.Since(start) > ownPatience {
-			return l, err
-		}
-	}
+	return Listen(filepath.Join(dir, fmt.Sprintf("agent.%d.sock", os.Getpid())))
 }
 
-// ListenTemp is ListenOwn in a new directory below temp, such as /tmp, that
-// nobody else can enter. Close removes it.
+// ListenTemp is ListenOwn in a new private directory below temp, such as /tmp.
+// Close removes the directory.
 func ListenTemp(temp string) (*Listener, error) {
 	dir, err := os.MkdirTemp(temp, tempPrefix)
 	if err != nil {
-		return nil, fmt.Errorf("making a directory for the socket: %w", err)
+		return nil, fmt.Errorf("make a directory for the socket: %w", err)
 	}
 	l, err := ListenOwn(dir)
 	if err != nil {
@@ -54,111 +36,65 @@ func ListenTemp(temp string) (*Listener, error) {
 	return l, nil
 }
 
-// CleanStale removes what ListenOwn made in dir and its process, killed,
-// could not remove. It returns the paths of the sockets that are gone. What
-// is in use stays, and so does everything that has another name, is no socket
-// or belongs to somebody else. No dir is no error.
+// CleanStale removes the sockets that ListenOwn made in dir for processes that
+// were killed since, and returns their paths. Live sockets stay, as does
+// everything that has a different name or owner or is not a socket.
 func CleanStale(dir string) (removed []string, err error) {
-	entries, err := os.ReadDir(dir)
+	lock, err := lockDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("looking for old sockets: %w", err)
+		return nil, fmt.Errorf("remove old sockets: %w", err)
 	}
-	ours := regexp.MustCompile(ownName)
-	seen := make(map[string]bool)
-	var errs []error
+	defer lock.Close()
+	entries, err := lock.ReadDir(-1)
+	if err != nil {
+		return nil, fmt.Errorf("remove old sockets: %w", err)
+	}
+	own := regexp.MustCompile(`^agent\.[1-9][0-9]*\.sock$`)
 	for _, entry := range entries {
-		// A lock whose socket is gone is found by its own name.
-		name := strings.TrimSuffix(entry.Name(), ".lock")
-		if !ours.MatchString(entry.Name()) || seen[name] {
+		path := filepath.Join(dir, entry.Name())
+		fi, err := entry.Info()
+		if err != nil || !own.MatchString(entry.Name()) || fi.Mode().Type() != fs.ModeSocket || owner(fi) != os.Geteuid() {
 			continue
 		}
-		seen[name] = true
-		gone, err := removeStale(filepath.Join(dir, name))
-		if gone {
-			removed = append(removed, filepath.Join(dir, name))
+		if checkStale(path) == nil && os.Remove(path) == nil {
+			removed = append(removed, path)
 		}
-		errs = append(errs, err)
 	}
-	return removed, errors.Join(errs...)
-}
-
-// removeStale removes the socket and its lock if nobody has them.
-func removeStale(path string) (gone bool, err error) {
-	before, err := os.Lstat(path)
-	if err == nil && (before.Mode().Type() != fs.ModeSocket || !owned(before)) {
-		return false, nil
-	}
-	lk, err := takeLock(path)
-	if inUse := (*InUseError)(nil); errors.As(err, &inUse) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("removing an old socket: %w", err)
-	}
-	defer func() { err = errors.Join(err, lk.release()) }()
-	// Looked at anew, for until now it could change.
-	fi, err := os.Lstat(path)
-	if err != nil || fi.Mode().Type() != fs.ModeSocket || !owned(fi) || probe(path).state != stale {
-		return false, ignoreMissing(err)
-	}
-	if err := os.Remove(path); err != nil {
-		return false, ignoreMissing(err)
-	}
-	return true, nil
+	return removed, nil
 }
 
 // CleanStaleTemp does the same for the private directories that ListenTemp
-// made below temp.
+// made below temp. An empty one may belong to a process that is about to
+// listen, so only those that held a stale socket are removed.
 func CleanStaleTemp(temp string) (removed []string, err error) {
-	fi, err := os.Stat(temp)
-	if err == nil {
-		err = checkDir(temp, fi)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("looking for old sockets: %w", err)
-	}
 	entries, err := os.ReadDir(temp)
 	if err != nil {
-		return nil, fmt.Errorf("looking for old sockets: %w", err)
+		return nil, fmt.Errorf("remove old sockets: %w", err)
 	}
 	var errs []error
 	for _, entry := range entries {
-		if !strings.HasPrefix(entry.Name(), tempPrefix) {
+		fi, err := entry.Info()
+		if err != nil || !strings.HasPrefix(entry.Name(), tempPrefix) || fi.Mode() != fs.ModeDir|0o700 || owner(fi) != os.Geteuid() {
 			continue
 		}
-		gone, err := removeStaleDir(filepath.Join(temp, entry.Name()))
+		dir := filepath.Join(temp, entry.Name())
+		gone, err := CleanStale(dir)
+		if len(gone) > 0 {
+			err = errors.Join(err, removeEmpty(dir))
+		}
 		removed = append(removed, gone...)
 		errs = append(errs, err)
 	}
 	return removed, errors.Join(errs...)
 }
 
-// removeStaleDir removes a private directory whose socket is stale. An empty
-// one may belong to a process that is about to listen, and one with something
-// else in it is no longer only ours: both stay.
-func removeStaleDir(dir string) (removed []string, err error) {
-	fi, err := os.Lstat(dir)
-	if err != nil || fi.Mode() != fs.ModeDir|0o700 || !owned(fi) {
-		return nil, ignoreMissing(err)
-	}
-	removed, err = CleanStale(dir)
-	if err != nil || len(removed) == 0 {
-		return removed, err
-	}
-	return removed, removeEmpty(dir)
-}
-
-// removeEmpty removes a private directory. That somebody put something into it
-// is no error.
+// removeEmpty removes a directory unless there is a file in it.
 func removeEmpty(dir string) error {
 	if err := os.Remove(dir); !errors.Is(err, unix.ENOTEMPTY) {
 		return ignoreMissing(err)
 	}
 	return nil
 }
-
-// owned says whether a file is this user's.
-func owned(fi fs.FileInfo) bool { return int(fi.Sys().(*syscall.Stat_t).Uid) == os.Geteuid() }

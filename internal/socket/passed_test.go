@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// connected is a connection: the end that Accept gives, and the client's.
+// connected returns both ends of a connection.
 func connected(t testing.TB) (*Conn, *net.UnixConn) {
 	t.Helper()
 	path := shortDir(t) + "/s"
@@ -25,7 +25,7 @@ func connected(t testing.TB) (*Conn, *net.UnixConn) {
 	return c.(*Conn), client
 }
 
-// send sends text with n descriptors, of which the other end gets duplicates.
+// send sends text with n descriptors.
 func send(t testing.TB, c *net.UnixConn, text string, n int) {
 	t.Helper()
 	f, err := os.Open(os.DevNull)
@@ -50,7 +50,7 @@ func receive(t testing.TB, c io.Reader, want string) {
 }
 
 func TestPassedDescriptors(t *testing.T) {
-	for _, n := range []int{1, 2, 27, 28, 29, 253} { // 28 find room, 253 is what Linux takes
+	for _, n := range []int{1, 2, 27, 28, 29, 253} { // 28 find room, 253 is Linux's limit
 		c, client := connected(t)
 		send(t, client, "none", 0)
 		receive(t, c, "none")
@@ -63,23 +63,23 @@ func TestPassedDescriptors(t *testing.T) {
 			receive(t, c, "some")
 		}
 		if after := descriptors(t); after != before {
-			t.Errorf("of 100 times %d descriptors %d stay open", n, after-before)
+			t.Errorf("after 100 times %d descriptors, %d stay open", n, after-before)
 		}
 		if !c.Local() {
-			t.Errorf("%d descriptors were passed, and not noticed", n)
+			t.Errorf("%d passed descriptors were not noticed", n)
 		}
 	}
 }
 
-// TestPassedInTheMiddle: the kernel gives descriptors out with the first byte
-// that they came with, however the reader cuts the stream.
+// TestPassedInTheMiddle checks that descriptors arrive with the first byte they
+// were sent with, however the reader divides the stream.
 func TestPassedInTheMiddle(t *testing.T) {
 	c, client := connected(t)
 	send(t, client, "ab", 0)
 	send(t, client, "cd", 1)
 	receive(t, c, "ab")
 	if c.Local() {
-		t.Error("noticed before its time")
+		t.Error("noticed too early")
 	}
 	receive(t, c, "c")
 	if !c.Local() {
@@ -88,7 +88,7 @@ func TestPassedInTheMiddle(t *testing.T) {
 	receive(t, c, "d")
 }
 
-// TestPassedNotRead: the connection is closed with descriptors on their way.
+// TestPassedNotRead closes a connection that has unread descriptors.
 func TestPassedNotRead(t *testing.T) {
 	before := descriptors(t)
 	path := shortDir(t) + "/s"
@@ -109,8 +109,8 @@ func TestPassedNotRead(t *testing.T) {
 	}
 }
 
-// TestPassedWithoutRoom: the process has no descriptor left, so it gets none;
-// what is read is there, and the claim is not made.
+// TestPassedWithoutRoom passes a descriptor to a process that has none left: it
+// gets the bytes, and the connection does not count as local.
 func TestPassedWithoutRoom(t *testing.T) {
 	c, client := connected(t)
 	send(t, client, "some", 1)
@@ -125,9 +125,9 @@ func TestPassedWithoutRoom(t *testing.T) {
 	}
 }
 
-// TestKernelsMessages: what the service manager asked the kernel to add to all
-// that is read (PassCredentials=, PassPIDFD=) is no passed descriptor, leaves
-// none open, and does not hide one.
+// TestKernelsMessages checks that messages which the kernel adds
+// (PassCredentials=, PassPIDFD=) do not count as passed descriptors, leave none
+// open, and do not hide one.
 func TestKernelsMessages(t *testing.T) {
 	c, client := connected(t)
 	raw, err := c.SyscallConn()
@@ -142,7 +142,7 @@ func TestKernelsMessages(t *testing.T) {
 	send(t, client, "none", 0)
 	receive(t, c, "none")
 	if c.Local() {
-		t.Error("credentials were taken for a descriptor")
+		t.Error("credentials counted as a descriptor")
 	}
 	send(t, client, "many", 253)
 	receive(t, c, "many")
@@ -154,8 +154,9 @@ func TestKernelsMessages(t *testing.T) {
 	}
 }
 
-// TestReadsAsBefore: apart from descriptors Read is that of net.UnixConn.
+// TestReadsAsBefore compares Read with that of net.UnixConn.
 func TestReadsAsBefore(t *testing.T) {
+	t.Parallel()
 	c, client := connected(t)
 	send(t, client, "x", 1)
 	if n, err := c.Read(nil); n != 0 || err != nil || c.Local() {
@@ -168,7 +169,7 @@ func TestReadsAsBefore(t *testing.T) {
 	if n, err := c.Read(b); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("after the deadline: %d, %v", n, err)
 	}
-	// This one waits first, and the system call then leaves -1 behind.
+	// This read waits first, so the system call returns -1.
 	must(t, c.SetReadDeadline(time.Now().Add(20*time.Millisecond)))
 	if n, err := c.Read(b); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("at the deadline: %d, %v", n, err)

@@ -1,10 +1,9 @@
-// Package socket gives the agent its listening socket: one that only its
-// owner can reach, that one process holds at a time, and whose connections
-// know who is at the other end.
+// Package socket makes the agent's listening socket. Only its owner can
+// connect, only one process holds it, and each connection knows its peer.
 //
-// Three walls stand before the agent: the directory (nobody else may write
-// it), the mode of the socket (0600 from the moment it exists) and the uid of
-// the peer, asked from the kernel before a byte is read.
+// Three checks protect the agent: no other user can write to the directory, the
+// socket has mode 0600 from the moment it exists, and the kernel names the
+// peer's uid before a byte is read.
 package socket
 
 import (
@@ -15,83 +14,76 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// maxPath is the longest socket path in bytes: sun_path has 108 and the last
-// one is for the terminating zero that most programs expect.
+// maxPath is the longest socket path in bytes: sun_path has 108, and most
+// programs expect a terminating zero.
 const maxPath = 107
 
 // A Listener is a listening unix socket whose connections come from this
 // user or root only.
 type Listener struct {
-	// Refused, when not nil, is called with the uid of each peer that was
-	// turned away. Set it before the first Accept; it is called in Accept's
-	// goroutine.
+	// Refused, if it is not nil, is called with the uid of each peer that is
+	// turned away. Set it before the first Accept, whose goroutine calls it.
 	Refused func(uid int)
 
-	unix  *net.UnixListener
-	path  string // "" when inherited: not ours to remove
-	inode inode
-	lock  *lock
-	dir   string // made for the socket alone; "": none was
+	unix *net.UnixListener
+	path string      // absolute; "" if the socket is not ours to remove
+	file fs.FileInfo // what was made at path
+	dir  string      // a directory to remove with the socket, or ""
 
 	close    sync.Once
 	closeErr error
 }
 
-// Listen makes a socket at path, mode 0600, and listens on it. Missing
-// directories above it are made with 0700. A socket left behind by a dead
-// process is replaced; a live one gives an *InUseError, and anything that is
-// not a socket is left alone and is an error.
+// An InUseError reports that a living process listens on the socket.
+type InUseError struct {
+	Path string
+	PID  int // 0 if it is unknown
+}
+
+func (e *InUseError) Error() string {
+	if e.PID == 0 {
+		return fmt.Sprintf("socket %s is in use by another process", e.Path)
+	}
+	return fmt.Sprintf("socket %s is in use by process %d", e.Path, e.PID)
+}
+
+// Listen makes a socket at path, with mode 0600, and listens on it. It makes
+// missing directories with mode 0700. It replaces the socket of a dead process.
+// If a living one listens there it returns an *InUseError, and it refuses to
+// replace anything that is not a socket.
 func Listen(path string) (*Listener, error) {
+	l, err := listenAt(path)
+	if _, inUse := errors.AsType[*InUseError](err); err != nil && !inUse {
+		err = fmt.Errorf("listen on %q: %w", path, err)
+	}
+	return l, err
+}
+
+func listenAt(path string) (*Listener, error) {
 	if err := checkPath(path); err != nil {
 		return nil, err
 	}
-	// Absolute, so that Close finds it after a chdir. The kernel gets the path
-	// as the user wrote it, which may be the only one that is short enough.
+	// Close must find the socket after a chdir. The kernel gets the path as the
+	// user wrote it, which may be the only one that is short enough.
 	abs, err := filepath.Abs(path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	if err := prepareDir(filepath.Dir(abs)); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	lk, err := takeLock(path)
 	if err != nil {
 		return nil, err
 	}
-	l, err := listenLocked(path, abs)
+	dir := filepath.Dir(abs)
+	if err := makeDir(dir); err != nil {
+		return nil, err
+	}
+	lock, err := lockDir(dir)
 	if err != nil {
-		return nil, errors.Join(err, lk.release())
+		return nil, err
 	}
-	l.lock = lk
-	return l, nil
-}
-
-// checkPath refuses what the kernel cannot bind, and abstract names: those
-// have no mode and no directory, so anybody could connect, or be there first.
-func checkPath(path string) error {
-	switch {
-	case path == "":
-		return errors.New("listen: the socket path is empty")
-	case strings.HasPrefix(path, "@") || strings.ContainsRune(path, 0):
-		return fmt.Errorf("listen on %q: not a path in the file system", path)
-	case strings.HasSuffix(path, "/"):
-		return fmt.Errorf("listen on %s: that is a directory", path)
-	case len(path) > maxPath:
-		return fmt.Errorf("listen on %s: the path is %d bytes long, a socket's path can have %d at most", path, len(path), maxPath)
-	}
-	return nil
-}
-
-// listenLocked does what may only be done by the holder of the lock: judge
-// what is at path, remove it when it is dead, and take its place.
-func listenLocked(path, abs string) (*Listener, error) {
+	defer lock.Close()
 	if err := makeWay(path); err != nil {
 		return nil, err
 	}
@@ -99,17 +91,63 @@ func listenLocked(path, abs string) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	ino, err := finish(path)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), os.Remove(abs), ul.Close())
+	err = os.Chmod(path, 0o600) // a strict umask takes bits from the owner, too
+	fi, statErr := os.Lstat(path)
+	if err := errors.Join(err, statErr); err != nil {
+		return nil, errors.Join(err, os.Remove(abs), ul.Close())
 	}
-	return &Listener{unix: ul, path: abs, inode: ino}, nil
+	return &Listener{unix: ul, path: abs, file: fi}, nil
+}
+
+// checkPath refuses paths that the kernel cannot bind, and abstract names:
+// those have no mode and no directory, so anyone could connect or be first.
+func checkPath(path string) error {
+	switch {
+	case path == "":
+		return errors.New("the path is empty")
+	case path[0] == '@' || path[0] == 0:
+		return errors.New("not a path in the file system")
+	case len(path) > maxPath:
+		return fmt.Errorf("the path is %d bytes long, a socket's path can have %d at most", len(path), maxPath)
+	}
+	return nil
+}
+
+// makeWay removes a stale socket at path and refuses everything else.
+func makeWay(path string) error {
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	if fi.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("the file there is not a socket (%v), so it stays", fi.Mode())
+	}
+	if err := checkStale(path); err != nil {
+		return err
+	}
+	return ignoreMissing(os.Remove(path))
+}
+
+// checkStale returns an error, which may be an *InUseError, unless the socket
+// at path is that of a dead process.
+func checkStale(path string) error {
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	switch {
+	case err == nil:
+		defer c.Close()
+		pid, _, _ := peer(c) // the process that called listen
+		return &InUseError{Path: path, PID: pid}
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EPROTOTYPE):
+		return &InUseError{Path: path} // its queue is full, or it is not a stream
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	return fmt.Errorf("cannot tell whether the socket there is in use: %w", err)
 }
 
 // bind binds and listens. Linux gives the new file the mode of the socket's
-// own inode less the umask, so an fchmod of the descriptor before bind leaves
-// no moment in which the file is open to others; neither the umask, which
-// belongs to the whole process, nor a temporary name is needed.
+// own inode less the umask, so fchmod before bind leaves no moment in which
+// others can connect. Setting the umask would affect the whole process.
 func bind(path string) (*net.UnixListener, error) {
 	narrow := func(_, _ string, c syscall.RawConn) error {
 		var chmodErr error
@@ -122,104 +160,61 @@ func bind(path string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	ul := l.(*net.UnixListener)
-	ul.SetUnlinkOnClose(false) // Close looks first whether it is still ours
+	ul.SetUnlinkOnClose(false) // Close checks first that the file is still ours
 	return ul, nil
 }
 
-// finish gives the owner the bits that a strict umask took away and returns
-// the identity of the new socket.
-func finish(path string) (inode, error) {
-	fi, err := os.Lstat(path)
-	if err != nil {
-		return inode{}, err
-	}
-	if fi.Mode().Type() != fs.ModeSocket {
-		return inode{}, errors.New("something else took its place")
-	}
-	if fi.Mode().Perm() != 0o600 {
-		if err := os.Chmod(path, 0o600); err != nil {
-			return inode{}, err
-		}
-	}
-	return inodeOf(fi), nil
-}
-
-// Accept waits for a connection of this user or root; its type is *Conn.
-// Others are closed without a byte read or written. Errors are the ones of
-// the system call: whoever loops over Accept has to pause on EMFILE.
+// Accept waits for a connection of this user or root; its type is *Conn. It
+// closes other connections without reading or writing. Errors are those of the
+// system call, so callers must pause on EMFILE.
 func (l *Listener) Accept() (net.Conn, error) {
-	own := os.Geteuid()
 	for {
 		c, err := l.unix.AcceptUnix()
 		if err != nil {
 			return nil, err
 		}
-		cred, err := credentials(c)
+		pid, uid, err := peer(c)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("ask the kernel for the peer of a connection: %w", err), c.Close())
+			return nil, errors.Join(fmt.Errorf("find the peer of a connection: %w", err), c.Close())
 		}
-		if uid := int(cred.Uid); uid != own && uid != 0 {
-			c.Close()
-			if l.Refused != nil {
-				l.Refused(uid)
-			}
-			continue
+		if uid == os.Geteuid() || uid == 0 {
+			return &Conn{UnixConn: c, pid: pid, uid: uid}, nil
 		}
-		return newConn(c, cred), nil
+		c.Close()
+		if l.Refused != nil {
+			l.Refused(uid)
+		}
 	}
 }
 
-// Addr is the address of the socket.
+// Addr returns the address of the socket.
 func (l *Listener) Addr() net.Addr { return l.unix.Addr() }
 
-// Close stops listening and removes the socket, when it is one that Listen
-// made and still the same file. Connections stay open.
+// Close stops listening. It removes the socket if Listen made it and no other
+// file has replaced it. Connections stay open.
 func (l *Listener) Close() error {
-	l.close.Do(func() {
-		var errs []error
-		// Removed while the listener is open, for until then the kernel cannot
-		// give its inode number to another file.
-		if l.path != "" {
-			errs = append(errs, removeIf(l.path, l.inode))
-		}
-		errs = append(errs, l.unix.Close())
-		if l.lock != nil {
-			errs = append(errs, l.lock.release())
-		}
-		if l.dir != "" {
-			errs = append(errs, removeEmpty(l.dir))
-		}
-		l.closeErr = errors.Join(errs...)
-	})
+	l.close.Do(func() { l.closeErr = l.shut() })
 	return l.closeErr
 }
 
-func credentials(c *net.UnixConn) (*unix.Ucred, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
+func (l *Listener) shut() error {
+	// The file is removed while the listener is open: until it is closed the
+	// kernel cannot give its inode number to a new file.
+	var errs []error
+	if l.path != "" {
+		errs = append(errs, removeIf(l.path, l.file))
 	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	return cred, errors.Join(err, credErr)
+	errs = append(errs, l.unix.Close())
+	if l.dir != "" {
+		errs = append(errs, removeEmpty(l.dir))
+	}
+	return errors.Join(errs...)
 }
 
-// An inode tells whether a path still names the file it named before.
-type inode struct{ dev, ino uint64 }
-
-func inodeOf(fi fs.FileInfo) inode {
-	st := fi.Sys().(*syscall.Stat_t)
-	return inode{uint64(st.Dev), st.Ino}
-}
-
-// removeIf removes path as long as it names the given file. That it is gone
-// or replaced is no error.
-func removeIf(path string, want inode) error {
+// removeIf removes path if it is still the given file.
+func removeIf(path string, want fs.FileInfo) error {
 	fi, err := os.Lstat(path)
-	if err != nil || inodeOf(fi) != want {
+	if err != nil || !os.SameFile(fi, want) {
 		return ignoreMissing(err)
 	}
 	return ignoreMissing(os.Remove(path))

@@ -14,7 +14,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// shortDir is a private directory with a path that leaves room for a socket.
+// shortDir makes a private directory whose path leaves room for a socket's.
 func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sock")
@@ -31,7 +31,7 @@ func listen(t testing.TB, path string) *Listener {
 	return l
 }
 
-// staleSocket leaves a socket as a killed process does.
+// staleSocket leaves a socket at path as a killed process does.
 func staleSocket(t testing.TB, path string) {
 	t.Helper()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -40,7 +40,7 @@ func staleSocket(t testing.TB, path string) {
 	must(t, l.Close())
 }
 
-// files lists the names in dir, to see that nothing is left behind.
+// files returns the names in dir.
 func files(t testing.TB, dir string) string {
 	t.Helper()
 	list, err := os.ReadDir(dir)
@@ -52,7 +52,7 @@ func files(t testing.TB, dir string) string {
 	return strings.Join(names, " ")
 }
 
-// answers says whether somebody listens at path.
+// answers returns an error unless a process listens at path.
 func answers(path string) error {
 	c, err := net.Dial("unix", path)
 	if err != nil {
