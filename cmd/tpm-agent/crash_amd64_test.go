@@ -249,15 +249,12 @@ func (c *crash) hindered(t *testing.T, home string, n int, errno syscall.Errno) 
 	}
 }
 
-// written is what is in keys, but for the memory of storage keys, which holds
-// nothing that would be missed.
+// written describes the files in keys.
 func written(t *testing.T, home string) string {
 	t.Helper()
 	var b strings.Builder
 	for path, data := range contents(t, filepath.Join(home, "keys")) {
-		if filepath.Base(path) != parents.FileName {
-			fmt.Fprintf(&b, "%s %x\n", path, sha256.Sum256(data))
-		}
+		fmt.Fprintf(&b, "%s %x\n", path, sha256.Sum256(data))
 	}
 	return b.String()
 }
@@ -291,7 +288,7 @@ func remains(t *testing.T, home string) (found int) {
 	for path, data := range contents(t, filepath.Join(home, "keys")) {
 		name := filepath.Base(path)
 		switch {
-		case name == parents.FileName, keyfile.IsTemporary(name):
+		case keyfile.IsTemporary(name):
 			private(t, path, data)
 		case strings.HasSuffix(name, ".pub"):
 			checkPublic(t, path, data)
@@ -394,7 +391,7 @@ func checkPublic(t *testing.T, path string, data []byte) {
 // listed fails if the files give tpm-agent cause to complain.
 func listed(t *testing.T, dir, home string) {
 	t.Helper()
-	if _, err := parents.Read(dir); err != nil {
+	if _, err := (parents.Store{Path: filepath.Join(home, "state", "tpm-agent", "storage-keys")}).Read(dir); err != nil {
 		t.Error(err)
 	}
 	if out, err := said(t, home, "tpm-agent", "list", "--key-dir", dir); err != nil || strings.Contains(out, "tpm-agent:") {

@@ -53,7 +53,7 @@ func (s *identities) Identities() *agent.Set {
 		return s.set
 	}
 	keys := make(map[*keydir.Entry]*rememberedKey, len(entries))
-	memories := recall()
+	memories := s.memory.recall()
 	var ids []agent.Identity
 	for _, e := range entries {
 		key, known := s.keys[e]

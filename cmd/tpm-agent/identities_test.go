@@ -21,6 +21,7 @@ import (
 // source is an adapter over an empty directory, and its log.
 func source(t *testing.T) (s *identities, dir string, log *bytes.Buffer) {
 	t.Helper()
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
 	dir, log = t.TempDir(), new(bytes.Buffer)
 	index, err := keydir.Open([]string{dir}, nil)
 	if err != nil {

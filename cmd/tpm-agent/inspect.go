@@ -38,9 +38,9 @@ lock it.
 
 "can be used" says whether tpm-agent could sign with such a key, "this TPM"
 whether the key is one of this TPM. "remembered" is the storage key that it was
-loaded under before, and when that was seen first and last; it stands in a file
-.tpm-agent-parents beside the key. So a TPM that was cleared or exchanged is told
-apart from a key file that is damaged.`,
+loaded under before, and when that was seen first and last. It is kept in the file
+~/.local/state/tpm-agent/storage-keys. So a TPM that was cleared or exchanged is
+told apart from a key file that is damaged.`,
 		Example:           `  tpm-agent inspect ~/.ssh/id_ecdsa.tpm`,
 		Args:              oneFile("the key file"),
 		ValidArgsFunction: completeOneFile,

@@ -50,8 +50,8 @@ PIN says what the key file says. Some programs write it wrong; the TPM decides.
 
 A storage key with a * is not in this TPM any more, as far as is remembered: the
 TPM was cleared, or is another one. What is known of it stands below the table.
-The agent, keygen and inspect remember storage keys, in a file .tpm-agent-parents
-beside the keys.`,
+The agent, keygen and inspect remember storage keys, in the file
+~/.local/state/tpm-agent/storage-keys.`,
 		Example: `  tpm-agent list
   tpm-agent list --key-dir /etc/ssh/tpm --json`,
 		Args:              noArgs,
@@ -169,7 +169,8 @@ func makeListing(addr tcti.Address, dirs []string) (l listing, err error) {
 		return l, fmt.Errorf("reading %s: %w", strings.Join(dirs, ", "), err)
 	}
 	tpm := openTPM(addr)
-	remembered, memories := newMemory(addr, nil), recall()
+	remembered := newMemory(addr, nil)
+	memories := remembered.recall()
 	for _, e := range index.Entries() {
 		if _, err := tpm.Key(e.Key); err != nil {
 			l.Problems = append(l.Problems, listedFile{plain(e.Path), oneLine(err.Error())})

@@ -21,14 +21,15 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// memory is what is remembered of storage keys, beside the keys of one TPM.
+// memory is what is remembered of the storage keys of one TPM.
 type memory struct {
-	tpm string       // its address
-	log *slog.Logger // for what cannot be kept; nil: nobody is told
+	store parents.Store
+	tpm   string       // its address
+	log   *slog.Logger // for what cannot be kept; nil: it is not logged
 
 	writing sync.WaitGroup
-	mu      sync.Mutex      // held while a file is written
-	failed  map[string]bool // directories in which nothing can be kept, and of which was told
+	mu      sync.Mutex // held while the file is written
+	failed  bool       // nothing can be kept, which was logged
 }
 
 func newMemory(addr tcti.Address, log *slog.Logger) *memory {
@@ -46,33 +47,35 @@ func newMemory(addr tcti.Address, log *slog.Logger) *memory {
 			tpm += "@" + host
 		}
 	}
-	return &memory{tpm: tpm, log: log, failed: make(map[string]bool)}
+	return &memory{store: parents.Default(), tpm: tpm, log: log}
 }
 
 // wait waits for what is being written.
 func (m *memory) wait() { m.writing.Wait() }
 
-// recall reads memories, each directory's once.
-func recall() func(file string) *parents.Memory {
+// recall reads the memory, once for each directory: earlier versions kept a file
+// in each.
+func (m *memory) recall() func(file string) *parents.Memory {
 	known := make(map[string]*parents.Memory)
 	return func(file string) *parents.Memory {
 		dir := filepath.Dir(file)
 		if known[dir] == nil {
 			// One that cannot be read is empty.
-			known[dir], _ = parents.Read(dir)
+			known[dir], _ = m.store.Read(dir)
 		}
 		return known[dir]
 	}
 }
 
-// change writes to the memory of a directory. That it cannot is told once.
+// change writes to the memory; dir is where the key is. If it cannot, it logs
+// that once.
 func (m *memory) change(dir string, change func(*parents.Memory) bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	err := parents.Update(dir, change)
-	if err != nil && m.log != nil && !m.failed[dir] {
-		m.failed[dir] = true
-		m.log.Info("storage keys are not remembered", "directory", dir, "cause", err)
+	err := m.store.Update(dir, change)
+	if err != nil && m.log != nil && !m.failed {
+		m.failed = true
+		m.log.Info("storage keys are not remembered", "file", m.store.Path, "cause", err)
 	}
 }
 
@@ -82,11 +85,11 @@ func (m *memory) parent(p tpmkey.Parent) parents.Parent {
 
 func today() parents.Date { return parents.DateOf(time.Now()) }
 
-// rememberedKey is a key with the memory of the directory that its file is in.
+// rememberedKey is a key whose storage key is remembered.
 type rememberedKey struct {
 	limitedKey
 	memory *memory
-	dir    string
+	dir    string // that its file is in
 	id     parents.Key
 
 	mu    sync.Mutex
@@ -256,7 +259,7 @@ func noStorageKey(err error) error {
 
 // check refuses a storage key that is not the one that was seen last in a place.
 func (m *memory) check(dir, place string, name []byte) error {
-	remembered, _ := parents.Read(dir) // one that cannot be read is empty
+	remembered, _ := m.store.Read(dir) // one that cannot be read is empty
 	last := remembered.Latest(place, m.tpm)
 	if last == nil || bytes.Equal(last.Name, name) {
 		return nil

@@ -23,7 +23,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// laptop is a software TPM with a memory and a key in a directory.
+// A laptop is a software TPM, a key in a directory, and a user's memory.
 type laptop struct {
 	*tpmtest.SWTPM
 	addr tcti.Address
@@ -34,6 +34,7 @@ type laptop struct {
 
 func newLaptop(t *testing.T) *laptop {
 	t.Helper()
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
 	l := &laptop{SWTPM: tpmtest.Start(t), dir: t.TempDir()}
 	var err error
 	if l.addr, err = tcti.Parse(l.Address()); err != nil {
@@ -56,7 +57,7 @@ func (l *laptop) sign(t *testing.T) error {
 	m := newMemory(l.addr, slog.New(slog.NewTextHandler(&l.log, nil)))
 	defer m.wait()
 	key, public := l.key(t, tpm)
-	_, err := m.remember(key, recall()(l.path()), l.path(), public).Sign(t.Context(), nil, digest(), crypto.SHA256)
+	_, err := m.remember(key, m.recall()(l.path()), l.path(), public).Sign(t.Context(), nil, digest(), crypto.SHA256)
 	return err
 }
 
@@ -77,11 +78,20 @@ func (l *laptop) path() string { return filepath.Join(l.dir, "key.tpm") }
 
 func (l *laptop) memory(t *testing.T) *parents.Memory {
 	t.Helper()
-	m, err := parents.Read(l.dir)
+	m, err := parents.Default().Read(l.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return m
+}
+
+// keepNothing puts something else in the place of the memory.
+func (l *laptop) keepNothing(t *testing.T) {
+	t.Helper()
+	path := parents.Default().Path
+	if err := errors.Join(os.Mkdir(filepath.Dir(path), 0o700), unix.Mkfifo(path, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func digest() []byte {
@@ -89,7 +99,8 @@ func digest() []byte {
 	return sum[:]
 }
 
-// The agent remembers at the first signature, and keeps to it from then on.
+// TestAgentRemembers checks that the agent remembers the storage key at the
+// first signature, and refuses a different one from then on.
 func TestAgentRemembers(t *testing.T) {
 	l := newLaptop(t)
 	for range 2 {
@@ -122,7 +133,8 @@ func TestAgentRemembers(t *testing.T) {
 	}
 }
 
-// A file that was damaged is said to be, with a way out that fits.
+// TestAgentKnowsDamage checks that a damaged file is reported as such, with a
+// hint that fits.
 func TestAgentKnowsDamage(t *testing.T) {
 	l := newLaptop(t)
 	if err := l.sign(t); err != nil {
@@ -142,7 +154,8 @@ func TestAgentKnowsDamage(t *testing.T) {
 	}
 }
 
-// Another TPM at another address is not one that was cleared.
+// TestAgentWithAnotherTPM checks that a TPM at another address does not count as
+// one that was cleared.
 func TestAgentWithAnotherTPM(t *testing.T) {
 	l := newLaptop(t)
 	if err := l.sign(t); err != nil {
@@ -163,36 +176,36 @@ func TestAgentWithAnotherTPM(t *testing.T) {
 	}
 }
 
-// What cannot be written is told once, and stops nothing.
+// TestNothingCanBeKept checks that a failure to write is logged once, and stops
+// nothing.
 func TestNothingCanBeKept(t *testing.T) {
 	l := newLaptop(t)
-	if err := unix.Mkfifo(filepath.Join(l.dir, parents.FileName), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	l.keepNothing(t)
 	tpm := openTPM(l.addr)
 	defer tpm.Close()
 	m := newMemory(l.addr, slog.New(slog.NewTextHandler(&l.log, nil)))
 	for range 3 {
 		key, public := l.key(t, tpm)
-		if _, err := m.remember(key, recall()(l.path()), l.path(), public).Sign(t.Context(), nil, digest(), crypto.SHA256); err != nil {
+		if _, err := m.remember(key, m.recall()(l.path()), l.path(), public).Sign(t.Context(), nil, digest(), crypto.SHA256); err != nil {
 			t.Error(err)
 		}
 		m.wait()
 	}
 	if n := strings.Count(l.log.String(), "storage keys are not remembered"); n != 1 {
-		t.Errorf("told %d times: %s", n, &l.log)
+		t.Errorf("logged %d times: %s", n, &l.log)
 	}
 }
 
-// Within a run no memory is needed to keep to a storage key.
+// TestTPMClearedWithoutMemory checks that an agent keeps to a storage key within
+// a run even if it cannot remember it.
 func TestTPMClearedWithoutMemory(t *testing.T) {
 	l := newLaptop(t)
-	l.dir = filepath.Join(l.dir, "none")
+	l.keepNothing(t)
 	tpm := openTPM(l.addr)
 	defer tpm.Close()
 	m := newMemory(l.addr, nil)
 	key, public := l.key(t, tpm)
-	k := m.remember(key, recall()(l.path()), l.path(), public)
+	k := m.remember(key, m.recall()(l.path()), l.path(), public)
 	sign := func() error {
 		defer m.wait()
 		_, err := k.Sign(t.Context(), nil, digest(), crypto.SHA256)
@@ -249,12 +262,13 @@ func TestPresence(t *testing.T) {
 	if p := findPresence(ended, l.addr, l.path(), l.file, public, true); p.InTPM != "unknown" || p.Why == "" {
 		t.Errorf("%+v", p)
 	}
-	if _, err := os.Lstat(filepath.Join(l.dir, parents.FileName)); err == nil {
-		t.Error("a look has left a memory")
+	if _, err := os.Lstat(parents.Default().Path); err == nil {
+		t.Error("looking at a key has written a memory")
 	}
 }
 
-// Machines that share a home directory have a TPM each, by whatever name.
+// TestMemoryIsOfOneMachine checks that machines which share a home directory do
+// not share entries.
 func TestMemoryIsOfOneMachine(t *testing.T) {
 	host, err := os.Hostname()
 	if err != nil {
@@ -271,5 +285,30 @@ func TestMemoryIsOfOneMachine(t *testing.T) {
 		if got := newMemory(addr, nil).tpm; got != want {
 			t.Errorf("%s: %s, want %s", address, got, want)
 		}
+	}
+}
+
+// TestAgentReadsOldMemory checks that the agent uses what an earlier version
+// remembered beside the key, and takes it over.
+func TestAgentReadsOldMemory(t *testing.T) {
+	l := newLaptop(t)
+	if err := l.sign(t); err != nil {
+		t.Fatal(err)
+	}
+	path := parents.Default().Path
+	old := filepath.Join(l.dir, parents.OldName)
+	if err := os.Rename(path, old); err != nil {
+		t.Fatal(err)
+	}
+	l.Replace()
+	var changed *tpmkey.ParentChangedError
+	if err := l.sign(t); !errors.As(err, &changed) {
+		t.Errorf("%v", err)
+	}
+	if err := os.Remove(old); err != nil {
+		t.Fatal(err)
+	}
+	if list := l.memory(t).Parents(); len(list) != 2 || len(list[0].Keys) != 1 || list[0].Gone != today() {
+		t.Errorf("%+v", list)
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
-	"github.com/tpm-agent/tpm-agent/internal/parents"
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 	"github.com/tpm-agent/tpm-agent/tpmkey"
@@ -132,7 +131,7 @@ func (c *pinChange) change(ctx context.Context, tpm *tpmkey.TPM) (*newKey, error
 	if err := key.Changeable(); err != nil {
 		return nil, err
 	}
-	c.key = c.memory.remember(key, recall()(c.file), c.file, c.public)
+	c.key = c.memory.remember(key, c.memory.recall()(c.file), c.file, c.public)
 	// A key of another TPM is refused before anybody types a PIN.
 	if err := c.key.orMissed(c.key.Load(ctx)); err != nil {
 		return nil, err
@@ -284,18 +283,7 @@ func (c *pinChange) swap(key *newKey) error {
 		return fmt.Errorf("changing the PIN of %s: nothing was changed: %w", plain(c.file), err)
 	}
 	c.memory.learn(filepath.Dir(c.file), key)
-	// Behind a link there may be another directory with keys.
-	if dir := filepath.Dir(c.target); c.remembers(dir) {
-		c.memory.learn(dir, key)
-	}
 	return nil
-}
-
-// remembers is whether something is remembered of the key in a directory.
-func (c *pinChange) remembers(dir string) bool {
-	known, _ := parents.Read(dir) // one that cannot be read is empty
-	p, _ := known.Of(parents.KeyOf(c.public, c.parsed), c.memory.tpm)
-	return p != nil
 }
 
 // say prints what was asked for, unless nothing is to be printed.

@@ -36,7 +36,7 @@ const askingTime = 20 * time.Second
 // findPresence asks the memory, and the TPM if the key can be used at all.
 func findPresence(ctx context.Context, addr tcti.Address, file string, key *keyfile.TPMKey, public ssh.PublicKey, usable bool) presence {
 	m := newMemory(addr, nil)
-	known := recall()(file)
+	known := m.recall()(file)
 	p := presence{TPM: plain(m.tpm), InTPM: "unknown"}
 	remembered, _ := known.Of(parents.KeyOf(public, key), m.tpm)
 	p.Remembered = infoOf(remembered)

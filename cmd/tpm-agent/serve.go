@@ -131,9 +131,9 @@ The directories are watched: a key that appears is offered with the next request
 one that vanishes is gone. Certificates beside keys (NAME-cert.pub) are offered
 too. The agent starts and lists without a TPM; only signing needs it. While
 nobody signs it holds nothing in the TPM and keeps no device open. Which storage
-key of the TPM a key was loaded under is remembered in a file .tpm-agent-parents
-beside it, so that a TPM that was cleared or exchanged is noticed; another storage
-key than that is refused.
+key of the TPM a key was loaded under is remembered in the file
+~/.local/state/tpm-agent/storage-keys, so that a TPM that was cleared or exchanged
+is noticed; a different storage key is refused.
 
 What ssh-add adds is kept in memory. ssh-add -d and -D remove such keys for good;
 of the keys in the directories they remove nothing but the offer: the files stay

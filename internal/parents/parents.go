@@ -1,12 +1,11 @@
-// Package parents remembers which storage key each key was loaded under, in a
-// small file beside the keys. A key file does not say it, and a TPM that was
-// cleared looks like one that never knew the key: with the memory they can be
-// told apart from a damaged file, with the day on which it happened; and
-// something on the bus that offers a storage key of its own is found out.
+// Package parents remembers under which storage key each key was loaded, in one
+// small file per user. A key file does not say it, and a TPM that was cleared
+// looks like one that never knew the key. The memory tells a cleared TPM from a
+// damaged key file, and since when; and it exposes a device on the bus that
+// offers a storage key of its own.
 //
-// The memory is worth something while it is there, and nothing breaks when it
-// is not: what is lost, garbled or not to be had counts as nothing remembered.
-// Who can write to it can write to the key files, too.
+// Nothing breaks without the memory: a file that is missing, garbled or
+// unreadable counts as empty.
 package parents
 
 import (
@@ -22,25 +21,16 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// FileName is the name of the memory in a directory with keys.
-const FileName = ".tpm-agent-parents"
-
-// The bounds of a memory. Beyond them the oldest is forgotten.
-const (
-	maxParents = 64
-	maxKeys    = 8192 // under all parents together
-)
-
 // Date is a day in the user's time zone, as 2006-01-02; "" is none.
 type Date string
 
 // DateOf returns the day of t.
 func DateOf(t time.Time) Date { return Date(t.Format(time.DateOnly)) }
 
-// Key is a key and the version of its file.
+// Key identifies a key and the version of its file.
 type Key struct {
 	Fingerprint string // SHA256:…
-	Private     string // of the private part, which is wrapped: a short hash in hexadecimal
+	Private     string // a short hash of the wrapped private part, in hexadecimal
 }
 
 // KeyOf returns the Key of a key file.
@@ -52,23 +42,30 @@ func KeyOf(public ssh.PublicKey, file *keyfile.TPMKey) Key {
 // Parent is a storage key in one place of one TPM.
 type Parent struct {
 	Name []byte
-	At   string // a word for the place: "owner", "0x81000001"
-	TPM  string // its address
+	At   string // the place: "owner", "0x81000001"
+	TPM  string // identifies the TPM
 	// First and Last are the days on which it was seen there. Gone is the day
-	// on which it was not there any more, and has not been since.
+	// since which it is missing.
 	First, Last, Gone Date
 	Keys              []Key // that were loaded under it
 }
 
-// Memory is what is remembered, from the oldest to what was seen last.
+// is reports whether p has this Name in this TPM, wherever its place is.
+func (p *Parent) is(name []byte, tpm string) bool { return bytes.Equal(p.Name, name) && p.TPM == tpm }
+
+// same reports whether p and other are one storage key in one place.
+func (p *Parent) same(other *Parent) bool { return p.is(other.Name, other.TPM) && p.At == other.At }
+
+// Memory is what is remembered. Its storage keys are in the order in which they
+// were last seen.
 type Memory struct{ parents []*Parent }
 
 // Parents returns all storage keys.
 func (m *Memory) Parents() []*Parent { return m.parents }
 
-// Of returns the storage key that a key was loaded under, nil when none is
-// remembered; where there is a choice, that in the TPM with this address.
-// changed says that the key's file had another private part then.
+// Of returns the storage key under which a key was loaded, or nil. It prefers
+// one in the given TPM. It reports changed if the key file had a different
+// private part then.
 func (m *Memory) Of(key Key, tpm string) (found *Parent, changed bool) {
 	for _, p := range m.parents {
 		for _, k := range p.Keys {
@@ -80,8 +77,7 @@ func (m *Memory) Of(key Key, tpm string) (found *Parent, changed bool) {
 	return found, changed
 }
 
-// Latest returns the storage key that was seen last in a place, nil if there was
-// none.
+// Latest returns the storage key that was seen last in a place, or nil.
 func (m *Memory) Latest(at, tpm string) *Parent {
 	for _, p := range slices.Backward(m.parents) {
 		if p.At == at && p.TPM == tpm {
@@ -91,10 +87,9 @@ func (m *Memory) Latest(at, tpm string) *Parent {
 	return nil
 }
 
-// Seen notes that today a storage key was where p says, and that key, unless it
-// is the zero Key, was loaded under it. It reports whether that is news. What
-// was in the same hierarchy until then is gone: there is one key for each
-// template.
+// Seen records that today a storage key was in the place that p names, and that
+// key, unless it is the zero Key, was loaded under it. It reports whether that
+// is news. A hierarchy has one storage key, so others there are gone.
 func (m *Memory) Seen(p Parent, key Key, today Date) bool {
 	news := m.seenParent(p, today)
 	if key == (Key{}) {
@@ -104,34 +99,31 @@ func (m *Memory) Seen(p Parent, key Key, today Date) bool {
 }
 
 func (m *Memory) seenParent(p Parent, today Date) (news bool) {
-	var here *Parent
+	hierarchy := !strings.HasPrefix(p.At, "0x")
 	for _, other := range m.parents {
-		same := bytes.Equal(other.Name, p.Name) && other.TPM == p.TPM
-		switch {
-		case same && other.Gone != "":
+		switch is := other.is(p.Name, p.TPM); {
+		case is && other.Gone != "":
 			other.Gone, news = "", true
-		case !same && other.At == p.At && other.TPM == p.TPM && other.Gone == "" && !strings.HasPrefix(p.At, "0x"):
+		case !is && hierarchy && other.At == p.At && other.TPM == p.TPM && other.Gone == "":
 			other.Gone, news = today, true
 		}
-		if same && other.At == p.At {
-			here = other
-		}
 	}
-	if here == nil {
-		here = &Parent{Name: bytes.Clone(p.Name), At: p.At, TPM: p.TPM, First: today}
-		m.parents, news = append(m.parents, here), true
+	if last := m.Latest(p.At, p.TPM); last != nil && last.same(&p) && last.Last == today {
+		return news
 	}
-	if here.Last != today || m.Latest(p.At, p.TPM) != here {
-		here.Last, news = today, true
-		m.parents = append(slices.DeleteFunc(m.parents, func(p *Parent) bool { return p == here }), here)
+	here := &Parent{Name: bytes.Clone(p.Name), At: p.At, TPM: p.TPM, First: today}
+	if i := slices.IndexFunc(m.parents, p.same); i >= 0 {
+		here = m.parents[i]
+		m.parents = slices.Delete(m.parents, i, i+1)
 	}
-	return news
+	here.Last = today
+	m.parents = append(m.parents, here)
+	return true
 }
 
-// seenKey puts a key under a storage key that seenParent has noted. A key has
-// one at a time.
+// seenKey moves a key to a storage key that seenParent has recorded.
 func (m *Memory) seenKey(p Parent, key Key) bool {
-	if old, changed := m.Of(key, p.TPM); old != nil && !changed && old.TPM == p.TPM && bytes.Equal(old.Name, p.Name) {
+	if old, changed := m.Of(key, p.TPM); old != nil && !changed && old.is(p.Name, p.TPM) {
 		return false
 	}
 	for _, other := range m.parents {
@@ -142,31 +134,31 @@ func (m *Memory) seenKey(p Parent, key Key) bool {
 	return true
 }
 
-// Missed notes that today the TPM with this address has the storage key of this
-// Name no more. It reports whether that is news.
+// Missed records that today the TPM no longer has the storage key of this Name.
+// It reports whether that is news.
 func (m *Memory) Missed(name []byte, tpm string, today Date) (news bool) {
 	for _, p := range m.parents {
-		if bytes.Equal(p.Name, name) && p.TPM == tpm && p.Gone == "" {
+		if p.is(name, tpm) && p.Gone == "" {
 			p.Gone, news = today, true
 		}
 	}
 	return news
 }
 
-// trim forgets what is beyond the bounds: storage keys without keys first, then
-// the oldest.
-func (m *Memory) trim() {
-	for len(m.parents) > maxParents {
-		i := max(0, slices.IndexFunc(m.parents, func(p *Parent) bool { return len(p.Keys) == 0 }))
-		m.parents = slices.Delete(m.parents, i, i+1)
-	}
-	keys := 0
-	for _, p := range m.parents {
-		keys += len(p.Keys)
-	}
-	for _, p := range m.parents {
-		drop := min(len(p.Keys), max(0, keys-maxKeys))
-		p.Keys = p.Keys[drop:]
-		keys -= drop
+// merge adds what old knows of keys that m does not know. What m knows itself
+// counts as more recent.
+func (m *Memory) merge(old *Memory) {
+	for _, p := range old.parents {
+		p.Keys = slices.DeleteFunc(p.Keys, func(k Key) bool { known, _ := m.Of(k, ""); return known != nil })
+		if i := slices.IndexFunc(m.parents, p.same); i >= 0 {
+			m.parents[i].First = min(m.parents[i].First, p.First)
+			m.parents[i].Keys = append(m.parents[i].Keys, p.Keys...)
+			continue
+		}
+		i := slices.IndexFunc(m.parents, func(other *Parent) bool { return other.Last >= p.Last })
+		if i < 0 {
+			i = len(m.parents)
+		}
+		m.parents = slices.Insert(m.parents, i, p)
 	}
 }

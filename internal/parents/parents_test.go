@@ -26,7 +26,7 @@ func key(b byte) Key {
 
 func at(b byte, place string) Parent { return Parent{Name: name(b), At: place, TPM: chip} }
 
-// find is Of with words for the result.
+// find describes the result of Of.
 func find(m *Memory, k Key, tpm string) string {
 	p, changed := m.Of(k, tpm)
 	if p == nil {
@@ -43,6 +43,7 @@ func expect(t *testing.T, what, got, want string) {
 }
 
 func TestKeyOf(t *testing.T) {
+	t.Parallel()
 	public, err := ssh.NewPublicKey(ed25519.PublicKey(make([]byte, 32)))
 	if err != nil {
 		t.Fatal(err)
@@ -57,34 +58,36 @@ func TestKeyOf(t *testing.T) {
 }
 
 func TestSeenAndMissed(t *testing.T) {
+	t.Parallel()
 	m := new(Memory)
 	expect(t, "empty", find(m, key(1), chip), "nothing")
 	if !m.Seen(at(1, "owner"), key(1), "2026-11-01") {
-		t.Error("the first sight is no news")
+		t.Error("the first time is no news")
 	}
 	if m.Seen(at(1, "owner"), key(1), "2026-11-01") {
-		t.Error("the second sight of a day is news")
+		t.Error("the second time on the same day is news")
 	}
 	if !m.Seen(at(1, "owner"), key(2), "2026-11-02") || !m.Seen(at(1, "owner"), Key{}, "2026-11-03") {
-		t.Error("another key or another day is no news")
+		t.Error("a new key or a new day is no news")
 	}
 	expect(t, "seen", find(m, key(1), chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-03 gone "" changed false`)
 	if !m.Missed(name(1), chip, "2026-11-09") || m.Missed(name(1), chip, "2026-11-10") {
-		t.Error("missed is news once")
+		t.Error("Missed does not report news exactly once")
 	}
 	if m.Missed(name(1), "software", "2026-11-10") || m.Missed(name(7), chip, "2026-11-10") {
-		t.Error("news about what is not known")
+		t.Error("an unknown storage key is news")
 	}
 	expect(t, "missed", find(m, key(2), chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-03 gone "2026-11-09" changed false`)
 	m.Seen(at(1, "owner"), key(1), "2026-11-11")
 	expect(t, "back", find(m, key(1), chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-11 gone "" changed false`)
 	changed := Key{key(1).Fingerprint, key(9).Private}
-	expect(t, "another file", find(m, changed, chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-11 gone "" changed true`)
+	expect(t, "changed file", find(m, changed, chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-11 gone "" changed true`)
 }
 
-// A hierarchy has one key for each template: another one ends the first. At a
-// persistent handle that is not so: the key may be somewhere else, too.
-func TestAnotherInThePlace(t *testing.T) {
+// TestReplaced checks that a new storage key in a hierarchy ends the old one,
+// and that one at a persistent handle does not: the old one may have moved.
+func TestReplaced(t *testing.T) {
+	t.Parallel()
 	m := new(Memory)
 	m.Seen(at(1, "owner"), key(1), "2026-11-01")
 	m.Seen(at(2, "0x81000001"), key(2), "2026-11-02")
@@ -105,33 +108,35 @@ func TestAnotherInThePlace(t *testing.T) {
 	if p := m.Latest("endorsement", chip); p != nil {
 		t.Errorf("latest %v", p)
 	}
-	// The first one is back: the other is gone.
+	// The first one is back, so the other is gone.
 	m.Seen(at(1, "owner"), key(1), "2026-11-04")
 	if p := m.Latest("owner", chip); p.Name[2] != 1 || p.Gone != "" || m.parents[len(m.parents)-1] != p {
 		t.Errorf("latest %v", p)
 	}
 }
 
-// A key is under one storage key at a time.
+// TestKeyMoves checks that a key is under one storage key at a time.
 func TestKeyMoves(t *testing.T) {
+	t.Parallel()
 	m := new(Memory)
 	m.Seen(at(1, "owner"), key(1), "2026-11-01")
 	if m.Seen(at(1, "0x81000001"), key(1), "2026-11-01"); len(m.parents) != 2 || len(m.parents[0].Keys) != 1 {
-		t.Error("the same storage key in two places: the key need not move")
+		t.Error("the key moved although its storage key is the same")
 	}
-	anew := Key{key(1).Fingerprint, key(2).Private}
-	m.Seen(at(3, "endorsement"), anew, "2026-11-02")
-	expect(t, "moved", find(m, anew, chip), `3 endorsement device:/dev/tpmrm0 2026-11-02..2026-11-02 gone "" changed false`)
+	moved := Key{key(1).Fingerprint, key(2).Private}
+	m.Seen(at(3, "endorsement"), moved, "2026-11-02")
+	expect(t, "moved", find(m, moved, chip), `3 endorsement device:/dev/tpmrm0 2026-11-02..2026-11-02 gone "" changed false`)
 	n := 0
 	for _, p := range m.Parents() {
 		n += len(p.Keys)
 	}
 	if n != 1 {
-		t.Errorf("the key is there %d times", n)
+		t.Errorf("the memory contains the key %d times", n)
 	}
 }
 
 func TestText(t *testing.T) {
+	t.Parallel()
 	m := new(Memory)
 	m.Seen(at(1, "owner"), key(1), "2026-11-01")
 	m.Seen(at(1, "owner"), key(2), "2026-11-01")
@@ -139,15 +144,16 @@ func TestText(t *testing.T) {
 	m.Missed(name(1), chip, "2026-11-03")
 	text := m.marshal()
 	if got := parse(text); !reflect.DeepEqual(got, m) {
-		t.Errorf("%s\nread as %v", text, got)
+		t.Errorf("%s\nwas read as %v", text, got)
 	}
 	if n := bytes.Count(text, []byte("\n")); n != strings.Count(heading, "\n")+2 {
 		t.Errorf("%d lines:\n%s", n, text)
 	}
 }
 
-// A line that makes no sense is not there, and takes nothing along.
+// TestGarbage checks that an invalid line is skipped, and nothing else.
 func TestGarbage(t *testing.T) {
+	t.Parallel()
 	m := new(Memory)
 	m.Seen(at(1, "owner"), key(1), "2026-11-01")
 	good := strings.TrimPrefix(string(m.marshal()), heading)
@@ -159,49 +165,54 @@ func TestGarbage(t *testing.T) {
 	}
 	for _, bad := range []string{
 		"", "#", "x", "\x00\xff", good[:20], with(0, "xyz"), with(0, "00"), with(0, strings.Repeat("00", 67)), with(1, "Owner"),
-		with(1, strings.Repeat("a", 33)), with(2, "%zz"), with(3, "2026-13-01"), with(4, "yesterday"), with(5, "gone"), good,
+		with(1, strings.Repeat("a", 33)), with(2, "%zz"), with(3, "2026-1-1"), with(4, "yesterday"), with(5, "gone"),
+		with(6, "SHA256:"), with(6, "SHA256:=0000000000000000"), with(6, words[6]+"0"), with(6, words[6][1:]), with(6, "MD5:aa=0000000000000000"), good,
 	} {
 		got := parse([]byte(bad + "\n" + good + bad))
 		if len(got.parents) != 1 || !reflect.DeepEqual(got, m) {
 			t.Errorf("%q: %v", bad, got.parents)
 		}
 	}
-	for _, bad := range []string{"SHA256:", "SHA256:=0000000000000000", words[6] + "0", words[6][1:], "MD5:aa=0000000000000000"} {
-		if got := parse([]byte(with(6, bad))); len(got.parents) != 1 || len(got.parents[0].Keys) != 0 {
-			t.Errorf("%q: %v", bad, got.parents)
-		}
-	}
 }
 
+// TestBounds checks that the oldest storage keys are forgotten first.
 func TestBounds(t *testing.T) {
+	t.Parallel()
 	m := new(Memory)
-	for i := range maxParents + 10 {
-		k := Key{}
-		if i%2 == 0 {
-			k = key(byte(i))
-		}
-		m.Seen(Parent{Name: name(byte(i)), At: "owner", TPM: fmt.Sprint("swtpm:path=", i)}, k, "2026-11-01")
+	for i := range 30_000 {
+		m.parents = append(m.parents, &Parent{Name: name(byte(i)), At: "owner", TPM: fmt.Sprint("swtpm:path=", i), First: "2026-11-01", Last: "2026-11-01"})
 	}
-	for i := range maxKeys + 10 {
-		digest := sum(i)
-		m.Seen(at(255, "owner"), Key{"SHA256:" + base64.RawStdEncoding.EncodeToString(digest[:]), "0000000000000000"}, "2026-11-02")
-	}
+	m.Seen(at(255, "owner"), key(1), "2026-11-02")
 	text := m.marshal()
-	if len(text) > maxFile {
-		t.Errorf("%d octets", len(text))
-	}
-	got, keys := parse(text), 0
-	for _, p := range got.parents {
-		keys += len(p.Keys)
-	}
-	if len(got.parents) != maxParents || keys != maxKeys || got.Latest("owner", chip) == nil {
-		t.Errorf("%d storage keys, %d keys", len(got.parents), keys)
+	got := parse(text)
+	if n := len(got.parents); len(text) > maxFile || n < 5000 || n >= 30_000 || got.Latest("owner", chip) == nil {
+		t.Errorf("%d bytes, %d storage keys", len(text), n)
 	}
 }
 
-func sum(i int) (b [32]byte) {
-	copy(b[:], fmt.Sprint(i))
-	return b
+// TestMerge adds the memory of an earlier version to a newer one.
+func TestMerge(t *testing.T) {
+	t.Parallel()
+	m, old := new(Memory), new(Memory)
+	m.Seen(at(1, "owner"), key(1), "2026-11-05")
+	m.Seen(at(2, "owner"), key(2), "2026-11-06")
+	old.Seen(at(1, "owner"), key(1), "2026-11-01")
+	old.Seen(at(1, "owner"), key(3), "2026-11-01")
+	old.Seen(at(3, "owner"), key(2), "2026-11-02")
+	old.Seen(at(3, "owner"), key(4), "2026-11-02")
+	old.Seen(at(4, "endorsement"), key(5), "2026-11-09")
+	text := old.marshal()
+	for range 2 { // the second time changes nothing
+		m.merge(parse(text))
+		expect(t, "known", find(m, key(1), chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-05 gone "2026-11-06" changed false`)
+		expect(t, "known elsewhere", find(m, key(2), chip), `2 owner device:/dev/tpmrm0 2026-11-06..2026-11-06 gone "" changed false`)
+		expect(t, "new", find(m, key(3), chip), `1 owner device:/dev/tpmrm0 2026-11-01..2026-11-05 gone "2026-11-06" changed false`)
+		expect(t, "new with its storage key", find(m, key(4), chip), `3 owner device:/dev/tpmrm0 2026-11-02..2026-11-02 gone "" changed false`)
+		expect(t, "new and more recent", find(m, key(5), chip), `4 endorsement device:/dev/tpmrm0 2026-11-09..2026-11-09 gone "" changed false`)
+		if p := m.Latest("owner", chip); p.Name[2] != 2 || len(m.parents) != 4 {
+			t.Errorf("of %d storage keys the latest is %v", len(m.parents), p)
+		}
+	}
 }
 
 func FuzzParse(f *testing.F) {
@@ -216,11 +227,11 @@ func FuzzParse(f *testing.F) {
 		m := parse(text)
 		again := m.marshal()
 		if got := parse(again); !reflect.DeepEqual(got, m) {
-			t.Fatalf("%q is read as %q, and that otherwise", text, again)
+			t.Fatalf("%q is written as %q, which is read differently", text, again)
 		}
 		m.Seen(at(1, "owner"), key(1), "2026-11-01")
 		if p, changed := m.Of(key(1), chip); p == nil || changed || p.Gone != "" {
-			t.Fatalf("what was seen is not remembered: %v", p)
+			t.Fatalf("a key that was seen is not remembered: %v", p)
 		}
 	})
 }

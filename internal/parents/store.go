@@ -1,0 +1,126 @@
+package parents
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
+)
+
+// OldName is the name of the file that earlier versions kept in each directory
+// with keys. It has the same format.
+const OldName = ".tpm-agent-parents"
+
+// maxFile bounds what is read and written, in bytes. 10000 keys find room.
+const maxFile = 1 << 20
+
+// patience is the longest wait for other processes that write.
+const patience = 5 * time.Second
+
+// A Store keeps a user's memory in the file Path.
+type Store struct{ Path string }
+
+// Default returns the user's store, $XDG_STATE_HOME/tpm-agent/storage-keys or
+// ~/.local/state/tpm-agent/storage-keys.
+func Default() Store {
+	state := os.Getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(state) {
+		home := os.Getenv("HOME")
+		if home == "" {
+			return Store{} // which cannot be used, and says so
+		}
+		state = filepath.Join(home, ".local", "state")
+	}
+	return Store{filepath.Join(state, "tpm-agent", "storage-keys")}
+}
+
+// Read returns the memory. It includes what the file of an earlier version in
+// dir, a directory with keys, tells about keys that are not in the store yet.
+// The Memory is never nil; with an error it may be empty.
+func (s Store) Read(dir string) (*Memory, error) {
+	m, err := read(s.Path)
+	if old, oldErr := read(filepath.Join(dir, OldName)); oldErr == nil {
+		m.merge(old)
+	}
+	return m, err
+}
+
+// Update reads the memory as Read does, lets change modify it, and writes it if
+// change reports that there is news. It may call change twice. Updates by
+// several processes at the same time are all kept.
+func (s Store) Update(dir string, change func(*Memory) bool) error {
+	m, err := s.Read(dir)
+	if err != nil || !change(m) {
+		return err
+	}
+	state := filepath.Dir(s.Path)
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		return err
+	}
+	locked, err := lock(state, patience)
+	if err != nil {
+		return err
+	}
+	defer locked.Close()
+	if m, err = s.Read(dir); err != nil || !change(m) {
+		return err
+	}
+	return keyfile.Replace(s.Path, m.marshal(), 0o600)
+}
+
+// read reads a memory from a regular file of ours or root's. It follows no
+// symbolic link and does not block. A missing file is an empty memory.
+func read(path string) (*Memory, error) {
+	m := new(Memory)
+	if path == "" {
+		return m, errors.New("neither XDG_STATE_HOME nor HOME is set")
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return m, nil
+	}
+	if err != nil {
+		return m, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return m, err
+	}
+	uid := int(info.Sys().(*syscall.Stat_t).Uid)
+	if !info.Mode().IsRegular() || uid != 0 && uid != os.Geteuid() {
+		return m, fmt.Errorf("%s is not a regular file of yours", path)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil || len(text) > maxFile {
+		return m, err
+	}
+	return parse(text), nil
+}
+
+// lock locks dir until the result is closed. A lock on the file would not
+// survive its replacement. On file systems without locks the last writer wins.
+func lock(dir string, patience time.Duration) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return f, nil
+		}
+		if time.Since(start) >= patience {
+			f.Close()
+			return nil, fmt.Errorf("wait for other processes that write in %s: %w", dir, err)
+		}
+	}
+}
