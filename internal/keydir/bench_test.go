@@ -33,7 +33,7 @@ func benchmark(b *testing.B, f func(b *testing.B, dir string)) {
 	}
 }
 
-// BenchmarkOpen is a start with so many keys.
+// BenchmarkOpen measures a start.
 func BenchmarkOpen(b *testing.B) {
 	benchmark(b, func(b *testing.B, dir string) {
 		for b.Loop() {
@@ -44,7 +44,7 @@ func BenchmarkOpen(b *testing.B) {
 	})
 }
 
-// BenchmarkEntries is a call when nothing has changed.
+// BenchmarkEntries measures a call when nothing has changed.
 func BenchmarkEntries(b *testing.B) {
 	benchmark(b, func(b *testing.B, dir string) {
 		x, err := Open([]string{dir}, nil)
@@ -56,7 +56,7 @@ func BenchmarkEntries(b *testing.B) {
 	})
 }
 
-// BenchmarkChange is a call when one key has been replaced, with the replacing.
+// BenchmarkChange measures replacing a key and the call after it.
 func BenchmarkChange(b *testing.B) {
 	benchmark(b, func(b *testing.B, dir string) {
 		x, err := Open([]string{dir}, nil)

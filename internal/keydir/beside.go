@@ -1,7 +1,6 @@
 package keydir
 
 import (
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -13,8 +12,8 @@ import (
 )
 
 // stems returns the names that stand before .pub and -cert.pub in the files
-// that may belong to the key file name, the likeliest first. `ssh-keygen` and
-// we write id_ecdsa.pub for id_ecdsa.tpm; openssl users put .pem or .key.
+// that may belong to the key file name, the most likely first. ssh-keygen and
+// we write id_ecdsa.pub for id_ecdsa.tpm; users of openssl have .pem or .key.
 func stems(name string) []string {
 	ext := filepath.Ext(name)
 	short := strings.TrimSuffix(name, ext)
@@ -32,126 +31,75 @@ func stems(name string) []string {
 
 // parts are the versions of the files that an Entry is made of.
 type parts struct {
-	key         *content
-	pubs, certs [2]*content
-	// theirs: another file has the stem for its name, an ordinary private key
-	// as a rule, and what is beside the stem may well belong to that.
+	key    *content
+	beside [4]*content // .pub and -cert.pub of each stem, or nil
+	// theirs: a different file, usually an ordinary private key, has the stem as
+	// its name, so that the files beside it may belong to that.
 	theirs [2]bool
 }
 
-// link makes the Entry of the key file name, or keeps it when none of the
-// files that it is made of has changed.
+// link makes the Entry of the key file name, or keeps it if none of the files
+// that it is made of has changed.
 func (d *directory) link(name string, f *file) {
 	p := parts{key: f.content}
-	names := stems(name)
-	for i, stem := range names {
-		p.pubs[i] = d.publicText(stem + ".pub")
-		p.certs[i] = d.publicText(stem + "-cert.pub")
+	var paths [4]string
+	for i, stem := range stems(name) {
 		p.theirs[i] = stem != name && d.files[stem] != nil
+		for j, suffix := range []string{".pub", "-cert.pub"} {
+			paths[2*i+j] = d.join(stem + suffix)
+			if b := d.files[stem+suffix]; b != nil && b.content.kind == kindPublic {
+				p.beside[2*i+j] = b.content
+			}
+		}
 	}
 	if f.entry != nil && f.parts == p {
 		return
 	}
 	f.parts, f.findings = p, nil
 	f.entry = &Entry{Path: d.join(name), Key: p.key.key, Public: p.key.public}
-	f.entry.Comment = d.comment(name, names, f)
-	f.entry.Certificates = d.certificates(names, f)
+	for i, c := range p.beside {
+		if c == nil {
+			continue
+		}
+		if err := f.entry.add(c, p.key.blob, i%2 == 1); err != nil && !p.theirs[i/2] {
+			other := c.blob
+			if other == p.key.blob {
+				other = ""
+			}
+			f.findings = append(f.findings, finding{Problem{paths[i], err}, c, other})
+		}
+	}
+	for _, text := range []string{p.key.key.DisplayDescription(), name, "?"} {
+		if f.entry.Comment == "" {
+			f.entry.Comment = display(text)
+		}
+	}
 }
 
-// publicText returns the content of a .pub file, or nil.
-func (d *directory) publicText(name string) *content {
-	if f := d.files[name]; f != nil && f.content.kind == kindPublic {
-		return f.content
+// add takes a certificate, or the comment of a public key, for the key blob.
+func (e *Entry) add(c *content, blob string, certificate bool) error {
+	cert, isCert := c.public.(*ssh.Certificate)
+	switch name := filepath.Base(e.Path); {
+	case c.err != nil && certificate:
+		return fmt.Errorf("not an SSH certificate: %w", c.err)
+	case c.err != nil:
+		return errors.New("not an SSH public key")
+	case certificate && !isCert:
+		return errors.New("a plain public key, not a certificate")
+	case c.blob != blob && certificate:
+		return fmt.Errorf("a certificate for a different key than %s", name)
+	case c.blob != blob:
+		return fmt.Errorf("the public key of a different key than %s", name)
+	case certificate:
+		e.Certificates = append(e.Certificates, cert)
+	case e.Comment == "":
+		e.Comment = display(c.comment)
 	}
 	return nil
 }
 
-// comment takes the comment of the key's .pub, else the file's description,
-// else its name. A .pub of another key is a finding, unless one of the key's
-// own is there too or the other key is.
-func (d *directory) comment(name string, names []string, f *file) string {
-	var mismatches []finding
-	for i, stem := range names {
-		c := f.parts.pubs[i]
-		if c == nil {
-			continue
-		}
-		blob, comment, err := parsePublic(c.line)
-		if err == nil && blob == f.content.blob {
-			if comment = display(comment); comment != "" {
-				return comment
-			}
-			mismatches = nil
-			break
-		}
-		if err == nil {
-			err = fmt.Errorf("the public key of another key than %s", name)
-		}
-		if !f.parts.theirs[i] {
-			mismatches = append(mismatches, finding{Problem{d.join(stem + ".pub"), err}, c, blob})
-		}
-	}
-	f.findings = append(f.findings, mismatches...)
-	if text := display(f.content.key.DisplayDescription()); text != "" {
-		return text
-	}
-	if text := display(name); text != "" {
-		return text
-	}
-	return "?"
-}
-
-// certificates returns the certificates beside the key that certify it.
-func (d *directory) certificates(names []string, f *file) (certs []*ssh.Certificate) {
-	for i, stem := range names {
-		c := f.parts.certs[i]
-		if c == nil {
-			continue
-		}
-		cert, err := parseCertificate(c.line)
-		blob := ""
-		if err == nil {
-			if blob = string(cert.Key.Marshal()); blob == f.content.blob {
-				certs = append(certs, cert)
-				continue
-			}
-			err = fmt.Errorf("a certificate for another key than %s", filepath.Base(f.entry.Path))
-		}
-		if !f.parts.theirs[i] {
-			f.findings = append(f.findings, finding{Problem{d.join(stem + "-cert.pub"), err}, c, blob})
-		}
-	}
-	return certs
-}
-
-// parsePublic takes a line of a .pub file apart: type, base64, comment. It
-// does not look into the blob, which is only compared.
-func parsePublic(line string) (blob, comment string, err error) {
-	fields := strings.Fields(line)
-	if len(fields) < 2 {
-		return "", "", errors.New("not an SSH public key")
-	}
-	raw, err := base64.StdEncoding.DecodeString(fields[1])
-	if err != nil {
-		return "", "", errors.New("not an SSH public key")
-	}
-	return string(raw), strings.Join(fields[2:], " "), nil
-}
-
-func parseCertificate(line string) (*ssh.Certificate, error) {
-	p, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
-	if err != nil {
-		return nil, fmt.Errorf("not an SSH certificate: %w", err)
-	}
-	cert, ok := p.(*ssh.Certificate)
-	if !ok {
-		return nil, errors.New("a plain public key, not a certificate")
-	}
-	return cert, nil
-}
-
-// maxComment bounds a comment in bytes: all keys of a list answer together
-// may have 256 KiB.
+// maxComment bounds a comment in bytes. The answer with all keys may have
+// 256 KiB.
 const maxComment = 256
 
 // display makes text fit to be shown and sent: one line of valid UTF-8 without

@@ -16,6 +16,7 @@ import (
 )
 
 func TestAnyNameIsAKey(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	names := []string{"-dash", "config", "id", "id.pem", "id.pub", "key-cert.pub", "with space", "ü\n"}
 	for _, name := range names {
@@ -33,8 +34,10 @@ func TestAnyNameIsAKey(t *testing.T) {
 	}
 }
 
-// TestNotForUs: what has nothing to do with a TPM is not worth a word.
+// TestNotForUs checks that files which have nothing to do with a TPM are not
+// reported.
 func TestNotForUs(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	write(t, dir+"/empty", nil)
 	write(t, dir+"/id_ed25519", pemBlock("OPENSSH PRIVATE KEY", []byte("something")))
@@ -54,7 +57,7 @@ func TestNotForUs(t *testing.T) {
 	b := start(t, dir)
 	b.want("id.tpm")
 	for _, p := range b.Problems() {
-		if p.Path != dir+"/mem" { // a read error: it may be worth a word
+		if p.Path != dir+"/mem" { // a read error may be reported
 			t.Errorf("%v", p)
 		}
 	}
@@ -68,7 +71,7 @@ func listenAt(t *testing.T, path string) {
 	must(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
 }
 
-// badFiles makes one of each kind of file that claims to be a key and is none.
+// badFiles makes files with the name of a key that are not one.
 var badFiles = []struct {
 	name string
 	make func(t *testing.T, path string, good []byte)
@@ -100,9 +103,10 @@ var badFiles = []struct {
 	{"loop", func(t *testing.T, p string, _ []byte) { must(t, os.Symlink(p, p)) }, "too many levels", unix.ELOOP},
 }
 
-// TestBadFiles: each is named once, stays a problem as long as it is there,
-// and hurts no other; it does not matter whether it was there at the start.
+// TestBadFiles checks that a bad file is reported once, is a problem as long as
+// it exists, and does not affect other files.
 func TestBadFiles(t *testing.T) {
+	t.Parallel()
 	for _, bad := range badFiles {
 		for _, when := range []string{"before", "after"} {
 			t.Run(bad.name+" "+when, func(t *testing.T) {
@@ -135,6 +139,7 @@ func TestBadFiles(t *testing.T) {
 }
 
 func TestReportedAgain(t *testing.T) {
+	t.Parallel()
 	b := start(t, t.TempDir())
 	k := newKey(t)
 	b.write("id", k.pem[:100])
@@ -142,9 +147,9 @@ func TestReportedAgain(t *testing.T) {
 	b.write("id", k.pem[:100])
 	b.wantReports() // the same content
 	b.write("id", k.pem[:101])
-	b.wantReports() // the same content for all we can know: the same cause
+	b.wantReports() // different content, the same cause
 	b.write("id", []byte("-----BEGIN TSS2 KEY BLOB-----\n"))
-	b.wantReports("legacy") // another cause
+	b.wantReports("legacy") // a different cause
 	b.write("id", k.pem)
 	b.want("id")
 	b.wantReports()
@@ -153,6 +158,7 @@ func TestReportedAgain(t *testing.T) {
 }
 
 func TestComment(t *testing.T) {
+	t.Parallel()
 	b := start(t, t.TempDir())
 	k, stranger := newKey(t), newKey(t)
 	wantComment := func(want string) {
@@ -166,19 +172,19 @@ func TestComment(t *testing.T) {
 	b.write("id.tpm.pub", []byte(k.line("long name")))
 	wantComment("long name")
 	b.write("id.pub", []byte(k.line("me at  home \x1b[31m")))
-	wantComment("me at home [31m")
+	wantComment("me at  home [31m")
 	b.write("id.pub", []byte(strings.TrimSpace(k.line(""))))
-	wantComment("id.tpm")
+	wantComment("long name")
 	b.write("id.pub", []byte(k.line(strings.Repeat("ü", 1000))))
 	wantComment(strings.Repeat("ü", maxComment/2))
 	b.wantReports()
 
 	b.write("id.pub", []byte(stranger.line("another")))
 	wantComment("long name") // the other .pub matches
-	b.wantReports()
+	b.wantReports("id.pub: the public key of a different key than id.tpm")
 	must(t, os.Remove(b.path("id.tpm.pub")))
 	wantComment("id.tpm")
-	b.wantReports("id.pub: the public key of another key than id.tpm")
+	b.wantReports()
 	b.write("id.pub", []byte("no public key at all\n"))
 	wantComment("id.tpm")
 	b.wantReports("id.pub: not an SSH public key")
@@ -190,6 +196,7 @@ func TestComment(t *testing.T) {
 }
 
 func TestDescription(t *testing.T) {
+	t.Parallel()
 	k := newKey(t)
 	parsed, err := keyfile.Parse(k.pem)
 	must(t, err)
@@ -202,9 +209,10 @@ func TestDescription(t *testing.T) {
 	}
 }
 
-// TestPublicOfAnother: a .pub that does not match is no problem when it is
-// plain whose it is.
+// TestPublicOfAnother checks that a .pub which does not match is no problem if it
+// belongs to a different private key.
 func TestPublicOfAnother(t *testing.T) {
+	t.Parallel()
 	b := start(t, t.TempDir())
 	one, two, software := newKey(t), newKey(t), newKey(t)
 	b.write("id", one.pem)
@@ -219,7 +227,7 @@ func TestPublicOfAnother(t *testing.T) {
 	b.wantReports()
 	b.write("shared.tpm", newKey(t).pem)
 	b.want("id", "id.pem", "shared.pem", "shared.tpm")
-	b.wantReports("another key than shared.pem", "another key than shared.tpm")
+	b.wantReports("different key than shared.pem", "different key than shared.tpm")
 	must(t, os.Remove(b.path("shared.pem")))
 	must(t, os.Remove(b.path("shared.tpm")))
 	b.write("soft", pemBlock("OPENSSH PRIVATE KEY", []byte("x")))
@@ -231,6 +239,7 @@ func TestPublicOfAnother(t *testing.T) {
 }
 
 func TestCertificates(t *testing.T) {
+	t.Parallel()
 	b := start(t, t.TempDir())
 	k, ca := newKey(t), newCA(t)
 	want := func(serials ...uint64) {
@@ -249,7 +258,7 @@ func TestCertificates(t *testing.T) {
 	b.write("id-cert.pub", []byte(k.certificate(t, ca, 7)))
 	want(7)
 	if b.only() == e || len(e.Certificates) != 0 {
-		t.Error("an entry that was handed out has changed")
+		t.Error("an entry changed after it was returned")
 	}
 	b.write("id-cert.pub", []byte(k.certificate(t, ca, 8)))
 	want(8)
@@ -258,7 +267,7 @@ func TestCertificates(t *testing.T) {
 	must(t, os.Remove(b.path("id.tpm-cert.pub")))
 	b.wantReports()
 	for _, bad := range []struct{ text, want string }{
-		{newKey(t).certificate(t, ca, 1), "id-cert.pub: a certificate for another key than id.tpm"},
+		{newKey(t).certificate(t, ca, 1), "id-cert.pub: a certificate for a different key than id.tpm"},
 		{k.line("plain"), "id-cert.pub: a plain public key"},
 		{"ssh-garbage AAAA\n", "id-cert.pub: not an SSH certificate"},
 	} {
@@ -279,6 +288,7 @@ func TestCertificates(t *testing.T) {
 }
 
 func TestDuplicates(t *testing.T) {
+	t.Parallel()
 	first, second := t.TempDir(), t.TempDir()
 	k := newKey(t)
 	write(t, first+"/b", k.pem)
@@ -312,14 +322,15 @@ func TestDuplicates(t *testing.T) {
 	}
 }
 
-// TestUnreadable needs a user whom modes bind, so it runs as nobody in a
-// child when it is run by root.
+// TestUnreadable runs as nobody in a child if it is run by root, to whom modes
+// do not apply.
 func TestUnreadable(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		unreadable(t, t.TempDir())
 		return
 	}
-	dir, err := os.MkdirTemp("/tmp", "keydir-test-") // below t.TempDir nobody gets in
+	dir, err := os.MkdirTemp("/tmp", "keydir-test-") // nobody cannot enter t.TempDir
 	must(t, err)
 	defer os.RemoveAll(dir)
 	must(t, os.Chmod(dir, 0o777))
@@ -332,7 +343,7 @@ func TestUnreadable(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: TestUnreadable") {
-		t.Errorf("as nobody: %v\n%s", err, out)
+		t.Errorf("as user nobody: %v\n%s", err, out)
 	}
 }
 
@@ -348,7 +359,7 @@ func unreadable(t *testing.T, dir string) {
 	}
 	must(t, os.Chmod(b.path("id"), 0o400))
 	b.want("id")
-	for _, mode := range []fs.FileMode{0, 0o300, 0o600} { // one word for the directory, none for each file
+	for _, mode := range []fs.FileMode{0, 0o300, 0o600} { // one report for the directory, none for its files
 		must(t, os.Chmod(dir, mode))
 		b.Rescan()
 		b.want()

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FuzzFile puts anything beside a good key, under each kind of name.
+// FuzzFile writes files beside a good key, under each kind of name.
 func FuzzFile(f *testing.F) {
 	k, stranger, ca := newKey(f), newKey(f), newCA(f)
 	for _, seed := range []string{
@@ -40,7 +40,7 @@ func FuzzFile(f *testing.F) {
 			}
 			for _, c := range e.Certificates {
 				if string(c.Key.Marshal()) != string(e.Public.Marshal()) {
-					t.Errorf("%s has a certificate of another key", e.Path)
+					t.Errorf("%s has a certificate for a different key", e.Path)
 				}
 			}
 		}
@@ -53,7 +53,7 @@ func FuzzFile(f *testing.F) {
 	})
 }
 
-// FuzzEvents: no queue content leads out of the buffer.
+// FuzzEvents checks that no queue content makes parse leave the buffer.
 func FuzzEvents(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(make([]byte, unix.SizeofInotifyEvent))
@@ -64,7 +64,7 @@ func FuzzEvents(f *testing.F) {
 		ch.parse(data)
 		for name := range ch.names {
 			if name == "" || strings.ContainsRune(name, 0) {
-				t.Errorf("%q is no name", name)
+				t.Errorf("%q is not a name", name)
 			}
 		}
 	})

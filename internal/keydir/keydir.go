@@ -1,12 +1,11 @@
 // Package keydir keeps an index of the TPM key files in some directories, as
-// they are at the moment of asking.
+// they are at the moment of each call.
 //
-// There is no goroutine and no timer. The kernel queues an inotify event when
-// a file changes, and Entries reads that queue before it answers: what was
-// changed before the call is seen by the call, and as long as nothing changes
-// a call costs a few system calls, whatever the number of keys. Where inotify
-// cannot be had, or cannot know (a file system that others change over the
-// network), files are compared by their metadata instead, once a second.
+// It has no goroutine and no timer. The kernel queues an inotify event when a
+// file changes, and Entries reads that queue before it answers. So each call
+// sees what was changed before it, and a call costs a few system calls if
+// nothing changed. Where inotify is not available, or does not notice changes
+// (network file systems), files are compared by their metadata once a second.
 package keydir
 
 import (
@@ -21,7 +20,7 @@ import (
 )
 
 // ErrDuplicate is wrapped by the Problem of a file whose key an earlier file
-// has too. It says what is left out and why; nothing is broken.
+// has, too. Nothing is broken; the later file is left out.
 var ErrDuplicate = errors.New("the same key as in another file")
 
 // An Entry is one key. It never changes: a file that does gets a new one.
@@ -33,8 +32,8 @@ type Entry struct {
 	Certificates []*ssh.Certificate // for this key; may have expired
 }
 
-// A Problem says why a file, or a whole directory, is of no use. Err does not
-// repeat the path.
+// A Problem says why a file or a directory cannot be used. Err does not repeat
+// the path.
 type Problem struct {
 	Path string
 	Err  error
@@ -51,14 +50,14 @@ type Index struct {
 	dirs     []*directory
 	entries  []*Entry
 	problems []Problem
-	told     map[problemID]bool // the problems that report has been called for
+	reported map[problemID]bool
 	closed   bool
 }
 
 // Open reads the key files in dirs. A directory that does not exist is a
-// Problem, and is found once it does. report, which may be nil, is called for
-// each Problem once, and again when the file has changed or has another
-// problem; the calls come from within Open, Entries, Problems and Rescan.
+// Problem until it does. Open, Entries, Problems and Rescan call report, which
+// may be nil, once for each Problem, and again if the file has changed or has a
+// different problem.
 func Open(dirs []string, report func(Problem)) (*Index, error) {
 	return open(dirs, report, host())
 }
@@ -73,8 +72,7 @@ func open(dirs []string, report func(Problem), sys system) (*Index, error) {
 		if err != nil {
 			return nil, fmt.Errorf("open key directory %s: %w", path, err)
 		}
-		same := func(d *directory) bool { return d.path == abs }
-		if !slices.ContainsFunc(x.dirs, same) {
+		if !slices.ContainsFunc(x.dirs, func(d *directory) bool { return d.path == abs }) {
 			x.dirs = append(x.dirs, newDirectory(abs, sys))
 		}
 	}
@@ -83,25 +81,25 @@ func open(dirs []string, report func(Problem), sys system) (*Index, error) {
 }
 
 // Entries returns the keys that are on the disk now, by directory in the order
-// given to Open, then by file name. A key that is in two files is there once,
-// from the first. The slice must not be modified; it and the entries in it
-// are the same until something changes.
+// given to Open, then by file name. If two files have the same key, the first
+// counts. Do not modify the slice. It and its entries stay the same until
+// something changes.
 func (x *Index) Entries() []*Entry {
 	entries, _ := x.update((*directory).sync)
 	return entries
 }
 
-// Problems returns what is wrong now, in the order of Entries. The slice must
-// not be modified.
+// Problems returns what is wrong now, in the order of Entries. Do not modify
+// the slice.
 func (x *Index) Problems() []Problem {
 	_, problems := x.update((*directory).sync)
 	return problems
 }
 
-// Rescan reads every file again, and tries inotify again where it failed.
+// Rescan reads every file again.
 func (x *Index) Rescan() { x.update((*directory).reload) }
 
-// Close gives the descriptors back. The index then stays as it is.
+// Close gives the descriptors back. After that the index does not change.
 func (x *Index) Close() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -113,9 +111,9 @@ func (x *Index) Close() error {
 	return errors.Join(errs...)
 }
 
-// update brings each directory up to date with f, which says whether anything
-// changed, and returns the result. Problems are told with the mutex free, so
-// that report may do what it likes.
+// update applies f, which reports changes, to each directory and returns the
+// result. It reports new problems after it has released the mutex, so report
+// may call the index.
 func (x *Index) update(f func(*directory) bool) ([]*Entry, []Problem) {
 	entries, problems, fresh := x.updateLocked(f)
 	if x.report != nil {
@@ -129,15 +127,14 @@ func (x *Index) update(f func(*directory) bool) ([]*Entry, []Problem) {
 func (x *Index) updateLocked(f func(*directory) bool) (entries []*Entry, problems, fresh []Problem) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.closed {
-		return x.entries, x.problems, nil
-	}
-	changed := false
-	for _, d := range x.dirs {
-		changed = f(d) || changed
-	}
-	if changed {
-		fresh = x.assemble()
+	if !x.closed {
+		changed := false
+		for _, d := range x.dirs {
+			changed = f(d) || changed
+		}
+		if changed {
+			fresh = x.assemble()
+		}
 	}
 	return x.entries, x.problems, fresh
 }

@@ -8,24 +8,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// noEvents is a kernel that has no inotify descriptor left.
+// noEvents makes inotify fail for lack of descriptors.
 func noEvents(s *system) {
-	s.newWatch = func(string) (*watch, error) {
+	s.newWatch = func(*os.File) (*watch, error) {
 		return nil, explainInotify(unix.EMFILE, "fs.inotify.max_user_instances")
 	}
 }
 
-// network is a file system on which others' changes give no events: the watch
-// is on another directory, where nothing happens.
+// network makes changes cause no events, as those of other machines do: the
+// watch is on a directory in which nothing happens.
 func network(t *testing.T) func(*system) {
-	quiet := t.TempDir()
+	quiet, err := os.Open(t.TempDir())
+	must(t, err)
+	t.Cleanup(func() { quiet.Close() })
 	return func(s *system) {
-		s.newWatch = func(string) (*watch, error) { return newWatch(quiet) }
+		s.newWatch = func(*os.File) (*watch, error) { return newWatch(quiet) }
 		s.remote = func(*os.File) bool { return true }
 	}
 }
 
 func TestWithoutEvents(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(*system){"no inotify": noEvents, "network": network(t)} {
 		t.Run(name, func(t *testing.T) {
 			b := start(t, t.TempDir(), change)
@@ -33,7 +36,7 @@ func TestWithoutEvents(t *testing.T) {
 			b.want()
 			b.take()
 			b.write("id", one.pem)
-			b.want("id") // the directory's own time tells
+			b.want("id") // the directory's own time shows it
 			b.write("id", two.pem)
 			b.clock.pass(comparePause)
 			if string(b.only().Public.Marshal()) != string(two.public.Marshal()) {
@@ -57,13 +60,14 @@ func TestWithoutEvents(t *testing.T) {
 	}
 }
 
-// TestPause: within the pause files are not compared one by one.
+// TestPause checks that files are not compared within the pause.
 func TestPause(t *testing.T) {
+	t.Parallel()
 	b := start(t, t.TempDir(), noEvents)
 	b.write("id", newKey(t).pem)
 	b.want("id")
-	// The call above may have seen the directory in the middle of a tick of
-	// its clock; from the next comparison on it is quiet.
+	// The call above may have come within the same tick of the file system's
+	// clock as the change. After the next comparison that is over.
 	b.clock.pass(comparePause)
 	b.want("id")
 	b.write("id", []byte("no key any more"))
@@ -72,9 +76,10 @@ func TestPause(t *testing.T) {
 	b.want()
 }
 
-// TestSameTime: a file that was changed twice within one tick of its clock
-// looks like the first change by its times; a young file is read again.
+// TestSameTime checks that a file is read again if it was changed twice within
+// one tick of the file system's clock.
 func TestSameTime(t *testing.T) {
+	t.Parallel()
 	b := start(t, t.TempDir(), noEvents)
 	b.write("id", newKey(t).pem)
 	b.want("id")
@@ -90,35 +95,36 @@ func TestSameTime(t *testing.T) {
 }
 
 func TestInotifyLimit(t *testing.T) {
+	t.Parallel()
 	fail := true
 	b := start(t, t.TempDir(), func(s *system) {
-		s.newWatch = func(path string) (*watch, error) {
+		s.newWatch = func(dir *os.File) (*watch, error) {
 			if fail {
 				return nil, explainInotify(unix.ENOSPC, "fs.inotify.max_user_watches")
 			}
-			return newWatch(path)
+			return newWatch(dir)
 		}
 	})
 	b.wantReports("no space left on device (the limit is sysctl fs.inotify.max_user_watches)")
 	b.Rescan()
 	b.clock.pass(time.Hour)
-	b.wantReports() // said once
+	b.wantReports() // reported once
 	if len(b.Problems()) != 1 {
 		t.Errorf("problems are %v", b.Problems())
 	}
 	fail = false
-	b.clock.pass(rewatchPause)
+	b.clock.pass(comparePause)
 	b.Entries()
 	b.write("id", newKey(t).pem)
 	b.want("id")
 	b.write("id", []byte("no key any more"))
-	b.want() // at once: events are there again
+	b.want() // at once, because there are events again
 	if len(b.Problems()) != 0 {
 		t.Errorf("problems are %v", b.Problems())
 	}
 }
 
-// TestDescriptorLimit runs out of descriptors for real, in the middle of its life.
+// TestDescriptorLimit runs out of descriptors while the index is in use.
 func TestDescriptorLimit(t *testing.T) {
 	b := start(t, t.TempDir())
 	b.write("id", newKey(t).pem)

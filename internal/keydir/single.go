@@ -2,14 +2,14 @@ package keydir
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// ReadEntry reads the key file at path and what is beside it, by the rules of
-// an Index, but without one: it is for a file that the user names. What is
-// beside it and of no use is among the problems.
+// ReadEntry reads a key file that the user named, and the files beside it, by
+// the rules of an Index. The problems are about the files beside it.
 func ReadEntry(path string) (*Entry, []Problem, error) {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -26,9 +26,11 @@ func ReadEntry(path string) (*Entry, []Problem, error) {
 	name, f := filepath.Base(abs), &file{content: c}
 	d := &directory{path: filepath.Dir(abs), files: map[string]*file{name: f}}
 	for _, stem := range stems(name) {
-		d.readBeside(stem)
-		d.readBeside(stem + ".pub")
-		d.readBeside(stem + "-cert.pub")
+		for _, beside := range []string{stem, stem + ".pub", stem + "-cert.pub"} {
+			if _, err := os.Stat(d.join(beside)); err == nil && beside != name {
+				d.files[beside] = &file{content: read(d.join(beside))}
+			}
+		}
 	}
 	d.link(name, f)
 	var problems []Problem
@@ -36,14 +38,4 @@ func ReadEntry(path string) (*Entry, []Problem, error) {
 		problems = append(problems, finding.Problem)
 	}
 	return f.entry, problems, nil
-}
-
-// readBeside takes name into d if it is there.
-func (d *directory) readBeside(name string) {
-	if d.files[name] != nil {
-		return
-	}
-	if _, err := statStamp(d.join(name)); err == nil {
-		d.files[name] = &file{content: read(d.join(name))}
-	}
 }

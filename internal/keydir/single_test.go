@@ -9,8 +9,9 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// TestReadEntry holds ReadEntry to what an Index of the directory says.
+// TestReadEntry compares ReadEntry with an Index of the directory.
 func TestReadEntry(t *testing.T) {
+	t.Parallel()
 	key, other, ca := newKey(t), newKey(t), newCA(t)
 	private := "-----BEGIN OPENSSH PRIVATE KEY-----\n"
 	for name, files := range map[string]map[string]string{
@@ -44,14 +45,14 @@ func TestReadEntry(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got.Path != want.Path || got.Comment != want.Comment || len(got.Certificates) != len(want.Certificates) {
-				t.Errorf("%+v, an index has %+v", got, want)
+				t.Errorf("%+v, want %+v", got, want)
 			}
 			if len(problems) != len(wantProblems) {
-				t.Fatalf("%v, an index has %v", problems, wantProblems)
+				t.Fatalf("%v, want %v", problems, wantProblems)
 			}
 			for i, p := range problems {
 				if p.String() != wantProblems[i].String() {
-					t.Errorf("%v, an index has %v", p, wantProblems[i])
+					t.Errorf("%v, want %v", p, wantProblems[i])
 				}
 			}
 		})
@@ -59,6 +60,7 @@ func TestReadEntry(t *testing.T) {
 }
 
 func TestReadEntryFails(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	text := filepath.Join(dir, "text")
 	if err := os.WriteFile(text, []byte("nothing\n"), 0o600); err != nil {

@@ -1,87 +1,75 @@
 package keydir
 
 import (
+	"io/fs"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// A stamp tells whether a file is likely to be as it was.
+// A stamp is equal to an earlier one if the file is probably unchanged.
 type stamp struct {
 	dev, ino     uint64
 	mode         uint32
 	size         int64
 	mtime, ctime int64 // nanoseconds
-	link         bool  // the name is a symbolic link; the rest is of its target
-	err          error // an Errno: why the target cannot be known
+	link         bool  // the name is a symbolic link; the rest is about its target
+	err          error // an Errno: why the target is not accessible
 }
 
-// stampOf stats path, and the target of a symbolic link. The error is that of
-// the name itself.
+// stampOf stats path, and the target of a symbolic link.
 func stampOf(path string) (stamp, error) {
-	var st unix.Stat_t
-	if err := retry(func() error { return unix.Lstat(path, &st) }); err != nil {
-		return stamp{}, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
-		return newStamp(&st), nil
+	fi, err := os.Lstat(path)
+	if err != nil || fi.Mode().Type() != fs.ModeSymlink {
+		return newStamp(fi), err
 	}
 	s, err := statStamp(path)
-	s.link, s.err = true, err
+	s.link, s.err = true, plain(err)
 	return s, nil
 }
 
 func statStamp(path string) (stamp, error) {
-	var st unix.Stat_t
-	if err := retry(func() error { return unix.Stat(path, &st) }); err != nil {
-		return stamp{}, err
-	}
-	return newStamp(&st), nil
+	fi, err := os.Stat(path)
+	return newStamp(fi), err
 }
 
-func newStamp(st *unix.Stat_t) stamp {
+func newStamp(fi fs.FileInfo) stamp {
+	if fi == nil {
+		return stamp{}
+	}
+	st := fi.Sys().(*syscall.Stat_t)
 	return stamp{
 		dev: st.Dev, ino: st.Ino, mode: st.Mode, size: st.Size,
 		mtime: st.Mtim.Nano(), ctime: st.Ctim.Nano(),
 	}
 }
 
-// sameFile says whether two stamps are of one file, changed or not.
+// sameFile reports whether two stamps are of one file, changed or not.
 func (s stamp) sameFile(t stamp) bool { return s.dev == t.dev && s.ino == t.ino }
 
-// fresh says whether the file was changed so shortly before now that a second
-// change may have got the same time. The clock of a file has steps of some
-// milliseconds at least, of two seconds on old ones.
+// fresh reports whether the file changed so shortly before now that a second
+// change may have got the same time: some file systems count in steps of two
+// seconds.
 func (s stamp) fresh(now time.Time) bool {
 	return s.err == nil && now.UnixNano()-s.ctime < int64(2*time.Second)
 }
 
-// retry repeats what a signal interrupted: some file systems allow that.
-func retry(f func() error) error {
-	for {
-		if err := f(); err != unix.EINTR {
-			return err
-		}
-	}
-}
-
-// system is what tests replace.
+// A system is what tests replace.
 type system struct {
 	now      func() time.Time
-	newWatch func(path string) (*watch, error)
-	// remote says whether others may change the directory without this
-	// kernel's knowledge.
-	remote func(dir *os.File) bool
+	newWatch func(dir *os.File) (*watch, error)
+	remote   func(dir *os.File) bool
 }
 
 func host() system { return system{time.Now, newWatch, remote} }
 
-// remote goes by the magic numbers of statfs(2). FUSE is among them because
-// sshfs and the like are.
+// remote reports whether other machines may change the directory without an
+// event. FUSE counts because of sshfs.
 func remote(dir *os.File) bool {
 	var st unix.Statfs_t
-	if err := retry(func() error { return unix.Fstatfs(int(dir.Fd()), &st) }); err != nil {
+	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
 		return true
 	}
 	switch uint32(st.Type) {

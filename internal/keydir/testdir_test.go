@@ -15,7 +15,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	unix.Umask(0o022) // one of the tests runs as nobody
+	unix.Umask(0o022) // one test lets user nobody read a directory
 	goleak.VerifyTestMain(m)
 }
 
@@ -37,7 +37,7 @@ func (c *clock) pass(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// A bench is an index on a directory, with all that it has reported.
+// A bench is an index on a directory, with its reports.
 type bench struct {
 	*Index
 	t     testing.TB
@@ -54,7 +54,7 @@ func (b *bench) report(p Problem) {
 	b.reported = append(b.reported, p)
 }
 
-// take returns what has been reported since the last time, as "name: error".
+// take returns the reports since the last call, as "name: error".
 func (b *bench) take() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -121,8 +121,8 @@ func (b *bench) want(names ...string) {
 	}
 }
 
-// wantReports checks what has been reported since the last time: one piece of
-// text for each report.
+// wantReports checks the reports since the last call: each must contain its
+// piece of text.
 func (b *bench) wantReports(pieces ...string) {
 	b.t.Helper()
 	b.Entries()

@@ -14,8 +14,7 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// A testKey is a key file as a TPM would have made it: the public part is
-// sound, the private part is for nobody to open here.
+// A testKey is a key file with a valid public part and a private part of zeros.
 type testKey struct {
 	pem    []byte
 	public ssh.PublicKey
@@ -60,7 +59,7 @@ func sized(b []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
 }
 
-// line is what stands in the key's .pub file.
+// line returns the content of the key's .pub file.
 func (k testKey) line(comment string) string {
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(k.public))) + " " + comment + "\n"
 }
@@ -78,7 +77,7 @@ func newCA(t testing.TB) ssh.Signer {
 	return s
 }
 
-// certificate is what stands in the key's -cert.pub file.
+// certificate returns the content of the key's -cert.pub file.
 func (k testKey) certificate(t testing.TB, ca ssh.Signer, serial uint64) string {
 	t.Helper()
 	cert := &ssh.Certificate{Key: k.public, Serial: serial, CertType: ssh.UserCert, ValidPrincipals: []string{"me"}, ValidBefore: ssh.CertTimeInfinity}
@@ -88,7 +87,7 @@ func (k testKey) certificate(t testing.TB, ca ssh.Signer, serial uint64) string 
 	return string(ssh.MarshalAuthorizedKey(cert))
 }
 
-// pemBlock wraps der without looking at it.
+// pemBlock wraps der in PEM.
 func pemBlock(kind string, der []byte) []byte {
 	return fmt.Appendf(nil, "-----BEGIN %s-----\n%s\n-----END %s-----\n", kind, base64.StdEncoding.EncodeToString(der), kind)
 }

@@ -5,33 +5,35 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// The events of a directory that matter. Opening and reading are not among
-// them, so that looking at a file gives no event.
+// watchMask selects the events of a directory that matter. Opening and reading
+// a file cause none of them.
 const watchMask = unix.IN_CREATE | unix.IN_MODIFY | unix.IN_CLOSE_WRITE | unix.IN_ATTRIB |
 	unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_DELETE | unix.IN_DELETE_SELF |
 	unix.IN_ONLYDIR | unix.IN_EXCL_UNLINK
 
-// After these a file may still be in the hands of its writer. (IN_ATTRIB comes
-// between, when the mode is set before the content.)
+// writingMask selects the events after which a writer may still be at work.
+// (IN_ATTRIB comes in between if the mode is set before the content.)
 const writingMask = unix.IN_CREATE | unix.IN_MODIFY | unix.IN_ATTRIB
 
-// A watch is an inotify descriptor with one directory on it. Each directory
-// has its own, so that one directory by two names gives no clash.
+// A watch is an inotify descriptor with one directory on it. Each directory has
+// its own, because two paths of one directory would share a watch.
 type watch struct {
 	fd  int
 	buf []byte
 }
 
-func newWatch(path string) (*watch, error) {
+// newWatch watches an open directory. Its path might lead elsewhere by now.
+func newWatch(dir *os.File) (*watch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
 	if err != nil {
 		return nil, explainInotify(err, "fs.inotify.max_user_instances")
 	}
-	if _, err := unix.InotifyAddWatch(fd, path, watchMask); err != nil {
+	if _, err := unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), watchMask); err != nil {
 		unix.Close(fd)
 		return nil, explainInotify(err, "fs.inotify.max_user_watches")
 	}
@@ -47,20 +49,17 @@ func explainInotify(err error, limit string) error {
 
 func (w *watch) close() error { return unix.Close(w.fd) }
 
-// changes are what the kernel has queued since the last time.
+// changes are what the kernel has queued since the last call.
 type changes struct {
-	// names of files, each with whether its writer is done with it
-	names map[string]bool
-	all   bool // events were lost, or the directory itself changed
-	ended bool // there will be no more events
+	names map[string]bool // of files; true: the writer is done
+	all   bool            // look at everything: events were lost, or will be
 }
 
-// maxReads bounds one drain against somebody who writes faster than we read.
-// When it is reached everything is looked at, so nothing is missed.
+// maxReads bounds one drain in case events come faster than they are read.
 const maxReads = 256
 
-// drain empties the queue. It does not wait. Nothing is allocated when there
-// is nothing.
+// drain empties the queue without waiting. It allocates nothing if there is
+// nothing.
 func (w *watch) drain() (ch changes) {
 	for range maxReads {
 		n, err := unix.Read(w.fd, w.buf)
@@ -70,7 +69,7 @@ func (w *watch) drain() (ch changes) {
 		case errors.Is(err, unix.EAGAIN):
 			return ch
 		case err != nil || n == 0:
-			ch.ended = true
+			ch.all = true
 			return ch
 		}
 		ch.parse(w.buf[:n])
@@ -79,8 +78,7 @@ func (w *watch) drain() (ch changes) {
 	return ch
 }
 
-// parse adds the events in buf: struct inotify_event, one after another, as
-// in inotify(7). The kernel writes whole ones only.
+// parse adds the events in buf, which are structs inotify_event (inotify(7)).
 func (ch *changes) parse(buf []byte) {
 	for len(buf) >= unix.SizeofInotifyEvent {
 		mask := binary.NativeEndian.Uint32(buf[4:])
@@ -94,18 +92,14 @@ func (ch *changes) parse(buf []byte) {
 }
 
 func (ch *changes) add(mask uint32, name string) {
-	switch {
-	case mask&(unix.IN_IGNORED|unix.IN_UNMOUNT) != 0:
-		ch.ended = true
-	case mask&unix.IN_Q_OVERFLOW != 0 || name == "":
+	if name == "" { // an overflow, or an event of the directory itself
 		ch.all = true
-	default:
-		if ch.names == nil {
-			ch.names = make(map[string]bool)
-		}
-		// The last event counts: a file may be closed and then opened again. A
-		// change of its mode says nothing about the writer.
-		done := mask&writingMask == 0 || mask&unix.IN_ATTRIB != 0 && ch.names[name]
-		ch.names[name] = done
+		return
 	}
+	if ch.names == nil {
+		ch.names = make(map[string]bool)
+	}
+	// The last event counts, because a file may be closed and opened again. A
+	// change of its mode says nothing about the writer.
+	ch.names[name] = mask&writingMask == 0 || mask&unix.IN_ATTRIB != 0 && ch.names[name]
 }
