@@ -13,6 +13,7 @@ import (
 )
 
 func TestGuesses(t *testing.T) {
+	t.Parallel()
 	for line, want := range map[string]string{
 		"ssh host":                                "host",
 		"ssh me@host.example uptime":              "host.example uptime",
@@ -27,16 +28,16 @@ func TestGuesses(t *testing.T) {
 		"ssh [2001:db8::1]:22":                    "2001:db8::1 [2001:db8::1]:22",
 		"ssh -W host:22 gate":                     "host gate [host]:22 [gate]:22",
 		"ssh git@host git-receive-pack_'x/y.git'": "host",
-		"ssh":                                 "",
-		"ssh - -- @ : , [ [] -p = ssh:// a/b": "",
-		"ssh 99999 123456":                    "123456 [123456]:99999",
-		"host":                                "",
+		"ssh":                               "",
+		"ssh - -- @ : , [ [] -p = ssh:// /": "",
+		"ssh 99999 123456":                  "123456 [123456]:99999",
+		"host":                              "",
 	} {
 		args := strings.Fields(line)
 		for i := range args {
 			args[i] = strings.ReplaceAll(args[i], "_", " ")
 		}
-		if got := guess(args, nil); !slices.Equal(got, strings.Fields(want)) {
+		if got := Guesses(args, ""); !slices.Equal(got, strings.Fields(want)) {
 			t.Errorf("%s: %q, want %q", line, got, want)
 		}
 	}
@@ -44,20 +45,21 @@ func TestGuesses(t *testing.T) {
 	for i := range 1000 {
 		many = append(many, strings.Repeat("x", i), strconv.Itoa(i))
 	}
-	if got := len(guess(many, many)); got != maxGuesses {
+	if got := len(Guesses(many, "")); got != maxGuesses {
 		t.Errorf("%d guesses", got)
 	}
 }
 
-// TestAliases: what ssh has for a name is known, but not for which.
+// TestAliases reads the names that a configuration has for other names.
 func TestAliases(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "config")
 	if err := os.WriteFile(path, []byte("Host gh # a comment\n  HostName github.com\n\tPort=2222\nhostname \"%h.example.org\"\n"+
 		"HostKeyAlias alias\nHostName\n#HostName no.example\nUser HostName\r\nhostname=last.example\r\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if words, want := read(path), []string{"github.com", "2222", "%h.example.org", "alias", "last.example"}; !slices.Equal(words, want) {
-		t.Errorf("%q, want %q", words, want)
+	if got, want := words(path), []string{"github.com", "2222", "%h.example.org", "alias", "last.example"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 	got := Guesses([]string{"ssh", "gh"}, "/nowhere", path, "/nowhere/else")
 	for _, want := range []string{"gh", "github.com", "[github.com]:2222", "gh.example.org", "alias"} {
@@ -75,23 +77,23 @@ func TestAliases(t *testing.T) {
 	}
 	defer writer.Close()
 	for _, path := range []string{fifo, t.TempDir(), "/nowhere/config"} {
-		if got := read(path); got != nil {
+		if got := words(path); got != nil {
 			t.Errorf("%s has %q", path, got)
 		}
 	}
 }
 
-// read returns the aliases in the configuration at path, of a user who has none
-// of his own.
-func read(path string) []string {
-	a := aliases{home: "/nowhere", dir: filepath.Dir(path), files: make(map[string]bool)}
-	a.read(path)
+// words returns the words that the configuration at path has for hosts.
+func words(path string) []string {
+	a := aliases{home: "/nowhere", dir: filepath.Dir(path), read: make(map[string]bool)}
+	a.add(path)
 	return a.words
 }
 
-// TestIncludedAliases: files that are included are read where ssh looks for them,
-// and one that includes itself comes to an end.
+// TestIncludedAliases checks that files are included from where ssh looks for
+// them, and that a file may include itself.
 func TestIncludedAliases(t *testing.T) {
+	t.Parallel()
 	home, dir := t.TempDir(), t.TempDir()
 	config := filepath.Join(dir, "config")
 	for path, content := range map[string]string{
@@ -120,7 +122,7 @@ func FuzzGuesses(f *testing.F) {
 	f.Add("ssh\x00ssh://me@[2001:db8::1]:2222/x")
 	f.Add("ssh\x00-J\x00a@b:1,c\x00-oPort=3\x00d")
 	f.Fuzz(func(t *testing.T, line string) {
-		got := guess(strings.Split(line, "\x00"), nil)
+		got := Guesses(strings.Split(line, "\x00"), "")
 		if len(got) > maxGuesses {
 			t.Errorf("%d guesses", len(got))
 		}
@@ -128,7 +130,7 @@ func FuzzGuesses(f *testing.F) {
 			host := strings.TrimPrefix(guess, "[")
 			host, _, _ = strings.Cut(host, "]:")
 			if guess == "" || !strings.Contains(line, host) {
-				t.Errorf("%q came from nowhere", guess)
+				t.Errorf("%q is not in the arguments", guess)
 			}
 		}
 	})

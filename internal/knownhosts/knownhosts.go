@@ -2,30 +2,30 @@
 // (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT), as ssh and ssh-add do, and the name
 // of a host by its key.
 //
-// It is not for deciding whether to trust a host that one talks to: it lists
-// what the files say.
+// It reports what the files say. Do not use it to decide whether to trust a
+// host.
 package knownhosts
 
 import (
-	"bufio"
 	"bytes"
+	"crypto/hmac"
+	"crypto/sha1"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 )
 
-// maxFile bounds a file in bytes: what is beyond is an error, not left out.
-// The known_hosts of a large site has some ten thousand lines of 400 bytes.
+// maxFile bounds a file in bytes. The known_hosts of a large site has some ten
+// thousand lines of 400 bytes.
 const maxFile = 64 << 20
-
-// maxLine bounds a line in bytes. A longer one is a broken one.
-const maxLine = 64 << 10
 
 // A Key is a key of a host, or of an authority that certifies the keys of
 // hosts.
@@ -34,11 +34,11 @@ type Key struct {
 	CA     bool
 }
 
-// A NotFoundError says that no file has a key of the host.
+// A NotFoundError reports that no file has a key of the host.
 type NotFoundError struct {
 	Host   string
-	Files  []string // where it was looked for
-	Broken int      // lines that may have had one and could not be read
+	Files  []string // that were searched
+	Broken int      // lines that could not be read, and may have had a key
 }
 
 func (e *NotFoundError) Error() string {
@@ -52,17 +52,21 @@ func (e *NotFoundError) Error() string {
 	return fmt.Sprintf("%s (%d lines could not be read)", text, e.Broken)
 }
 
-// Lookup returns the keys that files have for host, in the order in which
-// they stand there; ports other than 22 are written as [host]:port. A key that
-// is marked as revoked for the host is left out wherever else it stands. Lines
-// that cannot be read are passed over, and so are files that do not exist. It
-// is a *NotFoundError if nothing remains.
+// Lookup returns the keys that files have for host, in their order there. A
+// port other than 22 is written as [host]:port. A key that is revoked for the
+// host anywhere is left out. Lines that cannot be read are skipped, as are
+// files that do not exist. If nothing remains, Lookup returns a *NotFoundError.
 func Lookup(files []string, host string) ([]Key, error) {
 	l := lookup{host: host, revoked: make(map[string]bool)}
-	for _, path := range files {
-		if err := l.readFile(path); err != nil {
+	for _, file := range files {
+		text, err := read(file)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			continue
+		}
+		if err != nil {
 			return nil, fmt.Errorf("reading known hosts: %w", err)
 		}
+		l.read(text)
 	}
 	var keys []Key
 	for _, k := range l.keys {
@@ -76,6 +80,21 @@ func Lookup(files []string, host string) ([]Key, error) {
 	return keys, nil
 }
 
+// read reads a file. The path comes from the user, so it may be a FIFO; read
+// does not wait for a writer to open it.
+func read(file string) ([]byte, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(text) > maxFile {
+		err = fmt.Errorf("%s is larger than %d MiB", file, maxFile>>20)
+	}
+	return text, err
+}
+
 // lookup is what was found so far.
 type lookup struct {
 	host    string
@@ -84,107 +103,50 @@ type lookup struct {
 	broken  int
 }
 
-// readFile does not wait for a FIFO: the path is the user's, but may be
-// mistaken.
-func (l *lookup) readFile(path string) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+func (l *lookup) read(text []byte) {
+	for line := range bytes.Lines(text) {
+		if line = trim(line); len(line) > 0 && !l.take(line) {
+			l.broken++
+		}
+	}
+}
+
+// trim returns nothing for a comment.
+func trim(line []byte) []byte {
+	line = bytes.Trim(line, " \t\r\n")
+	if bytes.HasPrefix(line, []byte("#")) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	switch info, err := f.Stat(); {
-	case err != nil:
-		return err
-	case info.IsDir():
-		return fmt.Errorf("%s is a directory", path)
-	case info.Size() > maxFile:
-		return fmt.Errorf("%s has more than %d MiB", path, maxFile>>20)
-	}
-	if err := l.read(f); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
+	return line
 }
 
-var errTooLong = fmt.Errorf("more than %d MiB", maxFile>>20)
-
-// read looks at each line.
-func (l *lookup) read(r io.Reader) error { return readLines(r, l.line, func() { l.broken++ }) }
-
-// readLines calls line for each line, with its end, and tooLong for one that
-// is longer than maxLine.
-func readLines(r io.Reader, line func([]byte), tooLong func()) error {
-	limited := &io.LimitedReader{R: r, N: maxFile + 1}
-	b := bufio.NewReaderSize(limited, maxLine)
-	for {
-		text, err := b.ReadSlice('\n')
-		if errors.Is(err, bufio.ErrBufferFull) {
-			tooLong()
-			text, err = nil, skipLine(b)
-		}
-		if limited.N == 0 {
-			return errTooLong
-		}
-		line(text)
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-func skipLine(b *bufio.Reader) error {
-	for {
-		if _, err := b.ReadSlice('\n'); !errors.Is(err, bufio.ErrBufferFull) {
-			return err
-		}
-	}
-}
-
-// line takes the key of a line that is about the host. Other lines are not
-// looked at beyond their names, which is what makes a large file cheap.
-func (l *lookup) line(line []byte) {
-	line = bytes.Trim(line, " \t\r\n")
-	if len(line) == 0 || line[0] == '#' {
-		return
-	}
+// take takes the key from a line about the host. It does not parse the keys of
+// other lines, because a file may be large. It returns false for a broken line.
+func (l *lookup) take(line []byte) bool {
 	names, ok := hostField(line)
 	if !ok {
-		l.broken++
-		return
+		return false
 	}
 	match, err := matches(l.host, names)
-	if err == nil && !match {
-		return
+	if err != nil || !match {
+		return err == nil
 	}
-	marker, _, public, _, _, parseErr := ssh.ParseKnownHosts(line)
-	if err != nil || parseErr != nil {
-		l.broken++
-		return
-	}
-	l.take(marker, public)
-}
-
-func (l *lookup) take(marker string, public ssh.PublicKey) {
-	switch marker {
-	case "":
-		l.keys = append(l.keys, Key{Public: public})
-	case "cert-authority":
-		l.keys = append(l.keys, Key{Public: public, CA: true})
-	case "revoked":
+	marker, _, public, _, _, err := ssh.ParseKnownHosts(line)
+	switch {
+	case err != nil:
+		return false
+	case marker == "" || marker == "cert-authority":
+		l.keys = append(l.keys, Key{Public: public, CA: marker != ""})
+	case marker == "revoked":
 		l.revoked[string(public.Marshal())] = true
 	default:
-		l.broken++
+		return false
 	}
+	return true
 }
 
-// hostField returns the names of a line, which come behind the marker if there
-// is one.
+// hostField returns the names in a line, which follow the marker if there is
+// one.
 func hostField(line []byte) (names string, ok bool) {
 	fields := bytes.FieldsFunc(line, func(r rune) bool { return r == ' ' || r == '\t' })
 	if len(fields) > 0 && fields[0][0] == '@' {
@@ -194,4 +156,48 @@ func hostField(line []byte) (names string, ok bool) {
 		return "", false
 	}
 	return string(fields[0]), true
+}
+
+// matches reports whether the names in a line, patterns with commas in between
+// or one hash, are for host. Case does not matter.
+func matches(host, names string) (found bool, err error) {
+	host = strings.ToLower(host)
+	if strings.HasPrefix(names, "|") {
+		return matchesHash(host, names)
+	}
+	for pattern := range strings.SplitSeq(strings.ToLower(names), ",") {
+		pattern, negated := strings.CutPrefix(pattern, "!")
+		if matchesPattern(host, pattern) {
+			if negated {
+				return false, nil
+			}
+			found = true
+		}
+	}
+	return found, nil
+}
+
+// matchesPattern knows * for any characters and ? for one, but no brackets.
+func matchesPattern(host, pattern string) bool {
+	if !strings.ContainsAny(pattern, "*?") {
+		return host == pattern
+	}
+	match, err := path.Match(strings.NewReplacer("[", `\[`, `\`, `\\`).Replace(pattern), host)
+	return err == nil && match
+}
+
+// matchesHash compares with |1|salt|hash, the HMAC-SHA1 of a name.
+func matchesHash(host, name string) (bool, error) {
+	parts := strings.Split(name, "|")
+	if len(parts) != 4 || parts[1] != "1" {
+		return false, errors.New("unknown kind of hash")
+	}
+	salt, err := base64.StdEncoding.DecodeString(parts[2])
+	if err == nil && len(salt) != sha1.Size {
+		err = errors.New("the salt has a wrong length")
+	}
+	want, wantErr := base64.StdEncoding.DecodeString(parts[3])
+	mac := hmac.New(sha1.New, salt)
+	mac.Write([]byte(host))
+	return hmac.Equal(mac.Sum(nil), want), errors.Join(err, wantErr)
 }

@@ -3,59 +3,69 @@ package knownhosts
 import (
 	"bytes"
 	"encoding/base64"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/sys/unix"
 )
 
-// maxName bounds the name of a host, in bytes, as DNS does; with a port, and
-// its brackets.
+// maxName bounds the name of a host in bytes, as DNS does, with brackets and a
+// port.
 const maxName = 255 + len("[]:65535")
 
-// maxNames is how many names of one line are looked at, each of which has to be
-// compared with all the others.
+// maxNames bounds the names in a line, each of which is compared with all.
 const maxNames = 256
 
-// NameOf looks the other way: it returns a name that files have for the host
-// with this key, as it stands there, ports other than 22 as [host]:port. Of
-// several that is one of the guesses, if there is one among them, else the
-// first. Patterns name nobody. A hash can only be compared with the guesses,
-// which is how names are kept where ssh's HashKnownHosts is set.
+// NameOf returns a name that files have for the host with this key, as it is
+// written there. It prefers a name that is among the guesses to the first one.
+// A pattern is not a name. A hash can only be compared with the guesses.
 //
-// The name of a host certificate, whose signature must be verified, is one of
-// its principals if files let its authority speak for that, or a name of its
-// plain key. A key that files have as revoked, for whatever host, has no name.
+// The name for a host certificate is one of its principals, if files let its
+// authority certify that, or a name of the plain key. A key that files have as
+// revoked, for any host, has no name.
 //
-// Files that cannot be read are passed over; those that are none, such as
-// FIFOs, are not even tried.
+// NameOf skips files that it cannot read, and everything that is not a regular
+// file.
 func NameOf(files []string, key ssh.PublicKey, guesses ...string) (name string, found bool) {
-	n := newNaming(key, guesses, time.Now())
-	for _, path := range files {
-		n.readFile(path)
+	n := newNaming(key, guesses)
+	for _, file := range files {
+		if text, err := readRegular(file); err == nil {
+			n.read(text)
+		}
 	}
 	return n.result()
 }
 
+// readRegular does not wait for FIFOs.
+func readRegular(file string) ([]byte, error) {
+	info, err := os.Stat(file)
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", file)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return read(file)
+}
+
 // naming is what was found so far of the names of a key.
 type naming struct {
-	key     ssh.PublicKey // plain
-	cert    *ssh.Certificate
-	text    [][]byte // the keys that matter as they stand in a file: few lines have one
+	key     ssh.PublicKey    // plain
+	cert    *ssh.Certificate // nil: none, or not a good one
+	text    [][]byte         // the keys to look for, as they are written in a file
 	guesses []string
 
 	guessed, first string
 	revoked        bool
 }
 
-func newNaming(key ssh.PublicKey, guesses []string, now time.Time) *naming {
+func newNaming(key ssh.PublicKey, guesses []string) *naming {
 	n := &naming{key: key}
 	if cert, ok := key.(*ssh.Certificate); ok {
 		n.key = cert.Key
-		if forHost(cert, now) {
+		if forHost(cert) {
 			n.cert = cert
 			n.text = append(n.text, encoded(cert.SignatureKey))
 		}
@@ -71,92 +81,54 @@ func encoded(key ssh.PublicKey) []byte {
 	return []byte(base64.StdEncoding.EncodeToString(key.Marshal()))
 }
 
-// forHost says whether a certificate is one of a host, and good at this time.
-func forHost(cert *ssh.Certificate, now time.Time) bool {
-	seconds := uint64(max(now.Unix(), 0))
-	return cert.CertType == ssh.HostCert && cert.ValidAfter <= seconds && seconds < cert.ValidBefore &&
-		len(cert.CriticalOptions) == 0 && cert.Signature.Format != ssh.KeyAlgoRSA // which is SHA-1
+// forHost reports whether a certificate is a valid one of a host. It refuses
+// signatures with SHA-1.
+func forHost(cert *ssh.Certificate) bool {
+	return cert.CertType == ssh.HostCert && len(cert.ValidPrincipals) > 0 && cert.Signature.Format != ssh.KeyAlgoRSA &&
+		new(ssh.CertChecker).CheckCert(cert.ValidPrincipals[0], cert) == nil
 }
 
-func (n *naming) readFile(path string) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
-	if err != nil {
-		return
+func (n *naming) read(text []byte) {
+	for line := range bytes.Lines(text) {
+		if slices.ContainsFunc(n.text, func(key []byte) bool { return bytes.Contains(line, key) }) {
+			n.take(trim(line))
+		}
 	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() > maxFile {
-		return
-	}
-	_ = readLines(f, n.line, func() {}) // it is good as far as it goes
 }
 
-// line takes the names of a line that has the key, or that of the authority.
-func (n *naming) line(line []byte) {
-	line = bytes.Trim(line, " \t\r\n")
-	if len(line) == 0 || line[0] == '#' || !slices.ContainsFunc(n.text, func(k []byte) bool { return bytes.Contains(line, k) }) {
-		return
-	}
+// take takes the names from a line that has the key or that of its authority.
+func (n *naming) take(line []byte) {
 	names, ok := hostField(line)
-	if !ok {
-		return
-	}
 	marker, _, public, _, _, err := ssh.ParseKnownHosts(line)
-	if err != nil {
+	if err != nil || !ok {
 		return
 	}
 	isKey := same(public, n.key)
 	isAuthority := n.cert != nil && same(public, n.cert.SignatureKey)
+	var candidates []string
 	switch {
 	case marker == "revoked" && (isKey || isAuthority):
 		n.revoked = true
+	case marker == "" && isKey && strings.HasPrefix(names, "|"):
+		candidates = n.guesses
 	case marker == "" && isKey:
-		n.take(names)
+		candidates = strings.SplitN(strings.ToLower(names), ",", maxNames)
 	case marker == "cert-authority" && isAuthority:
-		n.takeCertified(names)
+		candidates = n.cert.ValidPrincipals
 	}
-}
-
-func same(a, b ssh.PublicKey) bool {
-	return a.Type() == b.Type() && bytes.Equal(a.Marshal(), b.Marshal())
-}
-
-// take looks at the names of a line with the key.
-func (n *naming) take(names string) {
-	if strings.HasPrefix(names, "|") {
-		for _, guess := range n.guesses {
-			if match, err := matchesHash(guess, names); err == nil && match {
-				n.add(guess)
-			}
-		}
-		return
-	}
-	for i, name := range strings.Split(strings.ToLower(names), ",") {
-		if i == maxNames {
-			break
-		}
-		if match, err := matches(name, names); err == nil && match { // or it is negated
-			n.add(name)
-		}
-	}
-}
-
-// takeCertified looks at the names in the certificate for which a line lets
-// its authority speak.
-func (n *naming) takeCertified(names string) {
-	for _, principal := range n.cert.ValidPrincipals {
-		if len(principal) > maxName {
+	for _, name := range candidates {
+		if len(name) > maxName || strings.ContainsAny(name, "*?!|,") {
 			continue
 		}
-		if match, err := matches(principal, names); err == nil && match {
-			n.add(strings.ToLower(principal))
+		if match, err := matches(name, names); err == nil && match { // or it is negated
+			n.add(strings.ToLower(name))
 		}
 	}
 }
 
+func same(a, b ssh.PublicKey) bool { return bytes.Equal(a.Marshal(), b.Marshal()) }
+
 func (n *naming) add(name string) {
-	if name == "" || len(name) > maxName || strings.ContainsAny(name, "*?!|") {
-		return
-	}
 	if n.first == "" {
 		n.first = name
 	}
@@ -166,11 +138,12 @@ func (n *naming) add(name string) {
 }
 
 func (n *naming) result() (name string, found bool) {
-	switch {
-	case n.revoked:
-		return "", false
-	case n.guessed != "":
-		return n.guessed, true
+	name = n.first
+	if n.guessed != "" {
+		name = n.guessed
 	}
-	return n.first, n.first != ""
+	if n.revoked {
+		name = ""
+	}
+	return name, name != ""
 }
