@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// timers returns what the kernel says of the timers that this process has.
+// timers returns what the kernel reports about the timers of this process.
 func timers(t *testing.T) (found []string) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -45,12 +45,12 @@ func awaitNoTimer(t *testing.T) {
 	}
 }
 
-// ways are both ways to wait, with a descriptor and without.
+// ways returns both ways to wait, with a descriptor and without.
 func ways() map[string]func(time.Duration, func()) func() {
 	c := New()
 	return map[string]func(time.Duration, func()) func(){
 		"timer": c.AfterFunc,
-		"watch": func(d time.Duration, f func()) func() { return c.watch(c.Now()+clip(d), f) },
+		"poll":  func(d time.Duration, f func()) func() { return c.poll(c.Now()+clip(d), f) },
 	}
 }
 
@@ -68,8 +68,8 @@ func TestNow(t *testing.T) {
 	}
 }
 
-// The kernel counts the time for a timer by the clock that goes on in sleep,
-// and children do not inherit it.
+// TestTimerIsOfBootTime checks that the kernel counts by the clock that includes
+// sleep, and that children do not inherit the timer.
 func TestTimerIsOfBootTime(t *testing.T) {
 	stop := New().AfterFunc(time.Hour, func() { t.Error("fired") })
 	defer awaitNoTimer(t)
@@ -116,7 +116,7 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// f may stop its own timer, also while it is the last thing that knows it.
+// TestStopFromInside checks that f may stop its own timer.
 func TestStopFromInside(t *testing.T) {
 	for name, after := range ways() {
 		t.Run(name, func(t *testing.T) {
@@ -133,8 +133,8 @@ func TestStopFromInside(t *testing.T) {
 	}
 }
 
-// Whatever comes first, the moment or one of two stops: f is called once or not
-// at all, and nothing is left.
+// TestStopAgainstFire stops timers twice while they fire: f is called at most
+// once, and no descriptor stays open.
 func TestStopAgainstFire(t *testing.T) {
 	for name, after := range ways() {
 		t.Run(name, func(t *testing.T) {
@@ -156,7 +156,7 @@ func TestStopAgainstFire(t *testing.T) {
 	}
 }
 
-// Timers do not wait for each other: each fires once.
+// TestMany checks that each of many timers fires once.
 func TestMany(t *testing.T) {
 	c := New()
 	var order []int
@@ -174,7 +174,7 @@ func TestMany(t *testing.T) {
 	awaitNoTimer(t)
 }
 
-// Without a descriptor left, a key must still expire.
+// TestNoDescriptorLeft checks that timers fire without a free descriptor.
 func TestNoDescriptorLeft(t *testing.T) {
 	var before unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
@@ -186,11 +186,10 @@ func TestNoDescriptorLeft(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
 		t.Fatal(err)
 	}
-	_, err := c.timer(time.Hour)
+	_, err := newTimer(time.Hour)
 	fired := make(chan struct{})
 	c.AfterFunc(10*time.Millisecond, func() { close(fired) })
 	stop := c.AfterFunc(time.Hour, func() { t.Error("fired") })
-	clock := New()
 	<-fired
 	stop()
 	if restore := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); restore != nil {
@@ -198,8 +197,5 @@ func TestNoDescriptorLeft(t *testing.T) {
 	}
 	if err == nil {
 		t.Error("there was a descriptor")
-	}
-	if clock != c {
-		t.Errorf("without a descriptor the clock is %v, not %v", clock, c)
 	}
 }

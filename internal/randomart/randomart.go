@@ -1,9 +1,9 @@
-// Package randomart draws the picture that ssh-keygen shows beside a new key
-// ("The key's randomart image is:"), so that a key made in a TPM can be
-// compared at a glance with what `ssh-keygen -lv` shows for it elsewhere.
+// Package randomart draws the picture of a key that ssh-keygen shows ("The
+// key's randomart image is:"), so that you can compare a key made in a TPM at a
+// glance with what `ssh-keygen -lv` shows elsewhere.
 //
-// A bishop starts in the middle of a board and moves diagonally, two bits of
-// the fingerprint for each move; a square shows how often it was visited
+// A bishop starts in the middle of a board and moves diagonally, once for two
+// bits of the fingerprint. A square shows how often it was visited
 // (D. Loss, T. Limmer, A. von Gernler: "The drunken bishop", 2009).
 package randomart
 
@@ -21,9 +21,9 @@ const (
 	end        = len(symbols) - 1
 )
 
-// SHA256 draws digest, the raw SHA-256 fingerprint of a public key. The kind of
-// key ("ECDSA 256") stands in the upper border, shortened to its first word
-// when it does not fit. The picture has eleven lines and no newline at its end.
+// SHA256 draws digest, the raw SHA-256 fingerprint of a public key, with the
+// kind of key ("ECDSA 256") in the upper border. If that does not fit, only its
+// first word is used. The last of the eleven lines has no newline.
 func SHA256(kind string, digest [32]byte) string {
 	board := walk(digest[:])
 	var b strings.Builder
@@ -40,8 +40,7 @@ func SHA256(kind string, digest [32]byte) string {
 	return b.String()
 }
 
-// walk moves the bishop over the board. It cannot leave: at an edge it slides
-// along it.
+// walk moves the bishop over the board. At an edge it slides along.
 func walk(digest []byte) (board [height][width]int) {
 	x, y := width/2, height/2
 	for _, octet := range digest {
@@ -67,8 +66,8 @@ func step(at int, forward bool, size int) int {
 	return max(at-1, 0)
 }
 
-// title is what stands in the upper border. OpenSSH gives it 16 characters and
-// leaves the size out when there are more.
+// title returns the text for the upper border. Like OpenSSH it leaves out the
+// size if there is no room.
 func title(kind string) string {
 	if len(kind)+2 >= width {
 		kind, _, _ = strings.Cut(kind, " ")
@@ -76,7 +75,7 @@ func title(kind string) string {
 	return "[" + kind + "]"
 }
 
-// border centres text in a horizontal edge; an odd rest goes to the right.
+// border centres text in a horizontal edge, or one column left of that.
 func border(text string) string {
 	if len(text) > width {
 		text = text[:width]

@@ -18,12 +18,13 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// TestAgainstSSHKeygen compares with the pictures that ssh-keygen itself draws
-// for fresh keys, of all types whose names have different lengths.
+// TestAgainstSSHKeygen compares with what ssh-keygen draws for fresh keys, of
+// types whose names differ in length.
 func TestAgainstSSHKeygen(t *testing.T) {
+	t.Parallel()
 	keygen, err := exec.LookPath("ssh-keygen")
 	if err != nil {
-		t.Fatalf("this test needs ssh-keygen (package openssh-client): %v", err)
+		t.Skip("ssh-keygen is not installed")
 	}
 	for kind, key := range freshKeys(t) {
 		pub, err := ssh.NewPublicKey(key)
@@ -46,7 +47,7 @@ func TestAgainstSSHKeygen(t *testing.T) {
 }
 
 // freshKeys returns public keys by the kind that ssh-keygen writes in the
-// border; several of the quick ones, as each walks elsewhere.
+// border, and several of those that are quick to make.
 func freshKeys(t *testing.T) func(func(string, any) bool) {
 	return func(yield func(string, any) bool) {
 		for range 8 {
@@ -75,9 +76,10 @@ func freshKeys(t *testing.T) func(func(string, any) bool) {
 	}
 }
 
-// The board's edges: a walk of one direction only ends in its corner, and a
-// square shows at most its last symbol before S.
+// TestCorners checks that a walk in one direction ends in its corner, and that a
+// square shows at most the last symbol before S.
 func TestCorners(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		octet    byte
 		row, col int
@@ -98,9 +100,10 @@ func TestCorners(t *testing.T) {
 	}
 }
 
-// A title that has no room loses its size, as OpenSSH's does, and never makes
-// the border longer.
+// TestTitle checks that a title loses its size if there is no room, as
+// OpenSSH's does, and never makes the border longer.
 func TestTitle(t *testing.T) {
+	t.Parallel()
 	for kind, want := range map[string]string{
 		"RSA 2048":                  "+---[RSA 2048]----+",
 		"RSA 16384":                 "+---[RSA 16384]---+",
