@@ -69,11 +69,11 @@ func makeSocket(sys system, o serveOptions) (l *socket.Listener, err error) {
 // cleanStale removes the sockets of agents that were killed, in the place where
 // this one's would be. That it cannot is no reason not to start.
 func cleanStale(sys system, log *slog.Logger) {
-	clean, dir := socket.CleanStale, sys.runtimeDir()
+	dir := sys.runtimeDir()
 	if dir == "" {
-		clean, dir = socket.CleanStaleTemp, sys.tempDir()
+		dir = sys.tempDir()
 	}
-	removed, err := clean(dir)
+	removed, err := socket.CleanStale(dir)
 	for _, path := range removed {
 		log.Info("removed the socket of an agent that was killed", "socket", path)
 	}

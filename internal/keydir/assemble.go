@@ -3,7 +3,6 @@ package keydir
 import (
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 )
 
@@ -37,7 +36,7 @@ func (x *Index) assemble() (fresh []Problem) {
 			case kindKey:
 				d.link(name, f)
 				if other := first[f.content.blob]; other != nil {
-					err := fmt.Errorf("%w: %s", ErrDuplicate, otherName(other.Path, d.path))
+					err := fmt.Errorf("%w: %s", ErrDuplicate, other.Path)
 					findings = append(findings, finding{Problem: Problem{f.entry.Path, err}, version: f.content})
 					continue
 				}
@@ -64,12 +63,4 @@ func (x *Index) assemble() (fresh []Problem) {
 	}
 	x.reported = seen
 	return fresh
-}
-
-// otherName returns the shortest clear name for path in a message about dir.
-func otherName(path, dir string) string {
-	if filepath.Dir(path) == dir {
-		return filepath.Base(path)
-	}
-	return path
 }

@@ -12,14 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// comparePause is the time between two comparisons of all files where there
-	// are no events.
-	comparePause = time.Second
-	// quietTime is how long an unfinished file must rest before it counts as
-	// finished although its writer has not closed it.
-	quietTime = 2 * time.Second
-)
+// quietTime is how long an unfinished file must rest before it counts as
+// finished although its writer has not closed it.
+const quietTime = 2 * time.Second
 
 // A directory mirrors the files of one directory on the disk.
 type directory struct {
@@ -31,12 +26,10 @@ type directory struct {
 	// event: symbolic links, with a zero time, and files whose writer is not
 	// done, with the time of the last event.
 	again    map[string]time.Time
-	watch    *watch // nil: compare
-	watchErr error  // why watch is nil
-	remote   bool
-	stamp    stamp // of the directory when it was last listed; zero: list it again
-	compared time.Time
-	err      error // why there is nothing to list
+	watch    *watch // nil: compare all files in each call
+	watchErr error  // why there is none
+	stamp    stamp  // of the directory when it was last listed; zero: list it again
+	err      error  // why there is nothing to list
 }
 
 // A file is a name in a directory and what was last read there.
@@ -72,7 +65,7 @@ func (d *directory) sync() bool {
 	if d.watch != nil {
 		ch = d.watch.drain()
 	}
-	if !now.sameFile(d.stamp) || d.err != nil || ch.all || d.mustPoll(now) {
+	if !now.sameFile(d.stamp) || d.err != nil || ch.all || d.watch == nil {
 		return d.open(compare)
 	}
 	changed := false
@@ -92,12 +85,6 @@ func (d *directory) sync() bool {
 		}
 	}
 	return changed
-}
-
-// mustPoll reports whether it is time to compare all files. A change of the
-// directory itself, whose stamp is now, is noticed at once.
-func (d *directory) mustPoll(now stamp) bool {
-	return (d.watch == nil || d.remote) && (now != d.stamp || d.sys.now().Sub(d.compared) >= comparePause)
 }
 
 // reload reads every file again.
@@ -120,14 +107,16 @@ func (d *directory) open(e evidence) bool {
 		return d.lose(plain(err))
 	}
 	before := errorText(d.watchErr)
-	d.watch, d.watchErr = d.sys.newWatch(f)
+	if d.watchErr = nil; !d.sys.remote(f) {
+		d.watch, d.watchErr = d.sys.newWatch(f)
+	}
 	changed := d.err != nil || errorText(d.watchErr) != before
 	// Changes from here on are queued as events.
 	entries, err := f.ReadDir(-1)
 	if err != nil {
 		return d.lose(plain(err))
 	}
-	d.remote, d.stamp, d.compared, d.err = d.sys.remote(f), newStamp(fi), d.sys.now(), nil
+	d.stamp, d.err = newStamp(fi), nil
 	there := make(map[string]bool, len(entries))
 	for _, entry := range entries {
 		there[entry.Name()] = true
@@ -221,7 +210,7 @@ func (d *directory) findings() (list []finding) {
 		list = append(list, finding{Problem: Problem{d.path, d.err}})
 	}
 	if d.watchErr != nil {
-		err := fmt.Errorf("no events from inotify, so files are compared once a second: %w", d.watchErr)
+		err := fmt.Errorf("no events from inotify, so all files are compared for each request: %w", d.watchErr)
 		list = append(list, finding{Problem: Problem{d.path, err}})
 	}
 	return list

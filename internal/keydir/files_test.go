@@ -302,7 +302,7 @@ func TestDuplicates(t *testing.T) {
 		t.Errorf("entries are %v", list)
 	}
 	want := []string{
-		first + "/c: the same key as in another file: b",
+		first + "/c: the same key as in another file: " + first + "/b",
 		second + "/a: the same key as in another file: " + first + "/b",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {

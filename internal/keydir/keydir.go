@@ -5,7 +5,7 @@
 // file changes, and Entries reads that queue before it answers. So each call
 // sees what was changed before it, and a call costs a few system calls if
 // nothing changed. Where inotify is not available, or does not notice changes
-// (network file systems), files are compared by their metadata once a second.
+// (network file systems), each call compares the metadata of all files.
 package keydir
 
 import (

@@ -15,40 +15,28 @@ func noEvents(s *system) {
 	}
 }
 
-// network makes changes cause no events, as those of other machines do: the
-// watch is on a directory in which nothing happens.
-func network(t *testing.T) func(*system) {
-	quiet, err := os.Open(t.TempDir())
-	must(t, err)
-	t.Cleanup(func() { quiet.Close() })
-	return func(s *system) {
-		s.newWatch = func(*os.File) (*watch, error) { return newWatch(quiet) }
-		s.remote = func(*os.File) bool { return true }
-	}
-}
+// network puts the directory on a network file system.
+func network(s *system) { s.remote = func(*os.File) bool { return true } }
 
 func TestWithoutEvents(t *testing.T) {
 	t.Parallel()
-	for name, change := range map[string]func(*system){"no inotify": noEvents, "network": network(t)} {
+	for name, change := range map[string]func(*system){"no inotify": noEvents, "network": network} {
 		t.Run(name, func(t *testing.T) {
 			b := start(t, t.TempDir(), change)
 			one, two := newKey(t), newKey(t)
 			b.want()
 			b.take()
 			b.write("id", one.pem)
-			b.want("id") // the directory's own time shows it
+			b.want("id")
 			b.write("id", two.pem)
-			b.clock.pass(comparePause)
 			if string(b.only().Public.Marshal()) != string(two.public.Marshal()) {
-				t.Error("the key written in place is not listed after the pause")
+				t.Error("the key written in place is not listed")
 			}
 			before := b.Entries()
-			b.clock.pass(comparePause)
 			if after := b.Entries(); &after[0] != &before[0] {
 				t.Error("the slice is another though nothing has changed")
 			}
 			must(t, os.Rename(b.path("id"), b.path("other")))
-			b.clock.pass(comparePause)
 			b.want("other")
 			must(t, os.RemoveAll(b.dir))
 			b.want()
@@ -58,22 +46,6 @@ func TestWithoutEvents(t *testing.T) {
 			b.want("back")
 		})
 	}
-}
-
-// TestPause checks that files are not compared within the pause.
-func TestPause(t *testing.T) {
-	t.Parallel()
-	b := start(t, t.TempDir(), noEvents)
-	b.write("id", newKey(t).pem)
-	b.want("id")
-	// The call above may have come within the same tick of the file system's
-	// clock as the change. After the next comparison that is over.
-	b.clock.pass(comparePause)
-	b.want("id")
-	b.write("id", []byte("no key any more"))
-	b.want("id")
-	b.clock.pass(comparePause)
-	b.want()
 }
 
 // TestSameTime checks that a file is read again if it was changed twice within
@@ -88,7 +60,6 @@ func TestSameTime(t *testing.T) {
 	now, err := stampOf(b.path("id"))
 	must(t, err)
 	b.dirs[0].files["id"].stamp = now
-	b.clock.pass(comparePause)
 	if string(b.only().Public.Marshal()) != string(k.public.Marshal()) {
 		t.Error("the second change is not seen")
 	}
@@ -113,7 +84,6 @@ func TestInotifyLimit(t *testing.T) {
 		t.Errorf("problems are %v", b.Problems())
 	}
 	fail = false
-	b.clock.pass(comparePause)
 	b.Entries()
 	b.write("id", newKey(t).pem)
 	b.want("id")

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,9 +20,6 @@ const OldName = ".tpm-agent-parents"
 
 // maxFile bounds what is read and written, in bytes. 10000 keys find room.
 const maxFile = 1 << 20
-
-// patience is the longest wait for other processes that write.
-const patience = 5 * time.Second
 
 // A Store keeps a user's memory in the file Path.
 type Store struct{ Path string }
@@ -65,11 +61,14 @@ func (s Store) Update(dir string, change func(*Memory) bool) error {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return err
 	}
-	locked, err := lock(state, patience)
+	// A lock on the file would not survive its replacement. On file systems
+	// that cannot lock a directory the last writer wins.
+	dirFile, err := os.Open(state)
 	if err != nil {
 		return err
 	}
-	defer locked.Close()
+	defer dirFile.Close()
+	_ = unix.Flock(int(dirFile.Fd()), unix.LOCK_EX)
 	if m, err = s.Read(dir); err != nil || !change(m) {
 		return err
 	}
@@ -104,23 +103,4 @@ func read(path string) (*Memory, error) {
 		return m, err
 	}
 	return parse(text), nil
-}
-
-// lock locks dir until the result is closed. A lock on the file would not
-// survive its replacement. On file systems without locks the last writer wins.
-func lock(dir string, patience time.Duration) (*os.File, error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return f, nil
-		}
-		if time.Since(start) >= patience {
-			f.Close()
-			return nil, fmt.Errorf("wait for other processes that write in %s: %w", dir, err)
-		}
-	}
 }

@@ -26,39 +26,15 @@ func Inherited() (*Listener, error) {
 	if len(files) == 0 {
 		return nil, nil
 	}
-	l, err := fromFiles(files)
+	l, err := net.FileListener(files[0])
 	if err != nil {
 		return nil, fmt.Errorf("socket activation: %w", err)
 	}
-	return &Listener{unix: l}, nil
-}
-
-// fromFiles makes a listener of a duplicate of the one file.
-func fromFiles(files []*os.File) (*net.UnixListener, error) {
-	if len(files) > 1 {
-		return nil, fmt.Errorf("%d sockets were passed, one is needed", len(files))
+	listening, err := unix.GetsockoptInt(int(files[0].Fd()), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	ul, isUnix := l.(*net.UnixListener)
+	if err != nil || listening == 0 || !isUnix || ul.Addr().Network() != "unix" || len(files) > 1 {
+		return nil, errors.Join(errors.New("socket activation: one listening unix stream socket is needed (ListenStream= with a path, Accept=no)"), l.Close())
 	}
-	for _, want := range []struct {
-		option, value int
-		complaint     string
-	}{
-		{unix.SO_DOMAIN, unix.AF_UNIX, "not a unix socket (ListenStream= needs a path)"},
-		{unix.SO_TYPE, unix.SOCK_STREAM, "not a stream socket (ListenStream= is needed)"},
-		{unix.SO_ACCEPTCONN, 1, "not a listening socket (Accept=no is needed)"},
-	} {
-		got, err := unix.GetsockoptInt(int(files[0].Fd()), unix.SOL_SOCKET, want.option)
-		if err != nil {
-			return nil, err
-		}
-		if got != want.value {
-			return nil, errors.New(want.complaint)
-		}
-	}
-	l, err := net.FileListener(files[0])
-	if err != nil {
-		return nil, err
-	}
-	ul := l.(*net.UnixListener)
 	ul.SetUnlinkOnClose(false)
-	return ul, nil
+	return &Listener{unix: ul}, nil
 }

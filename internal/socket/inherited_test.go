@@ -133,11 +133,11 @@ func TestInheritedUseless(t *testing.T) {
 		files []*os.File
 		want  string
 	}{
-		{[]*os.File{good, good}, "2 sockets were passed, one is needed"},
+		{[]*os.File{good, good}, "one listening unix stream socket is needed"},
 		{[]*os.File{file}, "socket operation on non-socket"},
-		{[]*os.File{tcpFile}, "not a unix socket"},
-		{[]*os.File{rawSocket(t, unix.SOCK_DGRAM)}, "not a stream socket"},
-		{[]*os.File{rawSocket(t, unix.SOCK_STREAM)}, "not a listening socket"},
+		{[]*os.File{tcpFile}, "one listening unix stream socket is needed"},
+		{[]*os.File{rawSocket(t, unix.SOCK_DGRAM)}, "one listening unix stream socket is needed"},
+		{[]*os.File{rawSocket(t, unix.SOCK_STREAM)}, "one listening unix stream socket is needed"},
 	} {
 		if got := pass(t, "own", test.files...).line(); !strings.Contains(got, test.want) {
 			t.Errorf("the service says %q, want %q", got, test.want)

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,21 +35,35 @@ func ListenTemp(temp string) (*Listener, error) {
 	return l, nil
 }
 
-// CleanStale removes the sockets that ListenOwn made in dir for processes that
-// were killed since, and returns their paths. Live sockets stay, as does
+// CleanStale removes the sockets of killed processes that ListenOwn made in dir
+// or ListenTemp below it, and returns their paths. Live sockets stay, as does
 // everything that has a different name or owner or is not a socket.
 func CleanStale(dir string) (removed []string, err error) {
-	lock, err := lockDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	removed, err = cleanDir(dir)
+	errs := []error{err}
+	private, _ := filepath.Glob(filepath.Join(dir, tempPrefix+"*"))
+	for _, dir := range private {
+		if fi, err := os.Lstat(dir); err != nil || fi.Mode() != fs.ModeDir|0o700 || owner(fi) != os.Geteuid() {
+			continue
+		}
+		gone, err := cleanDir(dir)
+		if len(gone) > 0 { // an empty one may belong to a process that is about to listen
+			err = errors.Join(err, removeEmpty(dir))
+		}
+		removed, errs = append(removed, gone...), append(errs, err)
 	}
+	return removed, errors.Join(errs...)
+}
+
+func cleanDir(dir string) (removed []string, err error) {
+	lock, err := lockDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("remove old sockets: %w", err)
+		return nil, ignoreMissing(err)
 	}
 	defer lock.Close()
 	entries, err := lock.ReadDir(-1)
 	if err != nil {
-		return nil, fmt.Errorf("remove old sockets: %w", err)
+		return nil, err
 	}
 	own := regexp.MustCompile(`^agent\.[1-9][0-9]*\.sock$`)
 	for _, entry := range entries {
@@ -64,31 +77,6 @@ func CleanStale(dir string) (removed []string, err error) {
 		}
 	}
 	return removed, nil
-}
-
-// CleanStaleTemp does the same for the private directories that ListenTemp
-// made below temp. An empty one may belong to a process that is about to
-// listen, so only those that held a stale socket are removed.
-func CleanStaleTemp(temp string) (removed []string, err error) {
-	entries, err := os.ReadDir(temp)
-	if err != nil {
-		return nil, fmt.Errorf("remove old sockets: %w", err)
-	}
-	var errs []error
-	for _, entry := range entries {
-		fi, err := entry.Info()
-		if err != nil || !strings.HasPrefix(entry.Name(), tempPrefix) || fi.Mode() != fs.ModeDir|0o700 || owner(fi) != os.Geteuid() {
-			continue
-		}
-		dir := filepath.Join(temp, entry.Name())
-		gone, err := CleanStale(dir)
-		if len(gone) > 0 {
-			err = errors.Join(err, removeEmpty(dir))
-		}
-		removed = append(removed, gone...)
-		errs = append(errs, err)
-	}
-	return removed, errors.Join(errs...)
 }
 
 // removeEmpty removes a directory unless there is a file in it.

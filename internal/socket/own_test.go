@@ -208,12 +208,12 @@ func TestCleanStaleTemp(t *testing.T) {
 	must(t, os.Mkdir(other, 0o700))
 	staleSocket(t, other+"/agent.1.sock")
 
-	removed, err := CleanStaleTemp(temp)
+	removed, err := CleanStale(temp)
 	slices.Sort(removed)
 	want := []string{dead, kept}
 	slices.Sort(want)
 	if err != nil || !slices.Equal(removed, want) {
-		t.Errorf("CleanStaleTemp = %v, %v, want %v", removed, err, want)
+		t.Errorf("CleanStale = %v, %v, want %v", removed, err, want)
 	}
 	must(t, answers(alive))
 	for path, there := range map[string]bool{

@@ -36,8 +36,7 @@ type Listener struct {
 	file fs.FileInfo // what was made at path
 	dir  string      // a directory to remove with the socket, or ""
 
-	close    sync.Once
-	closeErr error
+	close sync.Once
 }
 
 // An InUseError reports that a living process listens on the socket.
@@ -191,33 +190,20 @@ func (l *Listener) Accept() (net.Conn, error) {
 func (l *Listener) Addr() net.Addr { return l.unix.Addr() }
 
 // Close stops listening. It removes the socket if Listen made it and no other
-// file has replaced it. Connections stay open.
-func (l *Listener) Close() error {
-	l.close.Do(func() { l.closeErr = l.shut() })
-	return l.closeErr
-}
-
-func (l *Listener) shut() error {
-	// The file is removed while the listener is open: until it is closed the
-	// kernel cannot give its inode number to a new file.
-	var errs []error
-	if l.path != "" {
-		errs = append(errs, removeIf(l.path, l.file))
-	}
-	errs = append(errs, l.unix.Close())
-	if l.dir != "" {
-		errs = append(errs, removeEmpty(l.dir))
-	}
-	return errors.Join(errs...)
-}
-
-// removeIf removes path if it is still the given file.
-func removeIf(path string, want fs.FileInfo) error {
-	fi, err := os.Lstat(path)
-	if err != nil || !os.SameFile(fi, want) {
-		return ignoreMissing(err)
-	}
-	return ignoreMissing(os.Remove(path))
+// file has replaced it. Connections stay open. Only the first call does anything.
+func (l *Listener) Close() (err error) {
+	l.close.Do(func() {
+		// The file is removed while the listener is open: until it is closed the
+		// kernel cannot give its inode number to a new file.
+		if fi, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(fi, l.file) {
+			err = ignoreMissing(os.Remove(l.path))
+		}
+		err = errors.Join(err, l.unix.Close())
+		if l.dir != "" {
+			err = errors.Join(err, removeEmpty(l.dir))
+		}
+	})
+	return err
 }
 
 func ignoreMissing(err error) error {
