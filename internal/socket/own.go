@@ -25,7 +25,7 @@ func ListenOwn(dir string) (*Listener, error) {
 func ListenTemp(temp string) (*Listener, error) {
 	dir, err := os.MkdirTemp(temp, tempPrefix)
 	if err != nil {
-		return nil, fmt.Errorf("make a directory for the socket: %w", err)
+		return nil, fmt.Errorf("making a directory for the socket: %w", err)
 	}
 	l, err := ListenOwn(dir)
 	if err != nil {
