@@ -107,9 +107,7 @@ func (d *directory) open(e evidence) bool {
 		return d.lose(plain(err))
 	}
 	before := errorText(d.watchErr)
-	if d.watchErr = nil; !d.sys.remote(f) {
-		d.watch, d.watchErr = d.sys.newWatch(f)
-	}
+	d.watch, d.watchErr = d.sys.newWatch(f)
 	changed := d.err != nil || errorText(d.watchErr) != before
 	// Changes from here on are queued as events.
 	entries, err := f.ReadDir(-1)

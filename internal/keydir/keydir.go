@@ -115,26 +115,21 @@ func (x *Index) Close() error {
 // result. It reports new problems after it has released the mutex, so report
 // may call the index.
 func (x *Index) update(f func(*directory) bool) ([]*Entry, []Problem) {
-	entries, problems, fresh := x.updateLocked(f)
-	if x.report != nil {
-		for _, p := range fresh {
+	x.mu.Lock()
+	changed := false
+	for _, d := range x.dirs {
+		changed = !x.closed && f(d) || changed
+	}
+	var fresh []Problem
+	if changed {
+		fresh = x.assemble()
+	}
+	entries, problems := x.entries, x.problems
+	x.mu.Unlock()
+	for _, p := range fresh {
+		if x.report != nil {
 			x.report(p)
 		}
 	}
 	return entries, problems
-}
-
-func (x *Index) updateLocked(f func(*directory) bool) (entries []*Entry, problems, fresh []Problem) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if !x.closed {
-		changed := false
-		for _, d := range x.dirs {
-			changed = f(d) || changed
-		}
-		if changed {
-			fresh = x.assemble()
-		}
-	}
-	return x.entries, x.problems, fresh
 }

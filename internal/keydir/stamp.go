@@ -5,8 +5,6 @@ import (
 	"os"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // A stamp is equal to an earlier one if the file is probably unchanged.
@@ -60,24 +58,6 @@ func (s stamp) fresh(now time.Time) bool {
 type system struct {
 	now      func() time.Time
 	newWatch func(dir *os.File) (*watch, error)
-	remote   func(dir *os.File) bool
 }
 
-func host() system { return system{time.Now, newWatch, remote} }
-
-// remote reports whether other machines may change the directory without an
-// event. FUSE counts because of sshfs.
-func remote(dir *os.File) bool {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
-		return true
-	}
-	switch uint32(st.Type) {
-	case unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC,
-		unix.FUSE_SUPER_MAGIC, unix.V9FS_MAGIC, unix.AFS_SUPER_MAGIC, unix.AFS_FS_MAGIC,
-		unix.CEPH_SUPER_MAGIC, unix.CODA_SUPER_MAGIC, unix.OCFS2_SUPER_MAGIC,
-		0x01161970 /* GFS2 */, 0x786f4256 /* vboxsf */, 0x0bd00bd0 /* Lustre */ :
-		return true
-	}
-	return false
-}
+func host() system { return system{time.Now, newWatch} }

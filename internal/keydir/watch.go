@@ -27,8 +27,29 @@ type watch struct {
 	buf []byte
 }
 
-// newWatch watches an open directory. Its path might lead elsewhere by now.
+// remote reports whether other machines may change the directory without an
+// event. FUSE counts because of sshfs.
+func remote(dir *os.File) bool {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
+		return true
+	}
+	switch uint32(st.Type) {
+	case unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC,
+		unix.FUSE_SUPER_MAGIC, unix.V9FS_MAGIC, unix.AFS_SUPER_MAGIC, unix.AFS_FS_MAGIC,
+		unix.CEPH_SUPER_MAGIC, unix.CODA_SUPER_MAGIC, unix.OCFS2_SUPER_MAGIC,
+		0x01161970 /* GFS2 */, 0x786f4256 /* vboxsf */, 0x0bd00bd0 /* Lustre */ :
+		return true
+	}
+	return false
+}
+
+// newWatch watches an open directory, whose path may lead elsewhere by now. It
+// returns nil if there would not be an event for each change.
 func newWatch(dir *os.File) (*watch, error) {
+	if remote(dir) {
+		return nil, nil
+	}
 	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
 	if err != nil {
 		return nil, explainInotify(err, "fs.inotify.max_user_instances")

@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-
-	"golang.org/x/sys/unix"
 )
 
 // tempPrefix begins the names of the private directories of ListenTemp.
@@ -48,7 +46,7 @@ func CleanStale(dir string) (removed []string, err error) {
 		}
 		gone, err := cleanDir(dir)
 		if len(gone) > 0 { // an empty one may belong to a process that is about to listen
-			err = errors.Join(err, removeEmpty(dir))
+			_ = os.Remove(dir) // it stays if there is a file in it
 		}
 		removed, errs = append(removed, gone...), append(errs, err)
 	}
@@ -77,12 +75,4 @@ func cleanDir(dir string) (removed []string, err error) {
 		}
 	}
 	return removed, nil
-}
-
-// removeEmpty removes a directory unless there is a file in it.
-func removeEmpty(dir string) error {
-	if err := os.Remove(dir); !errors.Is(err, unix.ENOTEMPTY) {
-		return ignoreMissing(err)
-	}
-	return nil
 }

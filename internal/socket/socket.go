@@ -200,7 +200,7 @@ func (l *Listener) Close() (err error) {
 		}
 		err = errors.Join(err, l.unix.Close())
 		if l.dir != "" {
-			err = errors.Join(err, removeEmpty(l.dir))
+			_ = os.Remove(l.dir) // it stays if there is a file in it
 		}
 	})
 	return err
