@@ -9,15 +9,9 @@ import (
 // A finding may turn out to be a Problem.
 type finding struct {
 	Problem
-	version *content // of the file: new content is reported again
 	// blob is the key that a public key or certificate belongs to. It is no
 	// problem if that is the key of a different key file.
 	blob string
-}
-
-type problemID struct {
-	path, text string
-	version    *content
 }
 
 // assemble makes the lists from the files that the directories know, and
@@ -32,12 +26,12 @@ func (x *Index) assemble() (fresh []Problem) {
 			f := d.files[name]
 			switch f.content.kind {
 			case kindBroken:
-				findings = append(findings, finding{Problem: Problem{d.join(name), f.content.err}, version: f.content})
+				findings = append(findings, finding{Problem: Problem{d.join(name), f.content.err}})
 			case kindKey:
 				d.link(name, f)
 				if other := first[f.content.blob]; other != nil {
 					err := fmt.Errorf("%w: %s", ErrDuplicate, other.Path)
-					findings = append(findings, finding{Problem: Problem{f.entry.Path, err}, version: f.content})
+					findings = append(findings, finding{Problem: Problem{f.entry.Path, err}})
 					continue
 				}
 				first[f.content.blob] = f.entry
@@ -49,15 +43,15 @@ func (x *Index) assemble() (fresh []Problem) {
 	if !slices.Equal(entries, x.entries) {
 		x.entries = entries
 	}
-	seen := make(map[problemID]bool)
+	seen := make(map[string]bool)
 	x.problems = nil
 	for _, f := range findings {
-		id := problemID{f.Path, f.Err.Error(), f.version}
-		if first[f.blob] != nil || seen[id] {
+		text := f.String()
+		if first[f.blob] != nil || seen[text] {
 			continue
 		}
 		x.problems = append(x.problems, f.Problem)
-		if seen[id] = true; !x.reported[id] {
+		if seen[text] = true; !x.reported[text] {
 			fresh = append(fresh, f.Problem)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -29,50 +30,38 @@ func stems(name string) []string {
 	return []string{name}
 }
 
-// parts are the versions of the files that an Entry is made of.
-type parts struct {
-	key    *content
-	beside [4]*content // .pub and -cert.pub of each stem, or nil
-	// theirs: a different file, usually an ordinary private key, has the stem as
-	// its name, so that the files beside it may belong to that.
-	theirs [2]bool
-}
-
-// link makes the Entry of the key file name, or keeps it if none of the files
-// that it is made of has changed.
+// link makes the Entry of the key file name from what is beside it. It keeps the
+// old one if nothing has changed.
 func (d *directory) link(name string, f *file) {
-	p := parts{key: f.content}
-	var paths [4]string
-	for i, stem := range stems(name) {
-		p.theirs[i] = stem != name && d.files[stem] != nil
-		for j, suffix := range []string{".pub", "-cert.pub"} {
-			paths[2*i+j] = d.join(stem + suffix)
-			if b := d.files[stem+suffix]; b != nil && b.content.kind == kindPublic {
-				p.beside[2*i+j] = b.content
+	e := &Entry{Path: d.join(name), Key: f.content.key, Public: f.content.public}
+	f.findings = nil
+	for _, stem := range stems(name) {
+		// If a different file, usually an ordinary private key, has the stem as
+		// its name, the files beside it may belong to that.
+		theirs := stem != name && d.files[stem] != nil
+		for _, suffix := range []string{".pub", "-cert.pub"} {
+			b := d.files[stem+suffix]
+			if b == nil || b.content.kind != kindPublic {
+				continue
 			}
-		}
-	}
-	if f.entry != nil && f.parts == p {
-		return
-	}
-	f.parts, f.findings = p, nil
-	f.entry = &Entry{Path: d.join(name), Key: p.key.key, Public: p.key.public}
-	for i, c := range p.beside {
-		if c == nil {
-			continue
-		}
-		if err := f.entry.add(c, p.key.blob, i%2 == 1); err != nil && !p.theirs[i/2] {
-			other := c.blob
-			if other == p.key.blob {
-				other = ""
+			err := e.add(b.content, f.content.blob, suffix == "-cert.pub")
+			if err == nil || theirs {
+				continue
 			}
-			f.findings = append(f.findings, finding{Problem{paths[i], err}, c, other})
+			odd := finding{Problem: Problem{d.join(stem + suffix), err}}
+			if b.content.blob != f.content.blob {
+				odd.blob = b.content.blob
+			}
+			f.findings = append(f.findings, odd)
 		}
 	}
-	for _, text := range []string{p.key.key.DisplayDescription(), name, "?"} {
-		if f.entry.Comment == "" {
-			f.entry.Comment = display(text)
+	for _, text := range []string{e.Key.DisplayDescription(), name, "?"} {
+		if e.Comment == "" {
+			e.Comment = display(text)
 		}
+	}
+	if old := f.entry; old == nil || old.Comment != e.Comment || !slices.Equal(old.Certificates, e.Certificates) {
+		f.entry = e
 	}
 }
 

@@ -38,8 +38,7 @@ type file struct {
 	fresh   bool // an equal stamp proves nothing yet
 	content *content
 
-	// made by link from the files beside it
-	parts    parts
+	// made by link
 	entry    *Entry
 	findings []finding
 }

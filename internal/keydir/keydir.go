@@ -50,14 +50,14 @@ type Index struct {
 	dirs     []*directory
 	entries  []*Entry
 	problems []Problem
-	reported map[problemID]bool
+	reported map[string]bool
 	closed   bool
 }
 
 // Open reads the key files in dirs. A directory that does not exist is a
 // Problem until it does. Open, Entries, Problems and Rescan call report, which
-// may be nil, once for each Problem, and again if the file has changed or has a
-// different problem.
+// may be nil, once for each Problem, and again if it comes back or the file has
+// a different one.
 func Open(dirs []string, report func(Problem)) (*Index, error) {
 	return open(dirs, report, host())
 }
