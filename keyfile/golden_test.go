@@ -79,7 +79,7 @@ func TestGolden(t *testing.T) {
 			if p.Type != want.alg || p.KeyBits != want.bits || p.Scheme != want.scheme || p.NameAlg != algSHA256 {
 				t.Errorf("public area: %+v", p)
 			}
-			if !p.Attributes.Has(AttrSign|AttrUserWithAuth) || p.Attributes.Has(AttrRestricted) {
+			if !p.Attributes.Sign() || !p.Attributes.UserWithAuth() || p.Attributes.Restricted() {
 				t.Errorf("attributes %#x", p.Attributes)
 			}
 			if (len(k.Secret) != 0) != (want.typ == Importable) {

@@ -155,9 +155,9 @@ func parseBank(c *cursor) (s PCRSelection, err error) {
 	return s, nil
 }
 
-// NewPCRPolicy returns the PolicyPCR for PCRs, 0 to 23, of one bank, in the form
-// that create_tpm2_key writes and reads.
-func NewPCRPolicy(s PCRSelection, digest []byte) Policy {
+// Policy returns the PolicyPCR for the selected PCRs, 0 to 23, and the digest of their
+// values, in the form that create_tpm2_key writes and reads.
+func (s PCRSelection) Policy(digest []byte) Policy {
 	bits := make([]byte, 3)
 	for _, pcr := range s.PCRs {
 		bits[pcr/8] |= 1 << (pcr % 8)
@@ -247,7 +247,7 @@ func (k *TPMKey) UsesAuth() bool {
 	if k.EmptyAuth {
 		return false
 	}
-	if k.Public.Attributes.Has(AttrUserWithAuth) || hasCommand(k.Policy, PolicyAuthValue) {
+	if k.Public.Attributes.UserWithAuth() || hasCommand(k.Policy, PolicyAuthValue) {
 		return true
 	}
 	for _, signed := range k.AuthPolicy {

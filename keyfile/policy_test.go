@@ -48,8 +48,8 @@ func TestPCRs(t *testing.T) {
 	}
 }
 
-func TestNewPCRPolicy(t *testing.T) {
-	p := NewPCRPolicy(PCRSelection{algSHA256, []int{7}}, oneDigest)
+func TestPCRSelectionPolicy(t *testing.T) {
+	p := PCRSelection{algSHA256, []int{7}}.Policy(oneDigest)
 	if want := pcrPolicy(onePCR, oneDigest); !reflect.DeepEqual(p, want) {
 		t.Errorf("%+v, want %+v", p, want)
 	}
@@ -57,7 +57,7 @@ func TestNewPCRPolicy(t *testing.T) {
 	for i := range all {
 		all[i] = i
 	}
-	r, err := NewPCRPolicy(PCRSelection{algSHA384, all}, make([]byte, 48)).PCRs(48)
+	r, err := PCRSelection{algSHA384, all}.Policy(make([]byte, 48)).PCRs(48)
 	if err != nil || !slices.Equal(r.Selections[0].PCRs, all) || r.Selections[0].Hash != algSHA384 {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -139,6 +139,9 @@ func TestPolicyCommand(t *testing.T) {
 	}
 }
 
+// userWithAuth is a bit of TPMA_OBJECT.
+const userWithAuth Attributes = 1 << 6
+
 func TestUsesAuth(t *testing.T) {
 	authValue := []Policy{{CommandCode: PolicyPCR}, {CommandCode: PolicyAuthValue}}
 	for name, tt := range map[string]struct {
@@ -148,12 +151,12 @@ func TestUsesAuth(t *testing.T) {
 		signed     []AuthPolicy
 		want       bool
 	}{
-		"PIN":              {false, AttrUserWithAuth, nil, nil, true},
-		"no PIN":           {true, AttrUserWithAuth, nil, nil, false},
+		"PIN":              {false, userWithAuth, nil, nil, true},
+		"no PIN":           {true, userWithAuth, nil, nil, false},
 		"PCR":              {false, 0, authValue[:1], nil, false},
 		"PCR and PIN":      {false, 0, authValue, nil, true},
 		"empty all along":  {true, 0, authValue, nil, false},
-		"PIN or a policy":  {false, AttrUserWithAuth, authValue[:1], nil, true},
+		"PIN or a policy":  {false, userWithAuth, authValue[:1], nil, true},
 		"in a signed one":  {false, 0, nil, []AuthPolicy{{}, {Policy: authValue}}, true},
 		"in no signed one": {false, 0, nil, []AuthPolicy{{Policy: authValue[:1]}}, false},
 	} {

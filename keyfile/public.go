@@ -15,22 +15,23 @@ import (
 // Attributes is TPMA_OBJECT (TPM 2.0 part 2, section 8.3).
 type Attributes uint32
 
-// The attributes of an object that matter to a key file.
-const (
-	AttrFixedTPM            Attributes = 1 << 1
-	AttrSTClear             Attributes = 1 << 2
-	AttrFixedParent         Attributes = 1 << 4
-	AttrSensitiveDataOrigin Attributes = 1 << 5
-	AttrUserWithAuth        Attributes = 1 << 6
-	AttrAdminWithPolicy     Attributes = 1 << 7
-	AttrNoDA                Attributes = 1 << 10
-	AttrRestricted          Attributes = 1 << 16
-	AttrDecrypt             Attributes = 1 << 17
-	AttrSign                Attributes = 1 << 18
-)
+// UserWithAuth reports whether the auth value authorizes the use of the object.
+func (a Attributes) UserWithAuth() bool { return a&(1<<6) != 0 }
 
-// Has says whether every attribute in want is set.
-func (a Attributes) Has(want Attributes) bool { return a&want == want }
+// AdminWithPolicy reports whether only a policy authorizes changes of the object.
+func (a Attributes) AdminWithPolicy() bool { return a&(1<<7) != 0 }
+
+// NoDA reports whether the object is exempt from the TPM's lockout.
+func (a Attributes) NoDA() bool { return a&(1<<10) != 0 }
+
+// Restricted reports whether the object works only on data from inside the TPM.
+func (a Attributes) Restricted() bool { return a&(1<<16) != 0 }
+
+// Decrypt reports whether the object may decrypt.
+func (a Attributes) Decrypt() bool { return a&(1<<17) != 0 }
+
+// Sign reports whether the object may sign.
+func (a Attributes) Sign() bool { return a&(1<<18) != 0 }
 
 // Public is a TPMT_PUBLIC (TPM 2.0 part 2, section 12.2.4) of an RSA or ECDSA
 // key, all of it checked.

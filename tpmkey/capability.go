@@ -16,10 +16,10 @@ type Capabilities struct {
 	Manufacturer string      // TPM_PT_MANUFACTURER, such as "IFX"
 	Vendor       string      // TPM_PT_VENDOR_STRING_1 to _4, may be empty
 	Firmware     string      // TPM_PT_FIRMWARE_VERSION_1 and _2, four numbers
-	Algorithms   []Algorithm // of the keys that it can make
+	Algorithms   []Algorithm // of the keys that it can create
 }
 
-// Capabilities asks the TPM what it is and which keys it can make.
+// Capabilities asks the TPM what it is and which keys it can create.
 func (t *TPM) Capabilities(ctx context.Context) (c Capabilities, err error) {
 	err = t.withTurn(ctx, func(l *link) error {
 		c, err = capabilities(l)
@@ -40,89 +40,96 @@ func capabilities(l *link) (Capabilities, error) {
 	}
 	v1, v2 := props[tpm2.TPMPTFirmwareVersion1], props[tpm2.TPMPTFirmwareVersion2]
 	c.Firmware = fmt.Sprintf("%d.%d.%d.%d", v1>>16, v1&0xFFFF, v2>>16, v2&0xFFFF)
-	c.Algorithms, err = algorithms(l)
+	c.Algorithms, err = supportedAlgorithms(l)
 	return c, err
 }
 
-// algorithms returns those of [Algorithms] that the TPM takes (TPM2_TestParms).
-func algorithms(l *link) ([]Algorithm, error) {
+func supportedAlgorithms(l *link) ([]Algorithm, error) {
 	var list []Algorithm
-	for _, a := range Algorithms() {
-		ok, err := hasAlgorithm(l, a)
+	for i := range algorithms {
+		ok, err := hasAlgorithm(l, Algorithm(i+1))
 		if err != nil {
 			return nil, err
 		}
 		if ok {
-			list = append(list, a)
+			list = append(list, Algorithm(i+1))
 		}
 	}
 	return list, nil
 }
 
+// hasAlgorithm asks the TPM by TPM2_TestParms.
 func hasAlgorithm(l *link, a Algorithm) (bool, error) {
 	public := a.public(false)
-	_, err := tpm2.TestParms{Parameters: tpm2.TPMTPublicParms{Type: public.Type, Parameters: public.Parameters}}.Execute(l)
-	err = l.command("TPM2_TestParms", err)
+	_, err := execute(l, "TPM2_TestParms", tpm2.TestParms{Parameters: tpm2.TPMTPublicParms{Type: public.Type, Parameters: public.Parameters}})
 	var f1 tpm2.TPMFmt1Error
 	if errors.As(err, &f1) {
-		return false, nil // something is wrong with the parameters
+		return false, nil // it refuses the parameters
 	}
 	return err == nil, err
 }
 
-// hasHash reports whether the TPM knows a hash. It is asked once.
+// hasHash reports whether the TPM knows a hash. It asks the TPM once.
 func (t *TPM) hasHash(l *link, hash crypto.Hash) (bool, error) {
 	if t.hashes == nil {
-		known, err := hashes(l)
+		list, err := query(l, tpm2.TPMCapAlgs, 0, 0xFFFF, (*tpm2.TPMUCapabilities).Algorithms,
+			func(list *tpm2.TPMLAlgProperty) []tpm2.TPMSAlgProperty { return list.AlgProperties },
+			func(p tpm2.TPMSAlgProperty) uint32 { return uint32(p.Alg) })
 		if err != nil {
 			return false, err
 		}
-		t.hashes = known
+		t.hashes = make(map[tpm2.TPMAlgID]bool)
+		for _, p := range list {
+			t.hashes[p.Alg] = p.AlgProperties.Hash
+		}
 	}
-	return t.hashes[uint16(hashAlg(hash))], nil
+	return t.hashes[hashAlg(hash)], nil
 }
 
-func hashes(l *link) (map[uint16]bool, error) {
-	known := make(map[uint16]bool)
-	for first, more := uint32(0), true; more; {
-		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapAlgs, Property: first, PropertyCount: 64}.Execute(l)
-		if err != nil {
-			return nil, l.command("TPM2_GetCapability", err)
-		}
-		algs, err := rsp.CapabilityData.Data.Algorithms()
-		if err != nil {
-			return nil, l.command("TPM2_GetCapability", err)
-		}
-		for _, p := range algs.AlgProperties {
-			if p.AlgProperties.Hash {
-				known[uint16(p.Alg)] = true
-			}
-			first = uint32(p.Alg) + 1
-		}
-		more = bool(rsp.MoreData) && len(algs.AlgProperties) > 0
-	}
-	return known, nil
-}
-
-// properties reads count TPM properties, from first on.
+// properties reads count TPM properties, from first on. One that is missing in
+// the result is unknown, not 0.
 func properties(l *link, first tpm2.TPMPT, count uint32) (map[tpm2.TPMPT]uint32, error) {
-	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: uint32(first), PropertyCount: count}.Execute(l)
-	if err != nil {
-		return nil, l.command("TPM2_GetCapability", err)
-	}
-	list, err := rsp.CapabilityData.Data.TPMProperties()
-	if err != nil {
-		return nil, l.command("TPM2_GetCapability", err)
-	}
-	m := make(map[tpm2.TPMPT]uint32, len(list.TPMProperty))
-	for _, p := range list.TPMProperty {
+	list, err := query(l, tpm2.TPMCapTPMProperties, uint32(first), uint32(first)+count-1, (*tpm2.TPMUCapabilities).TPMProperties,
+		func(list *tpm2.TPMLTaggedTPMProperty) []tpm2.TPMSTaggedProperty { return list.TPMProperty },
+		func(p tpm2.TPMSTaggedProperty) uint32 { return uint32(p.Property) })
+	m := make(map[tpm2.TPMPT]uint32, len(list))
+	for _, p := range list {
 		m[p.Property] = p.Value
 	}
-	return m, nil
+	return m, err
+}
+
+// query runs TPM2_GetCapability (TPM 2.0 Part 3, 30.2) for the values from first
+// to last. The TPM may return fewer than it was asked for, with moreData set;
+// then query asks again.
+func query[L, T any](l *link, what tpm2.TPMCap, first, last uint32, decode func(*tpm2.TPMUCapabilities) (*L, error), items func(*L) []T, number func(T) uint32) ([]T, error) {
+	const name = "TPM2_GetCapability"
+	var all []T
+	for first <= last {
+		rsp, err := execute(l, name, tpm2.GetCapability{Capability: what, Property: first, PropertyCount: last - first + 1})
+		if err != nil {
+			return nil, err
+		}
+		list, err := decode(&rsp.CapabilityData.Data)
+		if err != nil {
+			return nil, l.command(name, err)
+		}
+		part := items(list)
+		all = append(all, part...)
+		if !rsp.MoreData || len(part) == 0 {
+			break
+		}
+		next := number(part[len(part)-1]) + 1
+		if next <= first {
+			return nil, l.damaged(name)
+		}
+		first = next
+	}
+	return all, nil
 }
 
 // propertyText decodes properties that hold four characters each. A vendor may
-// put anything there: what is not printable ASCII is left out.
+// put anything there: only printable ASCII is kept.
 func propertyText(values ...uint32) string {
 	var b strings.Builder
 	for _, v := range values {

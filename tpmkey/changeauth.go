@@ -3,9 +3,6 @@ package tpmkey
 import (
 	"bytes"
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/rand"
 	"errors"
 	"fmt"
 
@@ -14,25 +11,25 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// ChangeAuth gives the key another auth value, and returns it as the key that it
-// is then, with its new file ([Key.File]). old and new are PINs as typed, nil for
-// none; they are not changed. The public area, and with it whether the key takes
-// part in the lockout, stays as it is, and so does all else in the file but
-// EmptyAuth and the private part.
+// ChangeAuth gives the key a new auth value and returns the changed key, with its
+// new file ([Key.File]). old and new are PINs as typed, nil for none; ChangeAuth
+// does not change them. The public area stays the same, and so does whether the
+// key takes part in the lockout. In the file only EmptyAuth and the private part
+// change.
 //
-// The TPM keeps nothing of it (TPM2_ObjectChangeAuth): this Key and its file
-// remain valid, with the old auth value. The new file has signed with the new one
-// before it is returned, and can be read back from what [keyfile.TPMKey.Marshal]
-// makes of it. Neither auth value crosses the bus in clear.
+// The TPM stores nothing (TPM2_ObjectChangeAuth): this Key and its file remain valid
+// with the old auth value. Before ChangeAuth returns the new key, it has read its
+// file back from what [keyfile.TPMKey.Marshal] wrote and has signed with the new
+// auth value. Neither auth value crosses the bus in clear.
 //
-// A wrong old auth value gives an [AuthError] and costs one try. What is not
+// A wrong old auth value gives an [AuthError] and costs one try. A key that is not
 // [Key.Changeable] gives an [UnsupportedError] before anything is sent. The other
 // errors are those of [Key.Sign].
 func (k *Key) ChangeAuth(ctx context.Context, old, new []byte) (*Key, error) {
 	if err := k.Changeable(); err != nil {
 		return nil, err
 	}
-	from, to := k.authValue(old), k.authValue(new)
+	from, to := authValue(old, k.nameHash), authValue(new, k.nameHash)
 	defer clear(from)
 	defer clear(to)
 	var private []byte
@@ -52,36 +49,40 @@ func (k *Key) ChangeAuth(ctx context.Context, old, new []byte) (*Key, error) {
 		return nil, err
 	}
 	changed.source = &source
-	changed.Pin(Pin{Parent: k.ParentName()})
-	if err := changed.try(ctx, new); err != nil {
-		return nil, err
+	changed.Pin(k.ParentName(), false)
+	err = changed.CheckAuth(ctx, new)
+	if wrong, ok := errors.AsType[*AuthError](err); ok {
+		// The user has typed no wrong PIN, so this is not an AuthError.
+		return nil, fmt.Errorf("the TPM has changed the PIN, and does not accept the new one: %w", wrong.err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("signing a test message with the new PIN: %w", err)
 	}
 	return changed, nil
 }
 
-// Changeable tells why the auth value of a key cannot be changed, if so, without
-// asking the TPM. What may change it is the old one, also where that does not
-// authorize its use (the ADMIN role of TPM 2.0 Part 1, 19.2).
+// Changeable returns why the auth value of a key cannot be changed, nil if it can.
+// It does not use the TPM. The old auth value authorizes the change, even if it does
+// not authorize the use of the key (the ADMIN role of TPM 2.0 Part 1, 19.2).
 func (k *Key) Changeable() error {
-	refuse := func(why string, args ...any) error {
-		return &UnsupportedError{What: "change of the PIN", Why: fmt.Sprintf(why, args...)}
-	}
+	var why string
 	switch {
 	case k.file.Type == keyfile.Importable:
-		return refuse("the key was wrapped for this TPM elsewhere, and has to be imported first")
-	case k.file.Public.Attributes.Has(keyfile.AttrAdminWithPolicy):
-		return refuse("the key leaves that to a policy of its own (adminWithPolicy), and key files have none for it")
+		why = "the key was wrapped for this TPM elsewhere, and has to be imported first"
+	case k.file.Public.Attributes.AdminWithPolicy():
+		why = "the key requires a policy of its own for this (adminWithPolicy), and key files have none for it"
 	case k.policy != nil && !k.policy.usesAuth():
-		return refuse("the key is used by a policy that asks for no PIN, so that one would protect nothing")
+		why = "the key is used by a policy that asks for no PIN, so that one would protect nothing"
 	case len(k.file.Unknown) > 0:
-		return refuse("its file has fields that tpm-agent does not know (%s), and they would be lost", joinInts(k.file.Unknown, ", "))
+		why = fmt.Sprintf("its file has fields that tpm-agent does not know (%s), and they would be lost", joinInts(k.file.Unknown, ", "))
+	default:
+		return nil
 	}
-	return nil
+	return &UnsupportedError{What: "change of the PIN", Why: why}
 }
 
-// changeAuth runs TPM2_ObjectChangeAuth (TPM 2.0 Part 3, 12.8) on the loaded key.
-// One session, salted to its parent, proves the old auth value and encrypts the
-// new one.
+// changeAuth runs TPM2_ObjectChangeAuth (TPM 2.0 Part 3, 12.8) on the loaded key. One
+// session, salted to its parent, proves the old auth value and encrypts the new one.
 func (k *Key) changeAuth(l *link, h tpm2.NamedHandle, from, to []byte) (private []byte, err error) {
 	name := k.ParentName()
 	err = k.tpm.withSession(l, *k.source, name, func(s *session) error {
@@ -92,23 +93,22 @@ func (k *Key) changeAuth(l *link, h tpm2.NamedHandle, from, to []byte) (private 
 			if err := l.alive(); err != nil {
 				return err
 			}
-			rsp, err := tpm2.ObjectChangeAuth{
-				ObjectHandle: tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: s.use(from, true)},
+			rsp, err := execute(l, "TPM2_ObjectChangeAuth", tpm2.ObjectChangeAuth{
+				ObjectHandle: tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: s.use(from, continueSession|decryptSession)},
 				ParentHandle: tpm2.NamedHandle{Handle: p.handle, Name: p.name},
 				NewAuth:      tpm2.TPM2BAuth{Buffer: to},
-			}.Execute(l)
-			if err != nil {
-				return l.command("TPM2_ObjectChangeAuth", err)
+			})
+			if err == nil {
+				private = tpm2.Marshal(rsp.OutPrivate)
 			}
-			private = tpm2.Marshal(rsp.OutPrivate)
-			return nil
+			return err
 		})
 	})
 	return private, err
 }
 
-// with returns the key with another TPM2B_PRIVATE. Its file is what is read back
-// from its octets.
+// with returns the key with a new TPM2B_PRIVATE. Its file has been written and read
+// back.
 func (k *Key) with(private []byte, emptyAuth bool) (*Key, error) {
 	file := *k.file
 	file.Privkey, file.EmptyAuth = private, emptyAuth
@@ -121,44 +121,4 @@ func (k *Key) with(private []byte, emptyAuth bool) (*Key, error) {
 		return nil, fmt.Errorf("the key as the TPM wrapped it: %w", err)
 	}
 	return k.tpm.Key(read)
-}
-
-// CheckAuth has the TPM verify an auth value, by a signature over something
-// random. A wrong one costs one try. The errors are those of [Key.Sign].
-func (k *Key) CheckAuth(ctx context.Context, auth []byte) error {
-	hash := k.someHash()
-	digest := make([]byte, hash.Size())
-	if _, err := rand.Read(digest); err != nil {
-		return err
-	}
-	_, err := k.Sign(ctx, auth, digest, hash)
-	return err
-}
-
-// try is CheckAuth for a key that was just changed. That the TPM does not take
-// the PIN is no [AuthError] here: nobody has typed a wrong one.
-func (k *Key) try(ctx context.Context, pin []byte) error {
-	err := k.CheckAuth(ctx, pin)
-	var wrong *AuthError
-	if errors.As(err, &wrong) {
-		return fmt.Errorf("the TPM has changed the PIN, and does not take the new one: %w", wrong.err)
-	}
-	if err != nil {
-		return fmt.Errorf("signing a test message with the new PIN: %w", err)
-	}
-	return nil
-}
-
-// someHash is a hash of a message that the key can sign.
-func (k *Key) someHash() crypto.Hash {
-	switch pub := k.Public().(type) {
-	case *ecdsa.PublicKey:
-		hash, _ := curveHash(pub.Curve)
-		return hash
-	default:
-		if k.file.Public.SchemeHash == uint16(tpm2.TPMAlgSHA512) {
-			return crypto.SHA512
-		}
-		return crypto.SHA256
-	}
 }

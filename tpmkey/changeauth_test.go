@@ -239,10 +239,10 @@ func TestChangeAuthRefused(t *testing.T) {
 	unknown := *f.create(t, tpmkey.ECDSAP256, "old").File()
 	unknown.Unknown = []int{6, 9}
 	for why, file := range map[string]*keyfile.TPMKey{
-		"has to be imported first":              f.wrapFor(t, newECDSA(t, elliptic.P256()), "old"),
-		"a policy of its own (adminWithPolicy)": admin,
-		"by a policy that asks for no PIN":      f.createBound(t, "", 7).File(),
-		"does not know (6, 9)":                  &unknown,
+		"has to be imported first":                                f.wrapFor(t, newECDSA(t, elliptic.P256()), "old"),
+		"requires a policy of its own for this (adminWithPolicy)": admin,
+		"by a policy that asks for no PIN":                        f.createBound(t, "", 7).File(),
+		"does not know (6, 9)":                                    &unknown,
 	} {
 		key := f.key(t, file)
 		var err error
@@ -353,21 +353,21 @@ func TestChangeAuthPinned(t *testing.T) {
 	mustSign(t, key, "old", crypto.SHA256)
 	f.Close(t)
 	bad := f.interposed(t, false)
-	change := func(pin tpmkey.Pin) error {
+	change := func(pin []byte) error {
 		f.Forget()
 		victim, err := bad.Key(key.File())
 		if err != nil {
 			t.Fatal(err)
 		}
-		victim.Pin(pin)
+		victim.Pin(pin, false)
 		_, err = victim.ChangeAuth(testContext(t), []byte("old"), []byte("new"))
 		return err
 	}
-	if err := change(tpmkey.Pin{}); !slices.Contains(f.Commands(), "StartAuthSession") {
+	if err := change(nil); !slices.Contains(f.Commands(), "StartAuthSession") {
 		t.Fatalf("the interposer is not at work: %v, %v", err, f.Commands())
 	}
 	var parent *tpmkey.ParentChangedError
-	if err := change(tpmkey.Pin{Parent: key.ParentName()}); !errors.As(err, &parent) || slices.Contains(f.Commands(), "StartAuthSession") {
+	if err := change(key.ParentName()); !errors.As(err, &parent) || slices.Contains(f.Commands(), "StartAuthSession") {
 		t.Errorf("pinned: %v, %v", err, f.Commands())
 	}
 }

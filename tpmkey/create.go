@@ -11,7 +11,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// Algorithm is the type and size of a key to make.
+// Algorithm is the type and size of a new key.
 type Algorithm int
 
 // The algorithms that SSH and TPM 2.0 have in common.
@@ -24,77 +24,68 @@ const (
 	RSA4096
 )
 
-// Algorithms returns all of them.
-func Algorithms() []Algorithm {
-	return []Algorithm{ECDSAP256, ECDSAP384, ECDSAP521, RSA2048, RSA3072, RSA4096}
+// algorithms describes the algorithms, in their order.
+var algorithms = [...]struct {
+	name  string
+	bits  int              // of the field or of the modulus
+	curve tpm2.TPMECCCurve // 0 for RSA
+}{
+	{"ECDSA P-256", 256, tpm2.TPMECCNistP256},
+	{"ECDSA P-384", 384, tpm2.TPMECCNistP384},
+	{"ECDSA P-521", 521, tpm2.TPMECCNistP521},
+	{"RSA 2048", 2048, 0},
+	{"RSA 3072", 3072, 0},
+	{"RSA 4096", 4096, 0},
 }
 
 // String returns the algorithm as "ECDSA P-256" or "RSA 2048".
 func (a Algorithm) String() string {
-	if _, ok := a.curve(); ok {
-		return fmt.Sprintf("ECDSA P-%d", a.Bits())
+	if !a.known() {
+		return fmt.Sprintf("algorithm %d", int(a))
 	}
-	return fmt.Sprintf("RSA %d", a.Bits())
+	return algorithms[a-1].name
 }
 
-// Bits returns the size of the field or of the modulus.
+// Bits returns the size of the curve's field or of the modulus, in bits. It is 0
+// for an unknown algorithm.
 func (a Algorithm) Bits() int {
-	switch a {
-	case ECDSAP256:
-		return 256
-	case ECDSAP384:
-		return 384
-	case ECDSAP521:
-		return 521
-	case RSA2048:
-		return 2048
-	case RSA3072:
-		return 3072
-	case RSA4096:
-		return 4096
-	default:
+	if !a.known() {
 		return 0
 	}
+	return algorithms[a-1].bits
 }
 
-func (a Algorithm) curve() (tpm2.TPMECCCurve, bool) {
-	switch a {
-	case ECDSAP256:
-		return tpm2.TPMECCNistP256, true
-	case ECDSAP384:
-		return tpm2.TPMECCNistP384, true
-	case ECDSAP521:
-		return tpm2.TPMECCNistP521, true
-	default:
-		return 0, false
-	}
-}
+func (a Algorithm) known() bool { return a >= 1 && int(a) <= len(algorithms) }
 
-// Template says which key to make.
+// Template describes a new key.
 type Template struct {
 	Algorithm Algorithm
-	// Auth is the PIN as typed; empty for none. A key with a PIN is
-	// protected by the TPM's lockout, one without is exempt from it, so
-	// that wrong PINs elsewhere do not stop it.
+	// Auth is the PIN as typed; empty for none. The TPM's lockout protects a
+	// key with a PIN. A key without a PIN is exempt from the lockout, so that
+	// wrong PINs for other keys do not stop it.
 	Auth []byte
-	// Parent is the handle to make the key under: 0 or a hierarchy's
-	// primary storage key (keyfile.ParentOwner, …), or a persistent
-	// storage key 0x81xxxxxx.
+	// Parent is the handle of the storage key: 0 for the owner hierarchy, a
+	// hierarchy (keyfile.ParentOwner, …), which means its primary storage key,
+	// or a persistent storage key 0x81xxxxxx.
 	Parent uint32
 	// ParentName is the Name that the storage key must have, nil for any. If
-	// it has another one, Create fails with a [ParentChangedError] before
+	// it has a different one, Create fails with a [ParentChangedError] before
 	// anything about the new key has crossed the bus.
 	ParentName []byte
-	// PCRs, 0 to 23 of the bank SHA-256, bind the key to their values at the
-	// moment when it is made: it signs only while they have them.
+	// PCRs, 0 to 23 of the SHA-256 bank, bind the key to their current values:
+	// it signs only while they have these values.
 	PCRs []int
 }
 
-// Create makes a key inside the TPM and returns it wrapped by its parent. It
-// leaves nothing in the TPM. The PIN crosses the bus encrypted.
+// Create makes a key inside the TPM and returns it wrapped by its parent. It leaves
+// nothing in the TPM. The PIN crosses the bus encrypted.
 //
-// Where the owner hierarchy has a password, a key for it is made under the
-// storage key at 0x81000001, if there is one, and names that as its parent.
+// If the owner hierarchy has a password and the key is for the owner hierarchy, it
+// is created under the storage key at 0x81000001, if there is one, and its file
+// names that as its parent.
+//
+// Errors: [UnsupportedError], [ErrOwnerAuth], [ErrNoParent], [ParentChangedError], a
+// [tpm2.TPMRC] for other refusals of the TPM, and the error from opening the TPM.
 func (t *TPM) Create(ctx context.Context, tm Template) (*keyfile.TPMKey, error) {
 	named, err := storageKeyAt(tm.Parent)
 	if err != nil {
@@ -113,17 +104,17 @@ func (t *TPM) Create(ctx context.Context, tm Template) (*keyfile.TPMKey, error) 
 	return file, err
 }
 
-// supported refuses an algorithm that the TPM does not have, naming those that
+// supported refuses an algorithm that the TPM does not have, and names those that
 // it has.
 func supported(l *link, a Algorithm) error {
-	if !slices.Contains(Algorithms(), a) {
+	if !a.known() {
 		return fmt.Errorf("no such algorithm: %d", a)
 	}
 	ok, err := hasAlgorithm(l, a)
 	if ok || err != nil {
 		return err
 	}
-	list, err := algorithms(l)
+	list, err := supportedAlgorithms(l)
 	if err != nil {
 		return err
 	}
@@ -147,15 +138,15 @@ func (t *TPM) create(l *link, tm Template, sk storageKey) (file *keyfile.TPMKey,
 			if err := l.alive(); err != nil {
 				return err
 			}
-			rsp, err := tpm2.Create{
-				ParentHandle: p.auth(s.use(nil, true)),
+			rsp, err := execute(l, "TPM2_Create", tpm2.Create{
+				ParentHandle: p.auth(s.use(nil, continueSession|decryptSession)),
 				InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
 					UserAuth: tpm2.TPM2BAuth{Buffer: value},
 				}},
 				InPublic: tpm2.New2B(public),
-			}.Execute(l)
+			})
 			if err != nil {
-				return fmt.Errorf("making the key under %v: %w", sk, l.command("TPM2_Create", err))
+				return fmt.Errorf("creating the key under %v: %w", sk, err)
 			}
 			file, err = keyfile.NewLoadable(tpm2.Marshal(rsp.OutPublic), tpm2.Marshal(rsp.OutPrivate), sk.fileParent(), len(value) == 0)
 			if err == nil {
@@ -167,15 +158,15 @@ func (t *TPM) create(l *link, tm Template, sk storageKey) (file *keyfile.TPMKey,
 	return file, err
 }
 
-// policy returns the commands of the policy of a key that is bound to PCRs, in
-// the order of create_tpm2_key, and writes their digest into its public area.
+// policy returns the policy commands of a key that is bound to PCRs, in the order
+// that create_tpm2_key writes. It writes their digest into the public area.
 func (tm Template) policy(l *link, public *tpm2.TPMTPublic) ([]keyfile.Policy, error) {
 	if len(tm.PCRs) == 0 {
 		return nil, nil
 	}
-	s := keyfile.PCRSelection{Hash: uint16(tpm2.TPMAlgSHA256), PCRs: slices.Sorted(slices.Values(tm.PCRs))}
-	if s.PCRs = slices.Compact(s.PCRs); s.PCRs[0] < 0 || s.PCRs[len(s.PCRs)-1] > 23 {
-		return nil, fmt.Errorf("PCRs %v: there are 0 to 23", s.PCRs)
+	s := keyfile.PCRSelection{Hash: uint16(tpm2.TPMAlgSHA256), PCRs: slices.Compact(slices.Sorted(slices.Values(tm.PCRs)))}
+	if s.PCRs[0] < 0 || s.PCRs[len(s.PCRs)-1] > 23 {
+		return nil, fmt.Errorf("PCRs %v: only 0 to 23 exist", s.PCRs)
 	}
 	digest, err := pcrDigest(l, crypto.SHA256, []keyfile.PCRSelection{s})
 	if err != nil {
@@ -183,17 +174,17 @@ func (tm Template) policy(l *link, public *tpm2.TPMTPublic) ([]keyfile.Policy, e
 	}
 	var list []keyfile.Policy
 	if len(tm.Auth) > 0 {
-		list = append(list, keyfile.Policy{CommandCode: keyfile.PolicyAuthValue})
+		list = append(list, keyfile.Policy{CommandCode: uint32(tpm2.TPMCCPolicyAuthValue)})
 	}
-	list = append(list, keyfile.NewPCRPolicy(s, digest))
+	list = append(list, s.Policy(digest))
 	steps, err := newSteps(list, crypto.SHA256)
 	public.AuthPolicy.Buffer = stepsDigest(crypto.SHA256, make([]byte, crypto.SHA256.Size()), steps)
 	public.ObjectAttributes.UserWithAuth = false
 	return list, err
 }
 
-// public returns the public area of a new key. RSA keys may also decrypt: on a
-// TPM without SHA-512, rsa-sha2-512 needs it.
+// public returns the public area of a new key. RSA keys may also decrypt:
+// rsa-sha2-512 needs it in a TPM without SHA-512.
 func (a Algorithm) public(noDA bool) tpm2.TPMTPublic {
 	p := tpm2.TPMTPublic{
 		NameAlg: tpm2.TPMAlgSHA256,
@@ -202,7 +193,7 @@ func (a Algorithm) public(noDA bool) tpm2.TPMTPublic {
 			UserWithAuth: true, SignEncrypt: true, NoDA: noDA,
 		},
 	}
-	if curve, ok := a.curve(); ok {
+	if curve := algorithms[a-1].curve; curve != 0 {
 		p.Type = tpm2.TPMAlgECC
 		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: curve})
 		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})

@@ -1,20 +1,21 @@
-// Package tpmkey makes and uses keys in a TPM 2.0.
+// Package tpmkey creates and uses keys in a TPM 2.0.
 //
 // A key is a file ([keyfile.TPMKey]) wrapped by a storage key of the TPM. For
-// one signature it is put into the TPM, used and flushed: at the first use by
-// TPM2_Load under its parent, from then on by TPM2_ContextLoad of the context
-// that was saved then, so that three commands make a signature and no parent is
-// needed. An auth value (the user's PIN) is proved by HMAC in a salted session,
-// which is kept while signatures come.
+// each signature the key is put into the TPM, used and flushed. The first time
+// that takes TPM2_Load under its parent. The loaded key is then saved with
+// TPM2_ContextSave, and every later signature takes three commands and no
+// parent: TPM2_ContextLoad, TPM2_Sign and TPM2_FlushContext. An auth value (the
+// user's PIN) is proved by HMAC in a salted session, which stays open as long as
+// signatures keep coming.
 //
-// A private key that exists already is wrapped to a storage key ([Wrap]), which
-// needs its public part only, and imported in the TPM that has it
-// ([TPM.Import]); [TPM.ImportPrivate] does both.
+// [Wrap] encrypts an existing private key to a storage key, of which it needs
+// the public part only. [TPM.Import] imports the result into the TPM that has
+// the storage key. [TPM.ImportPrivate] does both.
 //
-// Start with [New], then [TPM.Create] and [TPM.Key]. No handle leaves the
-// package: whatever is in the TPM because of it exists inside a bracket
-// (withParent, withLoaded) that flushes it. Turns are given in order of
-// arrival; an idle TPM holds nothing of ours, and its device is closed.
+// Start with [New], then [TPM.Create] and [TPM.Key]. The package exposes no
+// handles: whatever it puts into the TPM is flushed by the function that put it
+// there (withParent, withLoaded). Callers get their turns in order of arrival.
+// An idle TPM holds nothing of ours, and its device is closed.
 //
 // The package knows nothing of SSH, sockets, prompts or directories, and never
 // logs. Comments cite the TPM 2.0 Library specification, revision 1.59, by

@@ -3,6 +3,7 @@ package tpmkey
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,43 +13,36 @@ import (
 
 // Errors that a caller may branch on. They come wrapped.
 var (
-	// ErrClosed is returned after [TPM.Close].
-	ErrClosed = errors.New("the TPM is closed")
 	// ErrWrongTPM means that a key does not load under any storage key that
-	// this TPM has for it. Damage looks the same to a TPM, unless it is known
-	// that the storage key is the right one: see [ErrDamaged].
+	// this TPM has for it. To a TPM, a damaged key file looks the same; if
+	// the storage key is known to be the right one, the error is [ErrDamaged].
 	ErrWrongTPM = errors.New("the key was made under another storage key, or in another TPM, or this TPM was cleared since, or the key file is damaged")
 	// ErrDamaged means that a key file is damaged: the TPM has the storage key
-	// that it was loaded under before, and refuses it.
+	// under which the key was loaded before, and refuses to load the file.
 	ErrDamaged = errors.New("the key file is damaged")
-	// ErrNoParent means that nothing is at the persistent handle of a storage
-	// key, which a key file names or the caller.
+	// ErrNoParent means that the persistent handle of the storage key is empty.
 	ErrNoParent = errors.New("the storage key is not in this TPM")
-	// ErrOwnerAuth means that a storage key would have to be made in a
+	// ErrOwnerAuth means that the storage key would have to be created in a
 	// hierarchy that has a password.
 	ErrOwnerAuth = errors.New("the hierarchy of the storage key has a password")
-	// ErrBadSignature means that the TPM, or something between it and us,
-	// returned a signature that does not verify. It was not passed on.
-	ErrBadSignature = errors.New("the TPM returned a signature that does not verify")
 )
 
-// CommandError is a TPM's refusal of a command.
-type CommandError struct {
-	Command string // as in TPM 2.0 Part 3, such as "TPM2_Load"
-	RC      tpm2.TPMRC
+// commandError is a TPM's refusal of a command.
+type commandError struct {
+	command string // as in TPM 2.0 Part 3, such as "TPM2_Load"
+	rc      tpm2.TPMRC
 }
 
-// Error implements error.
-func (e *CommandError) Error() string { return e.Command + ": " + e.RC.Error() }
+func (e *commandError) Error() string { return e.command + ": " + e.rc.Error() }
 
-// Unwrap returns the response code: errors.Is works with tpm2.TPMRC values.
-func (e *CommandError) Unwrap() error { return e.RC }
+// Unwrap returns the response code, for errors.Is with tpm2.TPMRC values.
+func (e *commandError) Unwrap() error { return e.rc }
 
-// AuthError means that the auth value (the PIN) was wrong or is missing.
+// AuthError means that the auth value (the PIN) is wrong or missing.
 type AuthError struct {
-	// Left is the number of further wrong auth values that the TPM takes
-	// before it locks every protected object of the machine; -1 when it
-	// is not known, or the key is not protected by the lockout.
+	// Left is how many more wrong auth values the TPM takes before it locks
+	// every protected object of the machine. It is -1 if that is unknown, or
+	// if the key does not take part in the lockout.
 	Left int
 	err  error
 }
@@ -67,20 +61,21 @@ func (e *AuthError) Error() string {
 	}
 }
 
-// Unwrap returns the [CommandError].
+// Unwrap returns the TPM's refusal.
 func (e *AuthError) Unwrap() error { return e.err }
 
-// WrongAuth tells a caller who does not import this package what happened.
+// WrongAuth returns true. Callers that do not import this package recognize the
+// error by it.
 func (e *AuthError) WrongAuth() bool { return true }
 
-// TriesLeft returns Left, and whether it is known.
+// TriesLeft returns Left and reports whether it is known.
 func (e *AuthError) TriesLeft() (n int, known bool) { return e.Left, e.Left >= 0 }
 
 // LockoutError means that the TPM takes no auth value because there were too
-// many wrong ones, of any key and any program on this machine.
+// many wrong ones, for any key and from any program on this machine.
 type LockoutError struct {
-	// Wait is the time after which the TPM forgets one wrong try, at most;
-	// 0 when the TPM does not say.
+	// Wait is the longest time until the TPM forgets one wrong try. It is 0 if
+	// the TPM does not say.
 	Wait time.Duration
 	err  error
 }
@@ -89,7 +84,7 @@ type LockoutError struct {
 func (e *LockoutError) Error() string {
 	const (
 		locked = "the TPM is locked after too many wrong PINs, of any program on this machine"
-		wayOut = "tpm2_dictionarylockout --clear-lockout ends it at once, for who has the TPM's lockout password"
+		wayOut = "to unlock it now, run tpm2_dictionarylockout --clear-lockout, which may need the TPM's lockout password"
 	)
 	if e.Wait == 0 {
 		return locked + "; " + wayOut
@@ -97,22 +92,23 @@ func (e *LockoutError) Error() string {
 	return fmt.Sprintf("%s; the next try is possible in at most %v; %s", locked, e.Wait, wayOut)
 }
 
-// Unwrap returns the [CommandError].
+// Unwrap returns the TPM's refusal.
 func (e *LockoutError) Unwrap() error { return e.err }
 
-// LockedOut returns Wait. It tells a caller who does not import this package
-// what happened.
+// LockedOut returns Wait. Callers that do not import this package recognize the
+// error by it.
 func (e *LockoutError) LockedOut() time.Duration { return e.Wait }
 
-// PCRError means that the TPM does not use a key because PCRs do not have the
-// values that its policy wants: the machine was started in another way.
+// PCRError means that the TPM refuses to use a key because PCRs do not have the
+// values that its policy requires: the machine was started in a different way.
 type PCRError struct {
 	Bank string // "sha256"
-	// PCRs are those of the policy. Only the digest of all their values is
-	// known: of several, it cannot be told which of them differ.
+	// PCRs are those of the policy. The file has only the digest of all their
+	// values, so it is unknown which of them differ.
 	PCRs []int
-	// Signed is set where a signed policy wants the values, with its name,
-	// which may be empty; otherwise they are those of the key's making.
+	// Signed means that a signed policy requires the values. Policy is its
+	// name and may be empty. Otherwise the values are those from the time when
+	// the key was created.
 	Signed bool
 	Policy string
 }
@@ -125,9 +121,9 @@ func (e *PCRError) Error() string {
 	}
 	switch {
 	case e.Signed && e.Policy != "":
-		return fmt.Sprintf("%s (%s) %s another value than the signed policy %q wants", which, e.Bank, has, e.Policy)
+		return fmt.Sprintf("%s (%s) %s a different value than the signed policy %q requires", which, e.Bank, has, e.Policy)
 	case e.Signed:
-		return fmt.Sprintf("%s (%s) %s another value than the signed policy wants", which, e.Bank, has)
+		return fmt.Sprintf("%s (%s) %s a different value than the signed policy requires", which, e.Bank, has)
 	}
 	return fmt.Sprintf("%s (%s) %s changed since the key was made", which, e.Bank, has)
 }
@@ -140,11 +136,11 @@ func joinInts(list []int, sep string) string {
 	return strings.Join(words, sep)
 }
 
-// UnsupportedError means that this TPM, or tpm-agent, cannot do what was asked.
+// UnsupportedError means that this TPM or this package cannot do what was asked.
 type UnsupportedError struct {
-	What      string   // what was asked, such as "RSA 4096"
-	Why       string   // the reason, when it is not just that the TPM has none
-	Supported []string // what can be done instead
+	What      string   // such as "RSA 4096"
+	Why       string   // the reason; empty if the TPM just does not have it
+	Supported []string // what to use instead
 }
 
 // Error implements error.
@@ -161,19 +157,7 @@ func (e *UnsupportedError) Error() string {
 	return s
 }
 
-// isRC reports whether err is the TPM's refusal with one of codes.
+// isRC reports whether err is a refusal by the TPM with one of these codes.
 func isRC(err error, codes ...tpm2.TPMRC) bool {
-	for _, rc := range codes {
-		if errors.Is(err, rc) {
-			return true
-		}
-	}
-	return false
-}
-
-// refused reports whether err is the TPM's own answer, as opposed to a
-// connection that failed.
-func refused(err error) bool {
-	var ce *CommandError
-	return errors.As(err, &ce)
+	return slices.ContainsFunc(codes, func(rc tpm2.TPMRC) bool { return errors.Is(err, rc) })
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -54,8 +55,7 @@ func TestRetriesEndWithTheClient(t *testing.T) {
 		return tpmtest.NewAnswer(uint32(tpm2.TPMRCRetry)), nil
 	}})
 	_, err := key.Sign(ctx, nil, digest(crypto.SHA256), crypto.SHA256)
-	var command *tpmkey.CommandError
-	if !errors.As(err, &command) || command.RC != tpm2.TPMRCRetry || command.Command != "TPM2_Sign" || !errors.Is(err, context.Canceled) {
+	if !errors.Is(err, tpm2.TPMRCRetry) || !strings.Contains(err.Error(), "TPM2_Sign") || !errors.Is(err, context.Canceled) {
 		t.Errorf("Sign: %v, want context.Canceled and TPM2_Sign: TPM_RC_RETRY", err)
 	}
 	f.Disarm()
@@ -207,8 +207,8 @@ func TestWrongSignature(t *testing.T) {
 			return answer
 		})})
 		_, err := key.Sign(testContext(t), nil, digest(crypto.SHA256), crypto.SHA256)
-		if !errors.Is(err, tpmkey.ErrBadSignature) {
-			t.Errorf("%v: a falsified signature gave %v, want ErrBadSignature", a, err)
+		if err == nil || !strings.Contains(err.Error(), "does not verify") {
+			t.Errorf("%v: Sign with a falsified signature: %v, want that it does not verify", a, err)
 		}
 		mustSign(t, key, "", crypto.SHA256)
 	}
@@ -302,7 +302,7 @@ func TestClosedTPM(t *testing.T) {
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	f.Close(t)
-	if _, err := key.Sign(testContext(t), nil, digest(crypto.SHA256), crypto.SHA256); !errors.Is(err, tpmkey.ErrClosed) {
-		t.Errorf("Sign after Close: %v, want ErrClosed", err)
+	if _, err := key.Sign(testContext(t), nil, digest(crypto.SHA256), crypto.SHA256); err == nil || !strings.Contains(err.Error(), "closed") {
+		t.Errorf("Sign after Close: %v, want that the TPM is closed", err)
 	}
 }

@@ -107,7 +107,7 @@ func boundFile(t testing.TB, file *keyfile.TPMKey) *keyfile.TPMKey {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pcr := keyfile.NewPCRPolicy(keyfile.PCRSelection{Hash: uint16(tpm2.TPMAlgSHA256), PCRs: []int{7}}, make([]byte, 32))
+	pcr := keyfile.PCRSelection{Hash: uint16(tpm2.TPMAlgSHA256), PCRs: []int{7}}.Policy(make([]byte, 32))
 	first := sha256.Sum256(slices.Concat(make([]byte, 32), []byte{0, 0, 1, 0x7f}, pcr.CommandPolicy))
 	second := sha256.Sum256(slices.Concat(first[:], []byte{0, 0, 1, 0x6b}))
 	area.ObjectAttributes.UserWithAuth = false

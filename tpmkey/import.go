@@ -12,19 +12,19 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// Import makes an ordinary (loadable) key file of an importable one, which was
-// wrapped for a storage key of this TPM elsewhere (TPM2_Import). The key is
-// loaded once, to see that the TPM takes what it made, and nothing of it stays
-// there. A file that was wrapped for another TPM gives [ErrWrongTPM].
+// Import converts an importable key file, which was wrapped for a storage key of this
+// TPM elsewhere, into a loadable one (TPM2_Import). It loads the key once to check
+// that the TPM takes the result, and leaves nothing in the TPM. A file that was
+// wrapped for a different TPM gives [ErrWrongTPM].
 //
-// The new file has the same public key, auth value and policy. It names the
-// storage key at 0x81000001 as its parent where the key is under that and not
-// under the owner's primary of the key file draft.
+// The new file has the same public key, auth value and policy. It names the storage
+// key at 0x81000001 as its parent if the key is under that, and that is not the
+// owner's primary of the key file draft.
 func (t *TPM) Import(ctx context.Context, file *keyfile.TPMKey) (*keyfile.TPMKey, error) {
 	if file.Type != keyfile.Importable {
 		return nil, &UnsupportedError{What: "import of a key file", Why: "the key is in its TPM already (the file is loadable, not importable)"}
 	}
-	if file.Parent == keyfile.ParentNull {
+	if file.Parent == uint32(tpm2.TPMRHNull) {
 		_, err := storageKeyAt(file.Parent)
 		return nil, err
 	}
@@ -55,13 +55,14 @@ func (t *TPM) Import(ctx context.Context, file *keyfile.TPMKey) (*keyfile.TPMKey
 }
 
 // ImportPrivate puts a private key from outside, an *ecdsa.PrivateKey or
-// *rsa.PrivateKey, under a storage key of this TPM and returns its key file. It
-// is [Wrap] and [TPM.Import] in one turn, and refuses the same keys, before
-// anything is sent; the TPM is asked first whether it has the algorithm. Neither
-// the key nor the PIN crosses the bus in clear, and the TPM keeps nothing.
+// *rsa.PrivateKey, under a storage key of this TPM and returns its key file. It is
+// [Wrap] and [TPM.Import] in one turn. It refuses the same keys before anything is
+// sent, and asks the TPM first whether it has the algorithm. Neither the key nor the
+// PIN crosses the bus in clear, and the TPM stores nothing.
 //
-// Where the owner hierarchy has a password, a key for it is put under the
-// storage key at 0x81000001, if there is one, and names that as its parent.
+// If the owner hierarchy has a password and the key is for the owner hierarchy, it
+// is put under the storage key at 0x81000001, if there is one, and its file names
+// that as its parent.
 func (t *TPM) ImportPrivate(ctx context.Context, private crypto.PrivateKey, o WrapOptions) (*keyfile.TPMKey, error) {
 	named, err := storageKeyAt(o.Parent)
 	if err != nil {
@@ -71,7 +72,7 @@ func (t *TPM) ImportPrivate(ctx context.Context, private crypto.PrivateKey, o Wr
 	if err != nil {
 		return nil, err
 	}
-	defer key.wipe()
+	defer clear(key.secret)
 	var imported *keyfile.TPMKey
 	err = t.withTurn(ctx, func(l *link) error {
 		if err := supported(l, key.algorithm); err != nil {
@@ -85,7 +86,7 @@ func (t *TPM) ImportPrivate(ctx context.Context, private crypto.PrivateKey, o Wr
 	return imported, err
 }
 
-// importUnder wraps a key to one storage key of this TPM, and imports it.
+// importUnder wraps a key to the storage key sk of this TPM, and imports it.
 func (t *TPM) importUnder(l *link, key *external, o WrapOptions, sk storageKey) (file *keyfile.TPMKey, err error) {
 	err = t.withParent(l, sk, func(p *parent) error {
 		to, err := p.storageKey(sk)
@@ -113,8 +114,8 @@ func (t *TPM) importUnder(l *link, key *external, o WrapOptions, sk storageKey) 
 	return file, err
 }
 
-// supportedFile asks the TPM whether it has the algorithm of a key. One that is
-// none of [Algorithms] is the TPM's to judge: others' files work, too.
+// supportedFile asks the TPM whether it has the algorithm of a key. If the key has
+// none of ours, the TPM decides when it imports it.
 func supportedFile(l *link, file *keyfile.TPMKey) error {
 	a, err := algorithmOf(file.Public.Key)
 	if err != nil {
@@ -123,11 +124,10 @@ func supportedFile(l *link, file *keyfile.TPMKey) error {
 	return supported(l, a)
 }
 
-// foundUnder returns the storage key under which the key loaded, as its new file
-// is to name it. For a key of the owner's, what is at 0x81000001 may be the owner's
-// primary or another key: if it is the primary, the old name goes on holding
-// when the handle is given up. Telling an RSA one would cost the making of
-// another.
+// foundUnder returns the storage key that the new file must name. A key of the owner's
+// may have loaded under the key at 0x81000001. If that is the owner's primary, the
+// file keeps naming the hierarchy, which stays valid when the handle is evicted. For
+// an RSA key this is not checked: a chip may need a minute to create the primary.
 func (k *Key) foundUnder(l *link) (storageKey, error) {
 	sk := *k.source
 	if sk.persistent != srkHandle || k.file.Parent == uint32(srkHandle) {
@@ -150,7 +150,7 @@ func (k *Key) foundUnder(l *link) (storageKey, error) {
 	return sk, err
 }
 
-// loadable returns the file of an importable key that has loaded.
+// loadable returns the loadable file of an importable key that has loaded.
 func (k *Key) loadable(sk storageKey) (*keyfile.TPMKey, error) {
 	file, err := keyfile.NewLoadable(k.file.Pubkey, tpm2.Marshal(tpm2.TPM2BPrivate{Buffer: k.imported}), sk.fileParent(), k.file.EmptyAuth)
 	if err != nil {
@@ -162,9 +162,9 @@ func (k *Key) loadable(sk storageKey) (*keyfile.TPMKey, error) {
 	return file, nil
 }
 
-// private returns the key's TPM2B_PRIVATE without its size, for loading under
-// p: from the file, or by TPM2_Import for a key that was wrapped for this TPM
-// elsewhere. What that returned is kept in memory once it has loaded.
+// private returns the key's TPM2B_PRIVATE without its size, for loading under p. It is
+// in the file, or comes from TPM2_Import for a key that was wrapped elsewhere. The
+// result of TPM2_Import is kept in memory once it has loaded.
 func (k *Key) private(l *link, p *parent) ([]byte, error) {
 	if k.file.Type != keyfile.Importable {
 		return k.file.Privkey[2:], nil
@@ -172,14 +172,14 @@ func (k *Key) private(l *link, p *parent) ([]byte, error) {
 	if k.imported != nil {
 		return k.imported, nil
 	}
-	rsp, err := tpm2.Import{
+	rsp, err := execute(l, "TPM2_Import", tpm2.Import{
 		ParentHandle: p.auth(tpm2.PasswordAuth(nil)),
 		ObjectPublic: tpm2.BytesAs2B[tpm2.TPMTPublic](k.file.Pubkey[2:]),
 		Duplicate:    tpm2.TPM2BPrivate{Buffer: k.file.Privkey[2:]},
 		InSymSeed:    tpm2.TPM2BEncryptedSecret{Buffer: k.file.Secret[2:]},
 		Symmetric:    tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
-	}.Execute(l)
-	if err = l.command("TPM2_Import", err); err != nil {
+	})
+	if err != nil {
 		return nil, err
 	}
 	return rsp.OutPrivate.Buffer, nil
@@ -188,10 +188,10 @@ func (k *Key) private(l *link, p *parent) ([]byte, error) {
 // seedParameter is the number of inSymSeed among the parameters of TPM2_Import.
 const seedParameter = 4
 
-// wrapsOther reports whether err says that the key was wrapped for another storage
-// key than p: the integrity value is wrong then, or the seed cannot be decrypted
-// at all, such as one for RSA by an ECC key. Where OAEP fails, libtpms calls it a
-// failure.
+// wrapsOther reports whether err says that the key was wrapped for a different storage
+// key than p. Either the integrity value is wrong, or the seed cannot be decrypted at
+// all, for example one for an RSA key by an ECC key. libtpms reports a failure of OAEP
+// as TPM_RC_FAILURE.
 func wrapsOther(p *parent, err error) bool {
 	if isRC(err, tpm2.TPMRCIntegrity) || p.is(tpm2.TPMAlgRSA) && isRC(err, tpm2.TPMRCFailure) {
 		return true

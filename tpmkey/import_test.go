@@ -131,12 +131,12 @@ func TestImportedPublicArea(t *testing.T) {
 	for _, private := range []crypto.PrivateKey{newECDSA(t, elliptic.P256()), newRSA(t, 2048)} {
 		for _, pin := range []string{"", "1234"} {
 			file := f.importPrivate(t, private, tpmkey.WrapOptions{Auth: []byte(pin)}).File()
-			want := keyfile.AttrUserWithAuth | keyfile.AttrSign
+			want := attrUserWithAuth | attrSign
 			if _, ok := private.(*rsa.PrivateKey); ok {
-				want |= keyfile.AttrDecrypt
+				want |= attrDecrypt
 			}
 			if pin == "" {
-				want |= keyfile.AttrNoDA
+				want |= attrNoDA
 			}
 			p := file.Public
 			if p.Attributes != want || p.NameAlg != uint16(tpm2.TPMAlgSHA256) || p.Scheme != uint16(tpm2.TPMAlgNull) || len(p.AuthPolicy) != 0 {

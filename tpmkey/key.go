@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/google/go-tpm/tpm2"
@@ -13,34 +14,37 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// Key is a key of a key file, for use in one TPM. It is safe for use by several
+// Key is the key of a key file, for use in one TPM. It is safe for use by several
 // goroutines.
 type Key struct {
-	tpm  *TPM
-	file *keyfile.TPMKey
-	name tpm2.TPM2BName
-	pin  Pin
-	// policy is what authorizes the use of the key, nil where its auth value
-	// does.
+	tpm      *TPM
+	file     *keyfile.TPMKey
+	name     tpm2.TPM2BName
+	nameHash crypto.Hash
+	// pin is the Name of the storage key that the caller remembers, nil for
+	// none. pinChanged: the key file has changed since. See [Key.Pin].
+	pin        []byte
+	pinChanged bool
+	// policy authorizes the use of the key; nil if its auth value does.
 	policy *policy
 
-	// parent is the storage key under which the key has loaded. Whoever has
-	// the TPM's turn sets it.
+	// parent is the storage key under which the key has loaded. Only the
+	// holder of the TPM's turn sets it.
 	parent atomic.Pointer[Parent]
-	// Whoever has the TPM's turn may touch the fields below.
-	source   *storageKey // under which the key loaded
+	// Only the holder of the TPM's turn may touch the fields below.
+	source   *storageKey // under which the key has loaded
 	imported []byte      // TPM2B_PRIVATE without its size, once loaded
 	saved    savedContext
 }
 
-// Key returns the key of a key file, without asking the TPM anything. A key
-// that can never sign for SSH gives an [UnsupportedError] that says why.
+// Key returns the key of a key file. It does not use the TPM. A key that can
+// never sign for SSH gives an [UnsupportedError] that says why.
 func (t *TPM) Key(file *keyfile.TPMKey) (*Key, error) {
-	if err := usable(file); err != nil {
+	if err := usable(file.Public); err != nil {
 		return nil, err
 	}
-	k := &Key{tpm: t, file: file, name: tpm2.TPM2BName{Buffer: file.Public.Name()}}
-	if !file.Public.Attributes.Has(keyfile.AttrUserWithAuth) {
+	k := &Key{tpm: t, file: file, name: tpm2.TPM2BName{Buffer: file.Public.Name()}, nameHash: nameHash(file.Public.NameAlg)}
+	if !file.Public.Attributes.UserWithAuth() {
 		var err error
 		if k.policy, err = newPolicy(file); err != nil {
 			return nil, err
@@ -49,66 +53,57 @@ func (t *TPM) Key(file *keyfile.TPMKey) (*Key, error) {
 	return k, nil
 }
 
+// File returns the key file that the key was made from.
+func (k *Key) File() *keyfile.TPMKey { return k.file }
+
 // Public returns the public key: an *ecdsa.PublicKey or an *rsa.PublicKey.
 func (k *Key) Public() crypto.PublicKey { return k.file.Public.Key }
 
 // AuthRequired reports whether to ask for the auth value before the first
-// [Key.Sign]. It is a hint from the key file; the TPM decides. Where a wrong
-// auth value costs nothing, because the key does not take part in the lockout,
-// the empty one may be tried first. A key that is used by a policy which does
-// not ask for the auth value needs none.
-func (k *Key) AuthRequired() bool {
-	return k.file.UsesAuth() && !k.file.Public.Attributes.Has(keyfile.AttrNoDA)
-}
+// [Key.Sign]. It is a hint from the key file; the TPM decides. It is false for a
+// key that does not take part in the lockout, because trying the empty auth value
+// costs nothing, and for a key whose policy does not ask for the auth value.
+func (k *Key) AuthRequired() bool { return k.file.UsesAuth() && !k.file.Public.Attributes.NoDA() }
 
-// usable tells why a key can never sign for SSH, if so.
-func usable(file *keyfile.TPMKey) error {
-	p := file.Public
+// usable returns why a key can never sign for SSH, nil if it can.
+func usable(p *keyfile.Public) error {
+	var scheme tpm2.TPMAlgID
+	var hashes []uint16
 	refuse := func(why string, args ...any) error {
 		return &UnsupportedError{What: "key file", Why: fmt.Sprintf(why, args...)}
 	}
-	a := p.Attributes
-	switch {
-	case a.Has(keyfile.AttrRestricted):
+	if p.Attributes.Restricted() {
 		return refuse("a restricted key signs nothing that comes from outside the TPM")
 	}
 	switch pub := p.Key.(type) {
 	case *ecdsa.PublicKey:
-		if !a.Has(keyfile.AttrSign) {
+		hash, ok := curveHash(pub.Curve)
+		switch {
+		case !p.Attributes.Sign():
 			return refuse("it has no sign attribute")
-		}
-		want, ok := curveHash(pub.Curve)
-		if !ok {
+		case !ok:
 			return refuse("SSH does not know its curve %s", pub.Curve.Params().Name)
 		}
-		return usableScheme(p, tpm2.TPMAlgECDSA, []crypto.Hash{want}, refuse)
+		scheme, hashes = tpm2.TPMAlgECDSA, []uint16{uint16(hashAlg(hash))}
 	case *rsa.PublicKey:
-		if !a.Has(keyfile.AttrSign) && !a.Has(keyfile.AttrDecrypt) {
+		if !p.Attributes.Sign() && !p.Attributes.Decrypt() {
 			return refuse("it has neither the sign nor the decrypt attribute")
 		}
-		return usableScheme(p, tpm2.TPMAlgRSASSA, []crypto.Hash{crypto.SHA256, crypto.SHA512}, refuse)
+		scheme, hashes = tpm2.TPMAlgRSASSA, []uint16{uint16(tpm2.TPMAlgSHA256), uint16(tpm2.TPMAlgSHA512)}
 	default:
 		return refuse("its type is neither ECDSA nor RSA")
 	}
-}
-
-// usableScheme checks the scheme that the key itself prescribes, if it does.
-func usableScheme(p *keyfile.Public, alg tpm2.TPMAlgID, hashes []crypto.Hash, refuse func(string, ...any) error) error {
-	if p.Scheme == uint16(tpm2.TPMAlgNull) {
-		return nil
-	}
-	if p.Scheme != uint16(alg) {
+	switch {
+	case p.Scheme == uint16(tpm2.TPMAlgNull):
+	case p.Scheme != uint16(scheme):
 		return refuse("it prescribes the scheme %#04x, which SSH does not use", p.Scheme)
+	case !slices.Contains(hashes, p.SchemeHash):
+		return refuse("it prescribes the hash %#04x, which SSH does not use with it", p.SchemeHash)
 	}
-	for _, h := range hashes {
-		if p.SchemeHash == uint16(hashAlg(h)) {
-			return nil
-		}
-	}
-	return refuse("it prescribes the hash %#04x, which SSH does not use with it", p.SchemeHash)
+	return nil
 }
 
-// curveHash is the hash that SSH fixes for a curve (RFC 5656, 6.2.1).
+// curveHash returns the hash that SSH fixes for a curve (RFC 5656, 6.2.1).
 func curveHash(c elliptic.Curve) (crypto.Hash, bool) {
 	switch c {
 	case elliptic.P256():
@@ -138,5 +133,15 @@ func hashAlg(h crypto.Hash) tpm2.TPMAlgID {
 	}
 }
 
-// File returns the key file that the key was made from.
-func (k *Key) File() *keyfile.TPMKey { return k.file }
+// nameHash returns the hash of a nameAlg: SHA-384, SHA-512, or SHA-256 for all
+// others, which keys for SSH do not have.
+func nameHash(alg uint16) crypto.Hash {
+	switch tpm2.TPMAlgID(alg) {
+	case tpm2.TPMAlgSHA384:
+		return crypto.SHA384
+	case tpm2.TPMAlgSHA512:
+		return crypto.SHA512
+	default:
+		return crypto.SHA256
+	}
+}

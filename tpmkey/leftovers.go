@@ -1,50 +1,49 @@
 package tpmkey
 
 import (
-	"errors"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 )
 
-// leftovers are what a connection that broke may have left in a TPM that has no
-// resource manager in front of it.
+// leftovers is what broken connections may have left in a TPM that has no
+// resource manager.
 type leftovers struct {
-	objects map[heldName]bool
-	session *session
+	objects []string // Names
 	unnamed []unnamed
+}
+
+// unnamed is something in the TPM that has no Name, or whose Name is not known:
+// a session, or what a command created whose response was lost.
+type unnamed struct {
+	boot   bootCount      // the run of the TPM that it belongs to
+	handle tpm2.TPMHandle // 0 if it was in the lost response
+	// What was there before the command, if there is no handle.
+	kind   tpm2.TPMHandle // the first handle of that kind
+	before []tpm2.TPMHandle
 }
 
 func (lo *leftovers) add(l *link, s *session) {
 	for _, name := range l.held {
-		if lo.objects == nil {
-			lo.objects = make(map[heldName]bool)
+		if !slices.Contains(lo.objects, name) {
+			lo.objects = append(lo.objects, name)
 		}
-		lo.objects[name] = true
 	}
 	if s != nil {
-		lo.session = s
+		lo.unnamed = append(lo.unnamed, unnamed{boot: s.boot, handle: s.handle})
 	}
 	lo.unnamed = append(lo.unnamed, l.unnamed...)
 }
 
-// unnamed is a command whose answer was lost, and with it the handle of what it
-// made: all that is known is what was there before, and in which run of the TPM.
-type unnamed struct {
-	kind   tpm2.TPMHandle // the first handle of that kind
-	before []tpm2.TPMHandle
-	boot   bootCount
-}
-
-// First handles of what a command can make (TPM 2.0 Part 2, 7.2).
+// First handles of what a command can create (TPM 2.0 Part 2, 7.2).
 const (
 	firstSession   tpm2.TPMHandle = 0x02000000
 	firstTransient tpm2.TPMHandle = 0x80000000
 )
 
-// making calls fn, which sends a command that makes something of this kind. The
-// looks around before it cost two commands, where a session or a primary is
-// made on a TPM without resource manager; not where signatures are.
+// making calls fn, which sends a command that creates something of this kind. On
+// a TPM without resource manager it first records what is there, which takes two
+// commands. Signatures without a policy do not come here.
 func (l *link) making(kind tpm2.TPMHandle, fn func() error) error {
 	if l.conn.Managed() {
 		return fn()
@@ -60,82 +59,59 @@ func (l *link) making(kind tpm2.TPMHandle, fn func() error) error {
 	l.boot = boot
 	err = fn()
 	if l.broken != nil {
-		l.unnamed = append(l.unnamed, unnamed{kind, before, boot})
+		l.unnamed = append(l.unnamed, unnamed{boot: boot, kind: kind, before: before})
 	}
 	return err
 }
 
-// clearLost flushes what is left of an earlier connection. Objects are known by
-// their Names: handles are given again and again, also to others. A session has
-// no Name; it is ours if the TPM has not been reset since it started.
-func (t *TPM) clearLost(l *link) error {
+// clearLost flushes what earlier connections left. If the TPM refuses to list or
+// to flush something, the caller's commands are tried anyway: they fail
+// themselves if there is no room. Only a broken connection is an error (see
+// l.broken), and nothing is forgotten then.
+func (t *TPM) clearLost(l *link) {
 	lost := t.lost
-	if lost.session == nil && len(lost.objects) == 0 && len(lost.unnamed) == 0 {
-		return nil
-	}
 	t.lost = leftovers{}
-	err := errors.Join(clearObjects(l, lost.objects), clearSession(l, lost.session), clearUnnamed(l, lost.unnamed))
+	if len(lost.objects) > 0 {
+		l.clearObjects(lost.objects)
+	}
+	for _, u := range lost.unnamed {
+		l.clearUnnamed(u)
+	}
 	if l.broken != nil {
 		t.lost = lost
-		return err
 	}
-	// The TPM refused to tell or to flush. That is no reason not to try what
-	// the caller is here for; it says so itself if there is no room.
-	return nil
 }
 
-func clearObjects(l *link, names map[heldName]bool) error {
-	if len(names) == 0 {
-		return nil
-	}
-	handles, err := l.handles(firstTransient)
-	if err != nil {
-		return err
-	}
-	var errs []error
+// clearObjects flushes objects by their Names: a handle may have been given to
+// an object of another program since.
+func (l *link) clearObjects(names []string) {
+	handles, _ := l.handles(firstTransient)
 	for _, h := range handles {
-		rsp, err := tpm2.ReadPublic{ObjectHandle: h}.Execute(l)
-		if err != nil {
-			errs = append(errs, l.command("TPM2_ReadPublic", err))
-			continue
-		}
-		if names[heldName(rsp.Name.Buffer)] {
-			errs = append(errs, l.flush(h))
+		rsp, err := execute(l, "TPM2_ReadPublic", tpm2.ReadPublic{ObjectHandle: h})
+		if err == nil && slices.Contains(names, string(rsp.Name.Buffer)) {
+			_ = l.flush(h)
 		}
 	}
-	return errors.Join(errs...)
 }
 
-func clearSession(l *link, s *session) error {
-	if s == nil {
-		return nil
-	}
+// clearUnnamed flushes what u stands for, unless the TPM was reset since. What
+// appeared since a command whose response was lost is taken for its result: the
+// TPM serves one client at a time.
+func (l *link) clearUnnamed(u unnamed) {
 	now, err := l.readBootCount()
-	if err != nil || now != s.boot {
-		return err
+	if err != nil || now != u.boot {
+		return
 	}
-	return l.flush(s.handle)
-}
-
-// clearUnnamed flushes what appeared since the command whose answer was lost.
-// A TPM that serves one client at a time leaves little doubt whose it is.
-func clearUnnamed(l *link, list []unnamed) error {
-	var errs []error
-	for _, u := range list {
-		now, err := l.readBootCount()
-		if err != nil || now != u.boot {
-			errs = append(errs, err)
-			continue
-		}
-		handles, err := l.handles(u.kind)
-		errs = append(errs, err)
-		for _, h := range handles {
-			if !slices.Contains(u.before, h) {
-				errs = append(errs, l.flush(h))
-			}
+	if u.handle != 0 {
+		_ = l.flush(u.handle)
+		return
+	}
+	handles, _ := l.handles(u.kind)
+	for _, h := range handles {
+		if !slices.Contains(u.before, h) {
+			_ = l.flush(h)
 		}
 	}
-	return errors.Join(errs...)
 }
 
 // bootCount tells one run of a TPM from the next (TPMS_CLOCK_INFO of TPM 2.0
@@ -143,9 +119,9 @@ func clearUnnamed(l *link, list []unnamed) error {
 type bootCount struct{ reset, restart uint32 }
 
 func (l *link) readBootCount() (bootCount, error) {
-	rsp, err := tpm2.ReadClock{}.Execute(l)
+	rsp, err := execute(l, "TPM2_ReadClock", tpm2.ReadClock{})
 	if err != nil {
-		return bootCount{}, l.command("TPM2_ReadClock", err)
+		return bootCount{}, err
 	}
 	info := rsp.CurrentTime.ClockInfo
 	return bootCount{info.ResetCount, info.RestartCount}, nil
@@ -153,13 +129,7 @@ func (l *link) readBootCount() (bootCount, error) {
 
 // handles returns the handles in the TPM of the kind that begins with first.
 func (l *link) handles(first tpm2.TPMHandle) ([]tpm2.TPMHandle, error) {
-	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: uint32(first), PropertyCount: 64}.Execute(l)
-	if err != nil {
-		return nil, l.command("TPM2_GetCapability", err)
-	}
-	list, err := rsp.CapabilityData.Data.Handles()
-	if err != nil {
-		return nil, l.command("TPM2_GetCapability", err)
-	}
-	return list.Handle, nil
+	return query(l, tpm2.TPMCapHandles, uint32(first), uint32(first)+63, (*tpm2.TPMUCapabilities).Handles,
+		func(list *tpm2.TPMLHandle) []tpm2.TPMHandle { return list.Handle },
+		func(h tpm2.TPMHandle) uint32 { return uint32(h) })
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
 )
 
 // headerSize is the length of a command or response header: tag, size, and
@@ -15,29 +16,23 @@ import (
 const headerSize = 10
 
 // link is the connection as one turn sees it. It implements go-tpm's
-// transport.TPM, and is the one place where commands get their deadlines, where
-// the TPM's "not now" is retried, and where a connection is found to be broken.
+// transport.TPM. It sets the deadline of each command, retries the commands that
+// the TPM cannot run at the moment, and notices a broken connection.
 type link struct {
-	ctx      context.Context // of the one who has the turn
+	ctx      context.Context // of the caller whose turn it is
 	conn     Conn
 	answered int   // commands that got a response
-	broken   error // why conn is of no more use
-	// What may be in the TPM because of this turn.
-	held    []heldName
+	broken   error // why conn must not be used again; nil if it may
+	// What this turn may have put into the TPM.
+	held    []string // Names of objects
 	unnamed []unnamed
 	boot    bootCount // as last read by making
 }
-
-// heldName is the Name of an object in the TPM.
-type heldName string
 
 // Send implements transport.TPM.
 func (l *link) Send(command []byte) ([]byte, error) {
 	if l.broken != nil {
 		return nil, l.broken
-	}
-	if len(command) < headerSize {
-		return nil, fmt.Errorf("TPM command of %d octets", len(command))
 	}
 	code := tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))
 	var back backoff
@@ -48,8 +43,8 @@ func (l *link) Send(command []byte) ([]byte, error) {
 		}
 		rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:]))
 		if rc == tpm2.TPMRCInitialize && code != tpm2.TPMCCStartup && !back.started {
-			// A TPM without firmware or kernel in front of it (a software
-			// TPM that was just restarted) is not started up by anybody.
+			// Firmware and kernel start a chip up. They are not there for
+			// a software TPM that was just restarted.
 			back.started = true
 			if err := l.startup(); err != nil {
 				return nil, err
@@ -62,9 +57,9 @@ func (l *link) Send(command []byte) ([]byte, error) {
 	}
 }
 
-// exchange sends one command and checks the frame of the response. Response
-// codes lose the layer bits that a resource manager sets (TSS 2.0 Overview,
-// 2.4): a caller branches on the TPM's own numbers.
+// exchange sends one command and checks the frame of the response. It clears the
+// layer bits that a resource manager sets in the response code (TSS 2.0 Overview,
+// 2.4), so that callers see the TPM's own codes.
 func (l *link) exchange(code tpm2.TPMCC, command []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.ctx), deadline(code))
 	defer cancel()
@@ -74,7 +69,8 @@ func (l *link) exchange(code tpm2.TPMCC, command []byte) ([]byte, error) {
 		return nil, err
 	}
 	if len(response) < headerSize || int(binary.BigEndian.Uint32(response[2:])) != len(response) {
-		return nil, l.fail(fmt.Errorf("response of %d octets is damaged", len(response)))
+		l.broken = fmt.Errorf("response of %d octets is damaged", len(response))
+		return nil, l.broken
 	}
 	l.answered++
 	if rc := binary.BigEndian.Uint32(response[6:]); rc > 0xFFF {
@@ -85,24 +81,32 @@ func (l *link) exchange(code tpm2.TPMCC, command []byte) ([]byte, error) {
 
 // startup sends TPM2_Startup(CLEAR).
 func (l *link) startup() error {
-	_, err := tpm2.Startup{StartupType: tpm2.TPMSUClear}.Execute(l)
-	if err != nil && !errors.Is(err, tpm2.TPMRCInitialize) {
-		return l.command("TPM2_Startup", err)
+	_, err := execute(l, "TPM2_Startup", tpm2.Startup{StartupType: tpm2.TPMSUClear})
+	if isRC(err, tpm2.TPMRCInitialize) {
+		return nil // it was started up meanwhile
 	}
-	return nil
+	return err
 }
 
-// command gives err, as go-tpm's Execute returned it, the command's name. What
-// is neither a response code nor a broken connection is a response that could
-// not be understood or authenticated: nothing more from that connection can be
-// trusted.
+// execute runs a command of go-tpm, and names the command in the error.
+func execute[R any](l *link, name string, command interface {
+	Execute(transport.TPM, ...tpm2.Session) (*R, error)
+},
+) (*R, error) {
+	rsp, err := command.Execute(l)
+	return rsp, l.command(name, err)
+}
+
+// command adds the command's name to err, as go-tpm's Execute returned it. If err
+// is neither a response code nor a broken connection, the response could not be
+// decoded or authenticated: the connection is not used again.
 func (l *link) command(name string, err error) error {
 	if err == nil {
 		return nil
 	}
 	var rc tpm2.TPMRC
 	if errors.As(err, &rc) {
-		return &CommandError{Command: name, RC: rc}
+		return &commandError{name, rc}
 	}
 	if l.broken == nil {
 		l.broken = err
@@ -110,12 +114,13 @@ func (l *link) command(name string, err error) error {
 	return fmt.Errorf("%s: %w", name, err)
 }
 
-func (l *link) fail(err error) error {
-	l.broken = err
-	return err
+// damaged gives up a connection whose response has a correct frame and
+// unexpected content.
+func (l *link) damaged(name string) error {
+	return l.command(name, errors.New("the response is damaged"))
 }
 
-// alive returns an error when nobody waits for this turn's result any more.
+// alive returns an error if the caller of this turn has gone.
 func (l *link) alive() error {
 	if l.ctx.Err() != nil {
 		return context.Cause(l.ctx)
@@ -123,8 +128,8 @@ func (l *link) alive() error {
 	return nil
 }
 
-// patience is the context that bounds retries of a command. Cleaning up goes on
-// when the client has gone.
+// patience returns the context that bounds the retries of a command.
+// TPM2_FlushContext is retried even if the caller has gone.
 func (l *link) patience(code tpm2.TPMCC) context.Context {
 	if code == tpm2.TPMCCFlushContext {
 		return context.WithoutCancel(l.ctx)
@@ -133,20 +138,19 @@ func (l *link) patience(code tpm2.TPMCC) context.Context {
 }
 
 // deadline is how long a command may take. The kernel's driver gives up on a
-// mute chip after 2 minutes, after 5 for the commands that generate keys
-// (drivers/char/tpm/tpm2-cmd.c); a chip that is not mute needs a few seconds at
-// most for what is not key generation.
+// silent chip after 2 minutes, and after 5 for commands that generate keys
+// (drivers/char/tpm/tpm2-cmd.c). A working chip needs a few seconds at most for
+// all other commands.
 func deadline(code tpm2.TPMCC) time.Duration {
-	switch code {
-	case tpm2.TPMCCCreate, tpm2.TPMCCCreatePrimary:
+	if code == tpm2.TPMCCCreate || code == tpm2.TPMCCCreatePrimary {
 		return 5 * time.Minute
-	default:
-		return time.Minute
 	}
+	return time.Minute
 }
 
-// passing reports whether rc means "not now": the TPM tests itself, or all its
-// slots are taken by others (TPM 2.0 Part 2, 6.6.3, warnings).
+// passing reports whether rc means that the TPM cannot run the command now: it
+// tests itself, or other programs use all its slots (TPM 2.0 Part 2, 6.6.3,
+// warnings).
 func passing(rc tpm2.TPMRC) bool {
 	switch rc {
 	case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting,
@@ -172,7 +176,8 @@ type backoff struct {
 	spent   time.Duration
 }
 
-// wait waits until the next try is due, and reports whether there is to be one.
+// wait waits until the next try is due. It returns false if there must not be a
+// next try.
 func (b *backoff) wait(ctx context.Context) bool {
 	b.next = min(max(2*b.next, retryFirst), retryMost)
 	b.spent += b.next

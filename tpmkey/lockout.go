@@ -5,24 +5,22 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
-
-	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// Lockout is what a TPM says of its protection against guessing (TPM 2.0 Part 1,
-// 19.8): it counts the wrong auth values of all protected objects together.
+// Lockout is the state of a TPM's protection against guessing (TPM 2.0 Part 1,
+// 19.8). The TPM counts the wrong auth values of all protected objects together.
 type Lockout struct {
-	// Tries is how many wrong auth values the TPM still takes before it locks;
-	// 0: it is locked; -1: there is no limit, because the key that was asked
-	// about does not take part, or the TPM does not count.
+	// Tries is how many wrong auth values the TPM takes before it locks. 0
+	// means that it is locked. -1 means that there is no limit: the key does
+	// not take part, or the TPM does not count.
 	Tries int
-	// Wait is the time after which the TPM gives one try back, at most, while
-	// the machine runs; 0 when there is none to give back, or it is not known.
+	// Wait is the longest time until the TPM gives one try back, while the
+	// machine runs. It is 0 if there is none to give back, or if it is unknown.
 	Wait time.Duration
 
 	Counter  int           // TPM_PT_LOCKOUT_COUNTER: wrong auth values so far
-	Max      int           // TPM_PT_MAX_AUTH_FAIL: so many lock it
-	Interval time.Duration // TPM_PT_LOCKOUT_INTERVAL: the Counter goes down by one after it
+	Max      int           // TPM_PT_MAX_AUTH_FAIL: the Counter at which it locks
+	Interval time.Duration // TPM_PT_LOCKOUT_INTERVAL: after it the Counter goes down by one
 }
 
 // Lockout asks the TPM for the state of its lockout.
@@ -35,32 +33,25 @@ func (t *TPM) Lockout(ctx context.Context) (lo Lockout, err error) {
 }
 
 // Lockout asks the TPM how many wrong auth values it takes for this key. A key
-// that does not take part in the lockout has no limit, and nothing is asked.
+// that does not take part in the lockout has no limit, and the TPM is not asked.
 func (k *Key) Lockout(ctx context.Context) (Lockout, error) {
-	if !k.protected() {
+	if k.file.Public.Attributes.NoDA() || k.policy != nil && !k.policy.usesAuth() {
 		return Lockout{Tries: -1}, nil
 	}
 	return k.tpm.Lockout(ctx)
-}
-
-// protected reports whether the key takes part in the lockout: an auth value is
-// proved to use it, if only an empty one.
-func (k *Key) protected() bool {
-	return !k.file.Public.Attributes.Has(keyfile.AttrNoDA) && (k.policy == nil || k.policy.usesAuth())
 }
 
 // inLockout is a bit of TPMA_PERMANENT (TPM 2.0 Part 2, 8.6).
 const inLockout = 1 << 9
 
 // propertyPermanent is TPM_PT_PERMANENT, the first of the properties that change
-// (TPM 2.0 Part 2, 6.13). Those of the lockout are 14 to 16 after it, which one
-// command reads.
+// (TPM 2.0 Part 2, 6.13). Those of the lockout are 14 to 16 after it.
 const (
 	propertyPermanent tpm2.TPMPT = 0x200
 	lockoutProperties uint32     = 17
 )
 
-// lockout reads the properties of the lockout.
+// lockout reads the properties of the lockout, in one command.
 func (l *link) lockout() (Lockout, error) {
 	p, err := properties(l, propertyPermanent, lockoutProperties)
 	if err != nil {
@@ -84,8 +75,9 @@ func (l *link) lockout() (Lockout, error) {
 	return lo, nil
 }
 
-// authError turns a refusal of an auth value into [AuthError] or
-// [LockoutError], with what the TPM says about its lockout.
+// authError converts a refusal of an auth value into an [AuthError] or
+// [LockoutError], with the state of the lockout if the TPM tells it. It returns
+// other errors as they are.
 func (l *link) authError(err error) error {
 	switch {
 	case isRC(err, tpm2.TPMRCBadAuth):
@@ -97,7 +89,6 @@ func (l *link) authError(err error) error {
 		}
 		return &AuthError{Left: left, err: err}
 	case isRC(err, tpm2.TPMRCLockout):
-		// Without an answer there is no time to tell.
 		lo, _ := l.lockout()
 		return &LockoutError{Wait: lo.Wait, err: err}
 	default:

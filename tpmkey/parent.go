@@ -13,16 +13,16 @@ import (
 // the storage root key.
 const srkHandle tpm2.TPMHandle = 0x81000001
 
-// storageKey is one way to get a parent: a persistent object, or a primary that
-// is made in a hierarchy from a template.
+// storageKey is one way to get a parent: a persistent object, or a primary key
+// that is created in a hierarchy from a template.
 type storageKey struct {
 	persistent tpm2.TPMHandle
 	hierarchy  tpm2.TPMHandle
 	template   template
 }
 
-// template is a storage key template of the TCG. Templates that differ only in
-// their unique field give different keys.
+// template is a storage key template. Templates that differ only in their unique
+// field give different keys.
 type template int
 
 const (
@@ -31,7 +31,7 @@ const (
 	// rsaH is H-1: RSA 2048, unique of size zero.
 	rsaH
 	// eccL is go-tpm's ECCSRKTemplate: P-256, unique of 32 and 32 zeros.
-	// Some tools make keys under it and write that they are under H-2.
+	// Some tools create keys under it, and write files that name H-2.
 	eccL
 )
 
@@ -58,8 +58,8 @@ func hierarchyName(h tpm2.TPMHandle) string {
 	}
 }
 
-// storageKeyAt returns the storage key of a handle, as a template of a key names
-// it, under which keys can be made: 0 is the owner's.
+// storageKeyAt returns the storage key of a handle in a [Template] or
+// [WrapOptions]. 0 is the owner's primary.
 func storageKeyAt(parent uint32) (storageKey, error) {
 	switch {
 	case parent == 0:
@@ -68,8 +68,8 @@ func storageKeyAt(parent uint32) (storageKey, error) {
 		return storageKey{persistent: tpm2.TPMHandle(parent)}, nil
 	case parent == keyfile.ParentOwner, parent == keyfile.ParentEndorsement, parent == keyfile.ParentPlatform:
 		return storageKey{hierarchy: tpm2.TPMHandle(parent), template: eccH}, nil
-	case parent == keyfile.ParentNull:
-		return storageKey{}, &UnsupportedError{What: "parent in the null hierarchy", Why: "the key would end with the next reset of the TPM"}
+	case parent == uint32(tpm2.TPMRHNull):
+		return storageKey{}, &UnsupportedError{What: "parent in the null hierarchy", Why: "the key would be lost at the next reset of the TPM"}
 	default:
 		return storageKey{}, &UnsupportedError{
 			What:      fmt.Sprintf("parent %#x", parent),
@@ -79,7 +79,7 @@ func storageKeyAt(parent uint32) (storageKey, error) {
 	}
 }
 
-// fileParent is what a key file names the storage key by.
+// fileParent returns the handle by which a key file names the storage key.
 func (sk storageKey) fileParent() uint32 {
 	if sk.persistent != 0 {
 		return uint32(sk.persistent)
@@ -87,9 +87,9 @@ func (sk storageKey) fileParent() uint32 {
 	return uint32(sk.hierarchy)
 }
 
-// orSRK calls fn with a storage key under which a key is to be put, and again
-// with the one at [srkHandle], if there is one, where the owner hierarchy turns
-// out to have a password.
+// orSRK calls fn with the storage key for a new key. If that is the owner's primary
+// and the owner hierarchy has a password, orSRK calls fn again with the storage
+// key at [srkHandle], provided that there is one.
 func (t *TPM) orSRK(l *link, sk storageKey, fn func(storageKey) error) error {
 	err := fn(sk)
 	if sk.hierarchy != tpm2.TPMRHOwner || !errors.Is(err, ErrOwnerAuth) {
@@ -102,8 +102,7 @@ func (t *TPM) orSRK(l *link, sk storageKey, fn func(storageKey) error) error {
 	return fn(storageKey{persistent: srkHandle})
 }
 
-// parent is a storage key as it is in the TPM, valid inside withParent only
-// but for its saved context.
+// parent is a storage key in the TPM. Its handle is valid inside withParent only.
 type parent struct {
 	handle tpm2.TPMHandle
 	name   tpm2.TPM2BName
@@ -111,15 +110,15 @@ type parent struct {
 	saved  savedContext // of a primary
 }
 
-// auth is how a storage key is used: their auth value is empty, also where
-// their hierarchy has a password.
+// auth authorizes the use of p by a session for the empty auth value. Storage keys
+// have that even if their hierarchy has a password.
 func (p *parent) auth(s tpm2.Session) tpm2.AuthHandle {
 	return tpm2.AuthHandle{Handle: p.handle, Name: p.name, Auth: s}
 }
 
-// withParent calls fn with the storage key in the TPM. A primary is made once;
-// from then on its saved context is loaded, which takes a chip milliseconds
-// where making the key takes it up to a second. No slot is held in between.
+// withParent calls fn with the storage key in the TPM. A primary is created once.
+// After that its saved context is loaded, which takes a chip some milliseconds
+// instead of up to a second. In between it takes no slot in the TPM.
 func (t *TPM) withParent(l *link, sk storageKey, fn func(*parent) error) error {
 	if sk.persistent != 0 {
 		p, err := t.persistentParent(l, sk.persistent)
@@ -136,7 +135,8 @@ func (t *TPM) withParent(l *link, sk storageKey, fn func(*parent) error) error {
 	return errors.Join(err, l.release(p.handle, p.name))
 }
 
-// loadPrimary puts a primary into the TPM: from its saved context, else anew.
+// loadPrimary puts a primary into the TPM: from its saved context, or else by
+// creating it.
 func (t *TPM) loadPrimary(l *link, sk storageKey) (*parent, error) {
 	if p := t.parents[sk]; p != nil {
 		h, err := l.loadContext(p.saved, p.name)
@@ -147,7 +147,7 @@ func (t *TPM) loadPrimary(l *link, sk storageKey) (*parent, error) {
 		if !contextGone(err) {
 			return nil, err
 		}
-		// A context does not survive a reset of the TPM.
+		// The TPM was reset, and the context is lost.
 		delete(t.parents, sk)
 	}
 	p, err := createPrimary(l, sk)
@@ -164,31 +164,31 @@ func (t *TPM) loadPrimary(l *link, sk storageKey) (*parent, error) {
 func createPrimary(l *link, sk storageKey) (*parent, error) {
 	var rsp *tpm2.CreatePrimaryResponse
 	err := l.making(firstTransient, func() (err error) {
-		rsp, err = tpm2.CreatePrimary{
+		rsp, err = execute(l, "TPM2_CreatePrimary", tpm2.CreatePrimary{
 			PrimaryHandle: tpm2.AuthHandle{Handle: sk.hierarchy, Name: tpm2.HandleName(sk.hierarchy), Auth: tpm2.PasswordAuth(nil)},
 			InPublic:      tpm2.New2B(sk.template.public()),
-		}.Execute(l)
-		return l.command("TPM2_CreatePrimary", err)
+		})
+		return err
 	})
 	if err != nil {
 		if isRC(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail, tpm2.TPMRCLockout) {
 			err = fmt.Errorf("%w: %w", ErrOwnerAuth, err)
 		}
-		return nil, fmt.Errorf("making %v: %w", sk, err)
+		return nil, fmt.Errorf("creating %v: %w", sk, err)
 	}
 	public, name, err := l.named("TPM2_CreatePrimary", rsp.OutPublic, rsp.Name)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("making %v: %w", sk, err), l.flush(rsp.ObjectHandle))
+		return nil, errors.Join(fmt.Errorf("creating %v: %w", sk, err), l.flush(rsp.ObjectHandle))
 	}
 	l.hold(name)
 	return &parent{handle: rsp.ObjectHandle, name: name, public: public}, nil
 }
 
-// persistentParent reads a persistent storage key. It must be one: a key that
-// is not a restricted decryption key cannot be a parent.
+// persistentParent reads the public area of a persistent storage key. An object
+// that is not a restricted decryption key cannot be a parent and is refused.
 func (t *TPM) persistentParent(l *link, h tpm2.TPMHandle) (*parent, error) {
-	rsp, err := tpm2.ReadPublic{ObjectHandle: h}.Execute(l)
-	if err = l.command("TPM2_ReadPublic", err); err != nil {
+	rsp, err := execute(l, "TPM2_ReadPublic", tpm2.ReadPublic{ObjectHandle: h})
+	if err != nil {
 		if isRC(err, tpm2.TPMRCHandle) {
 			return nil, fmt.Errorf("%w: nothing is at %#x: %w", ErrNoParent, uint32(h), err)
 		}
@@ -204,11 +204,10 @@ func (t *TPM) persistentParent(l *link, h tpm2.TPMHandle) (*parent, error) {
 	return &parent{handle: h, name: name, public: public}, nil
 }
 
-// srk is what is known of the object at [srkHandle]. It is asked for once per
-// connection.
+// srk is the object at [srkHandle]. It is read once per connection.
 type srk struct {
-	known  bool
-	parent *parent // nil when there is no storage key
+	known  bool    // it was read
+	parent *parent // nil if there is no storage key
 }
 
 // readSRK returns the storage key at [srkHandle], nil if there is none.
@@ -225,17 +224,18 @@ func (t *TPM) readSRK(l *link) (*parent, error) {
 	return p, nil
 }
 
-// candidate is a storage key that a key may have been made under. One that is
-// only a guess is passed over whatever the TPM says about it.
+// candidate is a storage key that a key may have been created under. If it is a
+// guess, any refusal by the TPM leads to the next candidate.
 type candidate struct {
 	storageKey
 	guess bool
 }
 
 // candidates returns the storage keys to try for a key file, in order. The
-// owner's primary is tried at its customary persistent handle first: no key
-// needs to be made then, and no owner password is needed. Foreign tools'
-// mistakes come last, and never cost the making of an RSA key.
+// owner's primary is first tried at its usual persistent handle: this needs no
+// primary to be created, and no owner password. The mistakes of other tools come
+// last. An RSA primary is never created on a guess, because that may take a chip a
+// minute.
 func (t *TPM) candidates(l *link, k *keyfile.TPMKey) ([]candidate, error) {
 	if k.Parent>>24 == 0x81 {
 		return []candidate{{storageKey: storageKey{persistent: tpm2.TPMHandle(k.Parent)}}}, nil
@@ -267,12 +267,12 @@ func (t *TPM) candidates(l *link, k *keyfile.TPMKey) ([]candidate, error) {
 	}
 }
 
-// is reports whether p is a storage key of the algorithm; nil is none.
+// is reports whether p is a storage key of the algorithm. A nil p is not.
 func (p *parent) is(alg tpm2.TPMAlgID) bool { return p != nil && p.public.Type == alg }
 
-// hierarchyOf returns the hierarchy that a key file's parent field means. Zero
-// (old tpm2tss-genkey) and transient handles (which mean nothing outside the
-// process that wrote them) are read as the owner's.
+// hierarchyOf returns the hierarchy that a key file's parent field means. 0 (from
+// old versions of tpm2tss-genkey) and transient handles (which mean nothing outside
+// the process that wrote them) mean the owner hierarchy.
 func hierarchyOf(parent uint32) tpm2.TPMHandle {
 	if parent>>24 != 0x40 {
 		return tpm2.TPMRHOwner
@@ -280,32 +280,16 @@ func hierarchyOf(parent uint32) tpm2.TPMHandle {
 	return tpm2.TPMHandle(parent)
 }
 
-// public returns the template's public area.
+// public returns the template's public area. go-tpm's templates differ from the
+// draft's in their unique field only.
 func (tp template) public() tpm2.TPMTPublic {
-	aes128 := tpm2.TPMTSymDefObject{
-		Algorithm: tpm2.TPMAlgAES,
-		KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(128)),
-		Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
-	}
-	p := tpm2.TPMTPublic{
-		Type:    tpm2.TPMAlgECC,
-		NameAlg: tpm2.TPMAlgSHA256,
-		ObjectAttributes: tpm2.TPMAObject{
-			FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true,
-			UserWithAuth: true, NoDA: true, Restricted: true, Decrypt: true,
-		},
-	}
-	if tp == rsaH {
-		p.Type = tpm2.TPMAlgRSA
-		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{Symmetric: aes128, KeyBits: 2048})
+	p := tpm2.ECCSRKTemplate
+	switch tp {
+	case eccH:
+		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
+	case rsaH:
+		p = tpm2.RSASRKTemplate
 		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{})
-		return p
 	}
-	p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{Symmetric: aes128, CurveID: tpm2.TPMECCNistP256})
-	point := &tpm2.TPMSECCPoint{}
-	if tp == eccL {
-		point.X.Buffer, point.Y.Buffer = make([]byte, 32), make([]byte, 32)
-	}
-	p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point)
 	return p
 }

@@ -18,8 +18,8 @@ type pcr struct {
 	index int
 }
 
-// matchPCRs returns nil when the PCRs have the values that a policy wants now,
-// and a [PCRError] when not.
+// matchPCRs returns nil if the PCRs have the values that a policy requires, and a
+// [PCRError] if they do not.
 func matchPCRs(l *link, hash crypto.Hash, want *keyfile.PCRs) error {
 	digest, err := pcrDigest(l, hash, want.Selections)
 	if err != nil || bytes.Equal(digest, want.Digest) {
@@ -41,8 +41,8 @@ func matchPCRs(l *link, hash crypto.Hash, want *keyfile.PCRs) error {
 	return e
 }
 
-// pcrDigest is the digest of the values of PCRs, in the order of TPM2_PolicyPCR
-// (TPM 2.0 Part 1, 17.5). All values are of one moment.
+// pcrDigest returns the digest of PCR values, in the order of TPM2_PolicyPCR (TPM
+// 2.0 Part 1, 17.5). All values are from the same moment.
 func pcrDigest(l *link, hash crypto.Hash, selections []keyfile.PCRSelection) ([]byte, error) {
 	for range pcrTries {
 		values, err := readPCRs(l, selections)
@@ -63,8 +63,8 @@ func pcrDigest(l *link, hash crypto.Hash, selections []keyfile.PCRSelection) ([]
 	return nil, errors.New("reading the PCRs: they keep changing")
 }
 
-// readPCRs runs TPM2_PCR_Read, which returns eight values at most, until it has
-// all. It returns nil when a PCR changed in between.
+// readPCRs runs TPM2_PCR_Read, which returns at most eight values, until it has all
+// of them. It returns nil if a PCR changed in between.
 func readPCRs(l *link, selections []keyfile.PCRSelection) (map[pcr][]byte, error) {
 	values := make(map[pcr][]byte)
 	var counter uint32
@@ -73,9 +73,9 @@ func readPCRs(l *link, selections []keyfile.PCRSelection) (map[pcr][]byte, error
 		if len(missing.PCRSelections) == 0 {
 			return values, nil
 		}
-		rsp, err := tpm2.PCRRead{PCRSelectionIn: missing}.Execute(l)
+		rsp, err := execute(l, "TPM2_PCR_Read", tpm2.PCRRead{PCRSelectionIn: missing})
 		if err != nil {
-			return nil, l.command("TPM2_PCR_Read", err)
+			return nil, err
 		}
 		if !first && rsp.PCRUpdateCounter != counter {
 			return nil, nil
@@ -95,7 +95,7 @@ func readPCRs(l *link, selections []keyfile.PCRSelection) (map[pcr][]byte, error
 	}
 }
 
-// missingPCRs returns those whose values are not known yet, and one of them.
+// missingPCRs returns the PCRs whose values are not known yet, and one of them.
 func missingPCRs(selections []keyfile.PCRSelection, values map[pcr][]byte) (list tpm2.TPMLPCRSelection, some pcr) {
 	for _, s := range selections {
 		var missing []uint
@@ -113,8 +113,8 @@ func missingPCRs(selections []keyfile.PCRSelection, values map[pcr][]byte) (list
 	return list, some
 }
 
-// collectPCRs adds the values of a response, which come in the order of its
-// selection. It reports whether there are as many as that says.
+// collectPCRs adds the values of a response, which are in the order of its selection.
+// It returns false if their number is not that of the selection.
 func collectPCRs(rsp *tpm2.PCRReadResponse, values map[pcr][]byte) bool {
 	digests := rsp.PCRValues.Digests
 	for _, s := range rsp.PCRSelectionOut.PCRSelections {

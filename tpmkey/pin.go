@@ -10,33 +10,24 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// Parent tells one storage key from all others.
+// Parent identifies a storage key.
 type Parent struct {
 	// Name is nameAlg and digest of its public area (TPM 2.0 Part 1, 16). It
-	// was computed here, not taken from the TPM's answer.
+	// was computed here, not copied from the TPM's response.
 	Name []byte
-	// At is where it was found: "0x81000001" for a persistent handle, a
-	// hierarchy ("owner") for the primary that the draft's P-256 template
-	// gives there, "owner-rsa" and "owner-zeros" for other templates. A
-	// hierarchy's seed fixes what is at such a place; another Name there is
-	// another TPM, or one that was cleared.
+	// At is where it was found: "0x81000001" for a persistent handle; a
+	// hierarchy ("owner") for the primary of the draft's P-256 template;
+	// "owner-rsa" and "owner-zeros" for other templates. The seed of the
+	// hierarchy determines the key there: a different Name in the same place
+	// means a different TPM, or one that was cleared.
 	At string
 }
 
-// Pin is what the caller remembers of a key from earlier runs.
-type Pin struct {
-	// Parent is the Name of the storage key that the key was loaded under;
-	// nil when nothing is remembered.
-	Parent []byte
-	// Changed says that the key file's private part is not the one that was
-	// loaded then: it was wrapped anew, or is damaged.
-	Changed bool
-}
-
-// ParentChangedError means that the TPM does not have the storage key that a
-// key was loaded under before: it is another TPM, or was cleared, or a persistent
-// key was replaced; or something between the TPM and us puts a key of its own in place of the TPM's. No
-// session was started with the other one. It wraps [ErrWrongTPM].
+// ParentChangedError means that the TPM does not have the storage key under which
+// a key was loaded before: it is a different TPM, or it was cleared, or a
+// persistent key was replaced, or an interposer on the bus substitutes a key of
+// its own. No session was started with the new storage key. The error wraps
+// [ErrWrongTPM].
 type ParentChangedError struct {
 	Want []byte // the Name that is remembered
 	Have Parent // what the TPM has in that place
@@ -45,7 +36,7 @@ type ParentChangedError struct {
 // Error implements error.
 func (e *ParentChangedError) Error() string {
 	if strings.HasPrefix(e.Have.At, "0x") {
-		return fmt.Sprintf("another storage key is at %s than before: it was replaced, or this TPM was cleared, or is another one", e.Have.At)
+		return fmt.Sprintf("a different storage key is at %s: it was replaced, or this TPM was cleared or replaced", e.Have.At)
 	}
 	return "made in another TPM, or this TPM was cleared: its storage key has changed"
 }
@@ -53,15 +44,17 @@ func (e *ParentChangedError) Error() string {
 // Unwrap returns [ErrWrongTPM].
 func (e *ParentChangedError) Unwrap() error { return ErrWrongTPM }
 
-// Pin tells the key what is remembered of it. From then on only the storage key
-// of that Name is used: a session is salted to no other. Where the key file has
-// changed since, others are tried as well, because it may have been wrapped for
-// another one. Without a pin the first storage key under which the key loads is
-// kept to. Pin must be called before the key is used.
-func (k *Key) Pin(p Pin) { k.pin = p }
+// Pin tells the key which storage key it was loaded under in earlier runs. parent
+// is the Name of that storage key, nil if none is remembered. From then on only
+// the storage key with that Name is used, and a session is salted to no other.
+// changed says that the private part of the key file is not the one that was
+// loaded then; other storage keys are then tried as well, because the key may have
+// been wrapped again. A key without a pin keeps the first storage key under which
+// it loads. Pin must be called before the key is used.
+func (k *Key) Pin(parent []byte, changed bool) { k.pin, k.pinChanged = parent, changed }
 
-// Parent returns the storage key under which the key has loaded; its Name is
-// nil before the first time.
+// Parent returns the storage key under which the key has loaded. Its Name is nil
+// before the first time.
 func (k *Key) Parent() Parent {
 	if p := k.parent.Load(); p != nil {
 		return Parent{bytes.Clone(p.Name), p.At}
@@ -73,15 +66,15 @@ func (k *Key) Parent() Parent {
 // loaded, nil before the first time.
 func (k *Key) ParentName() []byte { return k.Parent().Name }
 
-// Load puts the key into the TPM and takes it out again, to see whether it is
-// of this TPM. No PIN is needed. The errors are those of [Key.Sign].
+// Load loads the key into the TPM and flushes it again, to check that it belongs
+// to this TPM. It needs no PIN. The errors are those of [Key.Sign].
 func (k *Key) Load(ctx context.Context) error {
 	return k.tpm.withTurn(ctx, func(l *link) error {
 		return k.withLoaded(l, func(tpm2.NamedHandle) error { return nil })
 	})
 }
 
-// at is the place of a storage key, in the words of [Parent].
+// at returns the place of a storage key, as in [Parent].
 func (sk storageKey) at() string {
 	if sk.persistent != 0 {
 		return fmt.Sprintf("%#x", uint32(sk.persistent))
@@ -92,9 +85,9 @@ func (sk storageKey) at() string {
 
 func (p *parent) identity(sk storageKey) Parent { return Parent{bytes.Clone(p.name.Buffer), sk.at()} }
 
-// place is where the key's storage key is. One that is found at the handle where
-// the owner's primary is kept, and known to be that, is at the owner's place: it
-// stays there when the handle is given up.
+// place returns the key's storage key. If it was found at [srkHandle] and is known
+// to be the owner's primary, its place is the owner's: that stays true when the
+// handle is evicted.
 func (k *Key) place(p *parent, sk storageKey) Parent {
 	at := p.identity(sk)
 	if sk.persistent == 0 || k.file.Parent == uint32(sk.persistent) {
@@ -108,9 +101,9 @@ func (k *Key) place(p *parent, sk storageKey) Parent {
 	return at
 }
 
-// named takes the public area out of an answer and computes its Name, which
-// must be the one in the answer. A Name that is only copied would pin nothing:
-// whoever exchanges the public area on its way could leave the Name as it was.
+// named decodes the public area of a response and computes its Name, which must be
+// the one in the response. A copied Name would pin nothing: an interposer that
+// replaces the public area can leave the Name as it was.
 func (l *link) named(command string, area tpm2.TPM2BPublic, claimed tpm2.TPM2BName) (*tpm2.TPMTPublic, tpm2.TPM2BName, error) {
 	public, err := area.Contents()
 	if err != nil {
@@ -121,23 +114,23 @@ func (l *link) named(command string, area tpm2.TPM2BPublic, claimed tpm2.TPM2BNa
 		return nil, claimed, fmt.Errorf("%s: the Name of the public area: %w", command, err)
 	}
 	if !bytes.Equal(name.Buffer, claimed.Buffer) {
-		return nil, claimed, fmt.Errorf("%s: the answer has another Name than its public area", command)
+		return nil, claimed, fmt.Errorf("%s: the Name in the response is not that of its public area", command)
 	}
 	return public, *name, nil
 }
 
-// pinned is the Name that the key's storage key must have, nil if it may be any.
+// pinned returns the Name that the key's storage key must have, nil for any.
 func (k *Key) pinned() []byte {
 	if p := k.parent.Load(); p != nil {
 		return p.Name
 	}
-	if k.pin.Changed {
+	if k.pinChanged {
 		return nil
 	}
-	return k.pin.Parent
+	return k.pin
 }
 
-// mustBe holds a storage key against the Name that it must have.
+// mustBe checks that the storage key has the Name want. A nil want accepts any.
 func (p *parent) mustBe(sk storageKey, want []byte) error {
 	if want == nil || bytes.Equal(want, p.name.Buffer) {
 		return nil
@@ -145,7 +138,7 @@ func (p *parent) mustBe(sk storageKey, want []byte) error {
 	return &ParentChangedError{Want: bytes.Clone(want), Have: p.identity(sk)}
 }
 
-// wrongParentError is the TPM's answer that a key is not under this storage key.
+// wrongParentError is the TPM's refusal to load a key under this storage key.
 type wrongParentError struct {
 	doing  string // "loading" or "importing"
 	under  string
@@ -163,18 +156,18 @@ func (e *wrongParentError) Error() string {
 
 func (e *wrongParentError) Unwrap() []error { return []error{ErrWrongTPM, e.err} }
 
-// plain is the error without a guess at its cause.
+// plain returns the error without a guess at its cause.
 func (e *wrongParentError) plain() error {
 	return fmt.Errorf("%s the key under %s: %w", e.doing, e.under, e.err)
 }
 
-// refusal is why a key does not load, given the storage keys that refused it and
-// the errors that matter. Whether the one that is remembered is among them makes
-// the difference between a file that is damaged, if only in its public part, and a
-// key of another TPM.
+// refusal returns why a key does not load, from the storage keys that refused it
+// and the errors that matter. If the storage key that is remembered is among them,
+// the file is damaged (perhaps only in its public part). If not, the key belongs to
+// a different TPM.
 func (k *Key) refusal(tried []*wrongParentError, errs []error) error {
 	err := errors.Join(errs...)
-	want, loaded := k.pin.Parent, k.parent.Load()
+	want, loaded := k.pin, k.parent.Load()
 	if loaded != nil {
 		want = loaded.Name
 	}
@@ -183,7 +176,7 @@ func (k *Key) refusal(tried []*wrongParentError, errs []error) error {
 	}
 	for _, t := range tried {
 		switch same := bytes.Equal(t.parent.Name, want); {
-		case same && loaded != nil: // from the same octets
+		case same && loaded != nil: // it has loaded from the same octets
 			return fmt.Errorf("the TPM refuses what it loaded before: %w", t.plain())
 		case same:
 			return fmt.Errorf("%w: %w", ErrDamaged, t.plain())

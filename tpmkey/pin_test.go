@@ -31,10 +31,10 @@ func signError(t *testing.T, key *tpmkey.Key, pin string) error {
 }
 
 // pinned is the key of a file with what is remembered of it.
-func (f *fixture) pinned(t *testing.T, file *keyfile.TPMKey, p tpmkey.Pin) *tpmkey.Key {
+func (f *fixture) pinned(t *testing.T, file *keyfile.TPMKey, parent []byte, changed bool) *tpmkey.Key {
 	t.Helper()
 	key := f.key(t, file)
-	key.Pin(p)
+	key.Pin(parent, changed)
 	return key
 }
 
@@ -55,7 +55,7 @@ func TestParentOfKey(t *testing.T) {
 	f.Close(t)
 	f.persist(t, "-G", "ecc", "-a", storageAttributes)
 	f.tpm = f.newTPM(t)
-	again := f.pinned(t, key.File(), tpmkey.Pin{Parent: first.Name})
+	again := f.pinned(t, key.File(), first.Name, false)
 	mustSign(t, again, "1234", crypto.SHA256)
 	if p := again.Parent(); p.At != "0x81000001" || !bytes.Equal(p.Name, first.Name) {
 		t.Errorf("parent %+v, want the Name of %+v at 0x81000001", p, first)
@@ -124,7 +124,7 @@ func TestClearedTPM(t *testing.T) {
 			f.tpm = f.newTPM(t)
 			for _, changed := range []bool{false, true} {
 				f.Forget()
-				err := signError(t, f.pinned(t, key.File(), tpmkey.Pin{Parent: want, Changed: changed}), "1234")
+				err := signError(t, f.pinned(t, key.File(), want, changed), "1234")
 				var parent *tpmkey.ParentChangedError
 				if !errors.As(err, &parent) || !errors.Is(err, tpmkey.ErrWrongTPM) || errors.Is(err, tpmkey.ErrDamaged) {
 					t.Fatalf("file changed %v: %v", changed, err)
@@ -186,9 +186,9 @@ func TestPersistentParentReplaced(t *testing.T) {
 	f.Tool("tpm2_evictcontrol", "-Q", "-C", "o", "-c", "0x81000001")
 	f.persist(t, "-G", "ecc", "-a", storageAttributes)
 	f.tpm = f.newTPM(t)
-	err = signError(t, f.pinned(t, file, tpmkey.Pin{Parent: key.ParentName()}), "1234")
+	err = signError(t, f.pinned(t, file, key.ParentName(), false), "1234")
 	var parent *tpmkey.ParentChangedError
-	if !errors.As(err, &parent) || parent.Have.At != "0x81000001" || !strings.Contains(err.Error(), "another storage key is at 0x81000001 than before: it was replaced") {
+	if !errors.As(err, &parent) || parent.Have.At != "0x81000001" || !strings.Contains(err.Error(), "a different storage key is at 0x81000001: it was replaced") {
 		t.Errorf("%v, %+v", err, parent)
 	}
 }
@@ -202,7 +202,7 @@ func TestDamagedFile(t *testing.T) {
 	file := *key.File()
 	file.Privkey = bytes.Clone(file.Privkey)
 	file.Privkey[len(file.Privkey)-1] ^= 1
-	err := signError(t, f.pinned(t, &file, tpmkey.Pin{Parent: key.ParentName(), Changed: true}), "")
+	err := signError(t, f.pinned(t, &file, key.ParentName(), true), "")
 	if !errors.Is(err, tpmkey.ErrDamaged) || errors.Is(err, tpmkey.ErrWrongTPM) || !errors.Is(err, tpm2.TPMRCIntegrity) {
 		t.Errorf("damaged: %v", err)
 	}
@@ -218,7 +218,7 @@ func TestDamagedFile(t *testing.T) {
 		t.Fatalf("%+v, %v", read, err)
 	}
 	other.Public = read
-	err = signError(t, f.pinned(t, &other, tpmkey.Pin{Parent: key.ParentName()}), "")
+	err = signError(t, f.pinned(t, &other, key.ParentName(), false), "")
 	if !errors.Is(err, tpmkey.ErrDamaged) || errors.Is(err, tpmkey.ErrWrongTPM) {
 		t.Errorf("damaged public part: %v", err)
 	}
@@ -232,7 +232,7 @@ func TestDamagedFile(t *testing.T) {
 func TestWrappedAnew(t *testing.T) {
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
-	again := f.pinned(t, key.File(), tpmkey.Pin{Parent: bytes.Repeat([]byte{1}, 34), Changed: true})
+	again := f.pinned(t, key.File(), bytes.Repeat([]byte{1}, 34), true)
 	mustSign(t, again, "1234", crypto.SHA256)
 	if again.ParentName() == nil {
 		t.Error("no parent")
@@ -240,7 +240,7 @@ func TestWrappedAnew(t *testing.T) {
 	f.Close(t)
 	f.tpm = f.newTPM(t)
 	var parent *tpmkey.ParentChangedError
-	strict := f.pinned(t, key.File(), tpmkey.Pin{Parent: bytes.Repeat([]byte{1}, 34)})
+	strict := f.pinned(t, key.File(), bytes.Repeat([]byte{1}, 34), false)
 	if err := signError(t, strict, "1234"); !errors.As(err, &parent) {
 		t.Errorf("not changed: %v", err)
 	}
@@ -251,7 +251,7 @@ func TestPinnedBudget(t *testing.T) {
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
 	mustSign(t, key, "1234", crypto.SHA256)
-	pinned := f.pinned(t, key.File(), tpmkey.Pin{Parent: key.ParentName()})
+	pinned := f.pinned(t, key.File(), key.ParentName(), false)
 	mustSign(t, pinned, "1234", crypto.SHA256)
 	if got := f.steadyCommands(func() { mustSign(t, pinned, "1234", crypto.SHA256) }); len(got) != 3 {
 		t.Errorf("%v", got)
@@ -337,24 +337,24 @@ func TestInterposer(t *testing.T) {
 				f.persist(t, "-G", "ecc", "-a", storageAttributes)
 			}
 			bad := f.interposed(t, false)
-			sign := func(pin tpmkey.Pin) error {
+			sign := func(pin []byte) error {
 				t.Helper()
 				f.Forget()
 				victim, err := bad.Key(key.File())
 				if err != nil {
 					t.Fatal(err)
 				}
-				victim.Pin(pin)
+				victim.Pin(pin, false)
 				_, err = victim.Sign(testContext(t), []byte("1234"), digest(crypto.SHA256), crypto.SHA256)
 				return err
 			}
 			// This is what is to be kept from: the session's salt is known
 			// to the interposer. It shows that this one is at work.
-			if err := sign(tpmkey.Pin{}); err == nil || !slices.Contains(f.Commands(), "StartAuthSession") {
+			if err := sign(nil); err == nil || !slices.Contains(f.Commands(), "StartAuthSession") {
 				t.Fatalf("without a pin: %v, %v", err, f.Commands())
 			}
 			var parent *tpmkey.ParentChangedError
-			if err := sign(tpmkey.Pin{Parent: want}); !errors.As(err, &parent) || !bytes.Equal(parent.Want, want) {
+			if err := sign(want); !errors.As(err, &parent) || !bytes.Equal(parent.Want, want) {
 				t.Errorf("pinned: %v", err)
 			}
 			if slices.Contains(f.Commands(), "StartAuthSession") {
@@ -374,7 +374,7 @@ func TestInterposerWithTheRightName(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.Forget()
-	if err := signError(t, victim, "1234"); !strings.Contains(err.Error(), "another Name than its public area") {
+	if err := signError(t, victim, "1234"); !strings.Contains(err.Error(), "not that of its public area") {
 		t.Errorf("%v", err)
 	}
 	if slices.Contains(f.Commands(), "StartAuthSession") {

@@ -12,21 +12,22 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// policy is what a policy session must have been through before it authorizes
-// the use of a key (TPM 2.0 Part 1, 19.7): the commands of the key file, taken
-// apart and found to give the key's policy digest.
+// policy is what a policy session must run before it authorizes the use of a key
+// (TPM 2.0 Part 1, 19.7). It is decoded from the key file, and its commands give
+// the key's policy digest.
 type policy struct {
 	hash crypto.Hash
-	// signed are the alternatives that come first, where a signer says what
-	// may be done with the key: one of them must run.
+	// signed are the alternatives that come first, if a signer decides what
+	// may be done with the key. One of them must run.
 	signed []signedPolicy
 	steps  []step
 }
 
-// step is one command: TPM2_PolicyPCR, or without PCRs TPM2_PolicyAuthValue.
+// step is one command: TPM2_PolicyPCR, or TPM2_PolicyAuthValue if there are no
+// PCRs.
 type step struct{ pcrs *keyfile.PCRs }
 
-// signedPolicy is a list of commands with the digest that they give, signed.
+// signedPolicy is a list of commands whose policy digest is signed.
 type signedPolicy struct {
 	name   string
 	steps  []step
@@ -34,8 +35,8 @@ type signedPolicy struct {
 	by     *keyfile.Authorization
 }
 
-// newPolicy takes the policy of a key file apart. What cannot be run, or cannot
-// lead to the key's policy digest, is refused with the reason.
+// newPolicy decodes the policy of a key file. It refuses, with the reason, a policy
+// that cannot be run or does not give the key's policy digest.
 func newPolicy(file *keyfile.TPMKey) (*policy, error) {
 	refuse := func(why string, args ...any) error {
 		return &UnsupportedError{What: "key file", Why: fmt.Sprintf(why, args...)}
@@ -50,7 +51,7 @@ func newPolicy(file *keyfile.TPMKey) (*policy, error) {
 		return nil, refuse("it is used by policy only (no userWithAuth), and has none")
 	}
 	digest := make([]byte, p.hash.Size())
-	if list[0].CommandCode == keyfile.PolicyAuthorize {
+	if tpm2.TPMCC(list[0].CommandCode) == tpm2.TPMCCPolicyAuthorize {
 		by, err := list[0].Authorization()
 		if err != nil {
 			return nil, err
@@ -71,41 +72,39 @@ func newPolicy(file *keyfile.TPMKey) (*policy, error) {
 	return p, nil
 }
 
-// policyHash is the hash of policy sessions for objects with this nameAlg.
+// policyHash returns the hash of policy sessions for objects with this nameAlg, and
+// whether it is supported.
 func policyHash(alg uint16) (crypto.Hash, bool) {
 	h := nameHash(alg)
 	return h, uint16(hashAlg(h)) == alg
 }
 
-// signedPolicies returns those of the key file that can be run. That one of
-// them cannot is a reason to refuse the key only where no other can.
+// signedPolicies returns the signed policies that can be run. The error is that of
+// the first one that cannot, and nil if another one can.
 func signedPolicies(list []keyfile.AuthPolicy, by *keyfile.Authorization, hash crypto.Hash) ([]signedPolicy, error) {
 	var usable []signedPolicy
-	var first error
-	for _, a := range list {
-		s, err := newSignedPolicy(a, by, hash)
+	err := error(&UnsupportedError{What: "key file", Why: "it is used by signed policies (PolicyAuthorize), and has none yet"})
+	for i, a := range list {
+		s, refused := newSignedPolicy(a, by, hash)
 		switch {
-		case err == nil:
+		case refused == nil:
 			usable = append(usable, s)
-		case first == nil:
-			first = fmt.Errorf("signed policy %q: %w", a.Name, err)
+		case i == 0:
+			err = fmt.Errorf("signed policy %q: %w", a.Name, refused)
 		}
 	}
-	switch {
-	case len(usable) > 0:
+	if len(usable) > 0 {
 		return usable, nil
-	case first != nil:
-		return nil, first
 	}
-	return nil, &UnsupportedError{What: "key file", Why: "it is used by signed policies (PolicyAuthorize), and has none yet"}
+	return nil, err
 }
 
-// newSignedPolicy takes one apart: its last command is a PolicyAuthorize of the
-// signer that the key names.
+// newSignedPolicy decodes a signed policy. Its last command must be a PolicyAuthorize
+// by the signer that the key names.
 func newSignedPolicy(a keyfile.AuthPolicy, by *keyfile.Authorization, hash crypto.Hash) (s signedPolicy, err error) {
 	refuse := func(why string) error { return &UnsupportedError{What: "signed policy", Why: why} }
 	last := len(a.Policy) - 1
-	if last < 0 || a.Policy[last].CommandCode != keyfile.PolicyAuthorize {
+	if last < 0 || tpm2.TPMCC(a.Policy[last].CommandCode) != tpm2.TPMCCPolicyAuthorize {
 		return s, refuse("it does not end with its signature (PolicyAuthorize)")
 	}
 	s.name = a.Name
@@ -119,21 +118,21 @@ func newSignedPolicy(a keyfile.AuthPolicy, by *keyfile.Authorization, hash crypt
 	case s.by.Signature == nil:
 		return s, refuse("the signature is missing")
 	case !bytes.Equal(s.by.Signer.Name(), by.Signer.Name()) || !bytes.Equal(s.by.Ref, by.Ref):
-		return s, refuse("another key has signed it than the one that the policy names, or for another use")
+		return s, refuse("it is signed by a different key than the policy names, or for a different use")
 	}
 	s.steps, err = newSteps(a.Policy[:last], hash)
 	s.digest = stepsDigest(hash, make([]byte, hash.Size()), s.steps)
 	return s, err
 }
 
-// newSteps takes the commands apart that can be run.
+// newSteps decodes commands. It refuses those that are not supported.
 func newSteps(list []keyfile.Policy, hash crypto.Hash) ([]step, error) {
 	var steps []step
 	for _, p := range list {
-		switch p.CommandCode {
-		case keyfile.PolicyAuthValue:
+		switch tpm2.TPMCC(p.CommandCode) {
+		case tpm2.TPMCCPolicyAuthValue:
 			steps = append(steps, step{})
-		case keyfile.PolicyPCR:
+		case tpm2.TPMCCPolicyPCR:
 			pcrs, err := p.PCRs(hash.Size())
 			if err != nil {
 				return nil, err
@@ -149,41 +148,42 @@ func newSteps(list []keyfile.Policy, hash crypto.Hash) ([]step, error) {
 	return steps, nil
 }
 
-// usesAuth reports whether an auth value is proved on some way through p.
+// usesAuth reports whether p, or one of its alternatives, asks for the auth value.
 func (p *policy) usesAuth() bool {
 	isAuth := func(s step) bool { return s.pcrs == nil }
 	return slices.ContainsFunc(p.steps, isAuth) ||
 		slices.ContainsFunc(p.signed, func(s signedPolicy) bool { return slices.ContainsFunc(s.steps, isAuth) })
 }
 
-// stepsDigest is the policy digest after the steps, from a given one on (TPM 2.0
-// Part 3, 23.7 and 23.17).
+// stepsDigest returns the policy digest after the steps, starting from digest (TPM
+// 2.0 Part 3, 23.7 and 23.17).
 func stepsDigest(hash crypto.Hash, digest []byte, steps []step) []byte {
 	for _, s := range steps {
-		h := hash.New()
-		h.Write(digest)
 		if s.pcrs == nil {
-			h.Write(binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMCCPolicyAuthValue)))
+			digest = extend(hash, digest, tpm2.TPMCCPolicyAuthValue)
 		} else {
-			h.Write(binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMCCPolicyPCR)))
-			h.Write(s.pcrs.Selection)
-			h.Write(s.pcrs.Digest)
+			digest = extend(hash, digest, tpm2.TPMCCPolicyPCR, s.pcrs.Selection, s.pcrs.Digest)
 		}
-		digest = h.Sum(nil)
 	}
 	return digest
 }
 
-// authorizedDigest is the policy digest after a TPM2_PolicyAuthorize, whatever
-// was before it (TPM 2.0 Part 3, 23.16 and 23.2.3).
+// authorizedDigest returns the policy digest after a TPM2_PolicyAuthorize, which
+// replaces the previous digest (TPM 2.0 Part 3, 23.16 and 23.2.3).
 func authorizedDigest(hash crypto.Hash, by *keyfile.Authorization) []byte {
 	h := hash.New()
-	h.Write(make([]byte, hash.Size()))
-	h.Write(binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMCCPolicyAuthorize)))
-	h.Write(by.Signer.Name())
-	inner := h.Sum(nil)
-	h.Reset()
-	h.Write(inner)
+	h.Write(extend(hash, make([]byte, hash.Size()), tpm2.TPMCCPolicyAuthorize, by.Signer.Name()))
 	h.Write(by.Ref)
+	return h.Sum(nil)
+}
+
+// extend returns the policy digest after one command.
+func extend(hash crypto.Hash, digest []byte, code tpm2.TPMCC, octets ...[]byte) []byte {
+	h := hash.New()
+	h.Write(digest)
+	h.Write(binary.BigEndian.AppendUint32(nil, uint32(code)))
+	for _, o := range octets {
+		h.Write(o)
+	}
 	return h.Sum(nil)
 }

@@ -141,10 +141,10 @@ func TestBoundKeyFile(t *testing.T) {
 			t.Errorf("PIN %q: PolicyPCR %x, want %x", pin, last, want)
 		}
 		a := file.Public.Attributes
-		if a.Has(keyfile.AttrUserWithAuth) || !a.Has(keyfile.AttrFixedTPM|keyfile.AttrFixedParent|keyfile.AttrSign) {
+		if a.UserWithAuth() || a&attrFixedTPM == 0 || a&attrFixedParent == 0 || !a.Sign() {
 			t.Errorf("PIN %q: attributes %#x", pin, a)
 		}
-		if a.Has(keyfile.AttrNoDA) != (pin == "") || file.EmptyAuth != (pin == "") || file.UsesAuth() != (pin != "") {
+		if a.NoDA() != (pin == "") || file.EmptyAuth != (pin == "") || file.UsesAuth() != (pin != "") {
 			t.Errorf("PIN %q: attributes %#x, emptyAuth %v", pin, a, file.EmptyAuth)
 		}
 	}
@@ -427,7 +427,7 @@ func (f *fixture) approve(t testing.TB, s *signer, name, pcr string) keyfile.Aut
 	t.Helper()
 	value := sha256.Sum256(f.pcrValue(t, "sha256:"+pcr))
 	n, _ := new(big.Int).SetString(pcr, 10)
-	bound := keyfile.NewPCRPolicy(keyfile.PCRSelection{Hash: 0x000b, PCRs: []int{int(n.Int64())}}, value[:])
+	bound := keyfile.PCRSelection{Hash: 0x000b, PCRs: []int{int(n.Int64())}}.Policy(value[:])
 	return keyfile.AuthPolicy{Name: name, Policy: []keyfile.Policy{
 		bound, s.authorization(t, f.pcrPolicy(t, "sha256:"+pcr)),
 	}}
@@ -546,7 +546,7 @@ func TestSignedPolicyFalsified(t *testing.T) {
 	if !errors.Is(err, tpm2.TPMRCSignature) || !strings.Contains(err.Error(), `"bad"`) {
 		t.Errorf("Sign by a signature over something else: %v", err)
 	}
-	absent := keyfile.NewPCRPolicy(keyfile.PCRSelection{Hash: 0x27, PCRs: []int{7}}, make([]byte, 32)) // SHA3-256
+	absent := keyfile.PCRSelection{Hash: 0x27, PCRs: []int{7}}.Policy(make([]byte, 32)) // SHA3-256
 	off := keyfile.AuthPolicy{Name: "off", Policy: []keyfile.Policy{absent, good.Policy[1]}}
 	file.AuthPolicy = []keyfile.AuthPolicy{bad, off, good}
 	mustSign(t, f.key(t, file), "", crypto.SHA256)
@@ -581,7 +581,7 @@ func TestPolicyRefused(t *testing.T) {
 		"damaged":      {bound, []keyfile.Policy{{CommandCode: keyfile.PolicyPCR, CommandPolicy: pcr.CommandPolicy[:20]}}, nil, "PolicyPCR"},
 		"signed later": {bound, []keyfile.Policy{pcr, s.authorization(t, nil)}, nil, "PolicyAuthorize, which is not supported there"},
 		"unsigned":     {signed, signed.Policy, []keyfile.AuthPolicy{unsigned}, "does not end with its signature"},
-		"by another":   {signed, signed.Policy, []keyfile.AuthPolicy{stranger}, "another key has signed it"},
+		"by another":   {signed, signed.Policy, []keyfile.AuthPolicy{stranger}, "signed by a different key than the policy names"},
 		"no signature": {signed, signed.Policy, []keyfile.AuthPolicy{empty}, "the signature is missing"},
 		"in signed":    {signed, signed.Policy, []keyfile.AuthPolicy{secret}, "PolicySecret"},
 	} {

@@ -2,7 +2,6 @@ package tpmkey
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -11,37 +10,35 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// pcrTries is how often something is done again because a PCR was extended
-// meanwhile. After a machine has started that is rare.
+// pcrTries is how often something is tried because a PCR was extended meanwhile.
+// That is rare once a machine has started.
 const pcrTries = 5
 
-// byPolicy calls fn with the loaded key and a policy session that has been
-// through the key's policy. fn uses it once: the session never outlives one
-// signature, for what its policy found out may not be true any more.
-func (k *Key) byPolicy(l *link, h tpm2.NamedHandle, value []byte, fn func(tpm2.AuthHandle) ([]byte, error)) (sig []byte, err error) {
+// byPolicy signs with the loaded key h in a policy session that has run the key's
+// policy. Each signature needs its own session: the PCRs may have changed since the
+// last one.
+func (k *Key) byPolicy(l *link, h tpm2.NamedHandle, s *signing) (err error) {
 	for range pcrTries {
-		err = k.withPolicySession(l, func(s *session) error {
-			auth, err := k.policy.run(l, s)
+		err = k.withPolicySession(l, func(ses *session) error {
+			auth, err := k.policy.run(l, ses)
 			if err != nil {
 				return err
 			}
-			var used []byte
+			var value []byte
 			if auth {
-				used = value
+				value = s.value
 			}
-			sig, err = fn(tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: s.last(used)})
-			return err
+			return k.sign(l, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: ses.use(value, 0)}, s)
 		})
 		if !isRC(err, tpm2.TPMRCPCRChanged) {
 			break
 		}
 	}
-	return sig, err
+	return err
 }
 
-// withPolicySession calls fn with a new policy session, and flushes it unless
-// its last use has. What a connection that breaks meanwhile leaves in the TPM
-// is found as what was not there before.
+// withPolicySession calls fn with a new policy session, and flushes it unless its
+// last use did.
 func (k *Key) withPolicySession(l *link, fn func(*session) error) error {
 	return l.making(firstSession, func() error {
 		s, err := k.startPolicySession(l)
@@ -59,8 +56,8 @@ func (k *Key) withPolicySession(l *link, fn func(*session) error) error {
 	})
 }
 
-// startPolicySession starts one that is salted to the key's parent where an
-// auth value is to be proved in it. For PCRs alone nothing is secret.
+// startPolicySession starts a policy session. If an auth value will be proved in it,
+// it is salted to the key's parent. PCRs alone are no secret.
 func (k *Key) startPolicySession(l *link) (s *session, err error) {
 	if !k.policy.usesAuth() {
 		return startSession(l, nil, tpm2.TPMSEPolicy, k.policy.hash)
@@ -75,8 +72,8 @@ func (k *Key) startPolicySession(l *link) (s *session, err error) {
 	return s, err
 }
 
-// run takes the session through the policy, and reports whether it wants an
-// auth value now.
+// run runs the policy in the session, and reports whether the policy asks for the
+// auth value.
 func (p *policy) run(l *link, s *session) (auth bool, err error) {
 	if len(p.signed) > 0 {
 		if auth, err = p.runSigned(l, s); err != nil {
@@ -87,12 +84,14 @@ func (p *policy) run(l *link, s *session) (auth bool, err error) {
 	return auth || more, err
 }
 
-// runSigned runs the first of the signed policies that the TPM takes.
+// runSigned runs the first of the signed policies that the TPM accepts.
 func (p *policy) runSigned(l *link, s *session) (auth bool, err error) {
 	var refusals []error
 	for i, signed := range p.signed {
 		if i > 0 {
-			if err := l.policyCommand("TPM2_PolicyRestart", tpm2.TPMCCPolicyRestart, s, nil); err != nil {
+			// go-tpm does not have this command.
+			restart := newCommand(tpm2.TPMSTNoSessions, tpm2.TPMCCPolicyRestart, handleOctets(s.handle))
+			if _, err := l.plain("TPM2_PolicyRestart", restart); err != nil {
 				return false, err
 			}
 		}
@@ -119,9 +118,12 @@ func (p *policy) runSigned(l *link, s *session) (auth bool, err error) {
 // runSteps runs the commands of a policy in order.
 func (p *policy) runSteps(l *link, s *session, steps []step) (auth bool, err error) {
 	for _, st := range steps {
+		if err := l.alive(); err != nil {
+			return false, err
+		}
 		if st.pcrs == nil {
 			auth = true
-			err = l.policyCommand("TPM2_PolicyAuthValue", tpm2.TPMCCPolicyAuthValue, s, nil)
+			_, err = execute(l, "TPM2_PolicyAuthValue", tpm2.PolicyAuthValue{PolicySession: s.handle})
 		} else {
 			err = p.runPCR(l, s, st.pcrs)
 		}
@@ -132,12 +134,16 @@ func (p *policy) runSteps(l *link, s *session, steps []step) (auth bool, err err
 	return auth, nil
 }
 
-// runPCR runs TPM2_PolicyPCR (TPM 2.0 Part 3, 23.7), which the TPM refuses where
-// the values are not the right ones. To say so for sure they are read.
+// runPCR runs TPM2_PolicyPCR (TPM 2.0 Part 3, 23.7). If the TPM refuses, runPCR
+// reads the PCRs to find out whether their values are the reason.
 func (p *policy) runPCR(l *link, s *session, pcrs *keyfile.PCRs) error {
-	parameters := binary.BigEndian.AppendUint16(nil, uint16(len(pcrs.Digest)))
-	parameters = append(append(parameters, pcrs.Digest...), pcrs.Selection...)
-	err := l.policyCommand("TPM2_PolicyPCR", tpm2.TPMCCPolicyPCR, s, parameters)
+	selection, err := tpm2.Unmarshal[tpm2.TPMLPCRSelection](pcrs.Selection)
+	if err != nil {
+		return fmt.Errorf("TPM2_PolicyPCR: %w", err)
+	}
+	_, err = execute(l, "TPM2_PolicyPCR", tpm2.PolicyPCR{
+		PolicySession: s.handle, PcrDigest: tpm2.TPM2BDigest{Buffer: pcrs.Digest}, Pcrs: *selection,
+	})
 	if isRC(err, tpm2.TPMRCValue) {
 		if found := matchPCRs(l, p.hash, pcrs); found != nil {
 			return found
@@ -146,69 +152,58 @@ func (p *policy) runPCR(l *link, s *session, pcrs *keyfile.PCRs) error {
 	return err
 }
 
-// policyCommand runs a command that changes a policy session: the session's
-// handle, then parameters.
-func (l *link) policyCommand(name string, code tpm2.TPMCC, s *session, parameters []byte) error {
-	if err := l.alive(); err != nil {
-		return err
-	}
-	_, err := l.plain(name, plainCommand(code, append(binary.BigEndian.AppendUint32(nil, uint32(s.handle)), parameters...)))
-	return err
-}
-
-// authorize has the TPM check the signature of a signed policy, and replaces the
-// session's digest by the one that stands for the signer (TPM 2.0 Part 3, 23.16).
+// authorize lets the TPM check the signature of a signed policy. The TPM then
+// replaces the session's digest by one that stands for the signer (TPM 2.0 Part 3,
+// 23.16).
 func (sp *signedPolicy) authorize(l *link, s *session) error {
 	ticket, err := sp.ticket(l)
 	if err != nil {
 		return err
 	}
-	var parameters []byte
-	for _, octets := range [][]byte{sp.digest, sp.by.Ref, sp.by.Signer.Name()} {
-		parameters = binary.BigEndian.AppendUint16(parameters, uint16(len(octets)))
-		parameters = append(parameters, octets...)
-	}
-	return l.policyCommand("TPM2_PolicyAuthorize", tpm2.TPMCCPolicyAuthorize, s, append(parameters, ticket...))
+	_, err = execute(l, "TPM2_PolicyAuthorize", tpm2.PolicyAuthorize{
+		PolicySession:  s.handle,
+		ApprovedPolicy: tpm2.TPM2BDigest{Buffer: sp.digest},
+		PolicyRef:      tpm2.TPM2BDigest{Buffer: sp.by.Ref},
+		KeySign:        tpm2.TPM2BName{Buffer: sp.by.Signer.Name()},
+		CheckTicket:    *ticket,
+	})
+	return err
 }
 
-// ticket loads the signer's public key, and has the TPM verify the signature with
-// it: a TPMT_TK_VERIFIED is the TPM's note to itself that it did.
-func (sp *signedPolicy) ticket(l *link) (ticket []byte, err error) {
-	name := tpm2.TPM2BName{Buffer: sp.by.Signer.Name()}
-	h, err := l.loadExternal(sp.by.SignerArea, name)
+// ticket loads the signer's public key and lets the TPM verify the signature with
+// it. The ticket proves to TPM2_PolicyAuthorize that it did.
+func (sp *signedPolicy) ticket(l *link) (*tpm2.TPMTTKVerified, error) {
+	signature, err := tpm2.Unmarshal[tpm2.TPMTSignature](sp.by.Signature)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the signature of the policy: %w", err)
 	}
-	hash := nameHash(sp.by.Signer.NameAlg)
-	digest := hash.New()
-	digest.Write(sp.digest)
-	digest.Write(sp.by.Ref)
-	body := binary.BigEndian.AppendUint32(nil, uint32(h))
-	body = binary.BigEndian.AppendUint16(body, uint16(hash.Size()))
-	body = append(digest.Sum(body), sp.by.Signature...)
-	ticket, err = l.plain("TPM2_VerifySignature", plainCommand(tpm2.TPMCCVerifySignature, body))
-	return ticket, errors.Join(err, l.release(h, name))
-}
-
-// loadExternal runs TPM2_LoadExternal for a public key. In the null hierarchy
-// the TPM would give no ticket for it.
-func (l *link) loadExternal(area []byte, name tpm2.TPM2BName) (tpm2.TPMHandle, error) {
-	body := append([]byte{0, 0}, area...) // no private part
-	body = binary.BigEndian.AppendUint32(body, uint32(tpm2.TPMRHOwner))
+	name := tpm2.TPM2BName{Buffer: sp.by.Signer.Name()}
 	l.hold(name)
-	rsp, err := l.plain("TPM2_LoadExternal", plainCommand(tpm2.TPMCCLoadExternal, body))
+	signer, err := execute(l, "TPM2_LoadExternal", tpm2.LoadExternal{
+		InPublic:  tpm2.BytesAs2B[tpm2.TPMTPublic](sp.by.SignerArea[2:]),
+		Hierarchy: tpm2.TPMRHOwner, // the TPM gives no ticket for a key in the null hierarchy
+	})
 	if err != nil {
 		l.unhold(name, err)
-		return 0, fmt.Errorf("the policy's signer: %w", err)
+		return nil, fmt.Errorf("the policy's signer: %w", err)
 	}
-	if len(rsp) < 4 {
-		return 0, l.damaged("TPM2_LoadExternal")
+	digest := nameHash(sp.by.Signer.NameAlg).New()
+	digest.Write(sp.digest)
+	digest.Write(sp.by.Ref)
+	rsp, err := execute(l, "TPM2_VerifySignature", tpm2.VerifySignature{
+		KeyHandle: signer.ObjectHandle,
+		Digest:    tpm2.TPM2BDigest{Buffer: digest.Sum(nil)},
+		Signature: *signature,
+	})
+	if err := errors.Join(err, l.release(signer.ObjectHandle, name)); err != nil {
+		return nil, err
 	}
-	return tpm2.TPMHandle(binary.BigEndian.Uint32(rsp)), nil
+	return &rsp.Validation, nil
 }
 
-// CheckPCRs compares the PCRs of the TPM with what a PolicyPCR of a key with
-// this nameAlg wants. It returns nil when they agree, and a [PCRError] when not.
+// CheckPCRs compares the PCRs of the TPM with the values that a PolicyPCR requires,
+// for a key with this nameAlg. It returns nil if they agree, and a [PCRError] if
+// they do not.
 func (t *TPM) CheckPCRs(ctx context.Context, nameAlg uint16, pcrs *keyfile.PCRs) error {
 	hash, ok := policyHash(nameAlg)
 	if !ok {

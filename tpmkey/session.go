@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
@@ -18,9 +19,9 @@ import (
 
 const (
 	// sessionAge and sessionUses bound the life of an authorization session
-	// that never gets idle. A resource manager saves and loads it around
-	// every use by somebody else; a session that is kept for ever ties down
-	// the TPM's context counter for all (TPM_RC_CONTEXT_GAP).
+	// that never gets idle. A resource manager saves and loads the session
+	// around every use by another program, and a session that is kept
+	// forever blocks the TPM's context counter (TPM_RC_CONTEXT_GAP).
 	sessionAge  = time.Minute
 	sessionUses = 10000
 
@@ -30,18 +31,18 @@ const (
 )
 
 // session is an HMAC or policy session in the TPM (TPM 2.0 Part 1, 19.6). It is
-// bound to no object, so that one HMAC session serves every key of this TPM,
-// each with its own auth value. What proves an auth value is salted.
+// bound to no object, so one HMAC session serves every key under one storage key,
+// each with its own auth value. A session that proves an auth value is salted.
 //
-// go-tpm's own sessions fix the auth value when they start, and cut it at the
-// first zero octet inside instead of trimming zeros at its end only; one in
-// eight auth values that are digests would be refused by the TPM, each refusal
-// a step towards the lockout.
+// go-tpm's own sessions fix the auth value at their start, and cut it at the
+// first zero octet where they should trim zeros at the end. The TPM would refuse
+// one in eight auth values that are digests, and count each refusal as a wrong
+// PIN.
 type session struct {
 	handle      tpm2.TPMHandle
 	hash        crypto.Hash
-	salted      []byte // the Name of the storage key that knows the salt, if any
-	key         []byte // sessionKey of Part 1, 19.6.8; none without a salt
+	salted      []byte // the Name of the storage key that the salt was encrypted to
+	key         []byte // sessionKey of Part 1, 19.6.8; empty without a salt
 	nonceCaller []byte
 	nonceTPM    []byte
 	started     time.Time
@@ -50,12 +51,12 @@ type session struct {
 	ended       bool // by its last use
 }
 
-// withSession calls fn with an authorization session salted to the storage key
-// sk, whose Name must be want (nil: any): the one that is kept, or a new one. A
-// session that is salted to another storage key is not used: whoever has the
-// private part of that one knows the session's key, and what is proved with it
-// can be guessed at. When the TPM does not know the kept
-// one any more, because it was reset, fn is called again with a new one.
+// withSession calls fn with the authorization session that is kept, or with a new
+// one. The session is salted to the storage key sk, whose Name must be want; nil
+// accepts any. A session that is salted to a different storage key is ended: the
+// holder of that storage key's private part could compute the session key and
+// guess the auth value from the HMAC. If the TPM was reset and does not know the
+// kept session, withSession calls fn again with a new one.
 func (t *TPM) withSession(l *link, sk storageKey, want []byte, fn func(*session) error) error {
 	if s := t.session; s != nil && (s.old() || want != nil && !bytes.Equal(s.salted, want)) {
 		if err := t.endSession(l); err != nil {
@@ -77,8 +78,8 @@ func (t *TPM) withSession(l *link, sk storageKey, want []byte, fn func(*session)
 	return err
 }
 
-// sessionGone reports whether err says that the first session of a command
-// does not exist.
+// sessionGone reports whether err says that the first session of a command does
+// not exist.
 func sessionGone(err error) bool {
 	if isRC(err, tpm2.TPMRCReferenceS0) {
 		return true
@@ -91,7 +92,7 @@ func sessionGone(err error) bool {
 	return ofSession
 }
 
-// old reports whether the session has lived long enough.
+// old reports whether the session must be replaced.
 func (s *session) old() bool { return s.uses >= sessionUses || time.Since(s.started) > sessionAge }
 
 func (t *TPM) startSession(l *link, sk storageKey, want []byte) error {
@@ -106,13 +107,11 @@ func (t *TPM) startSession(l *link, sk storageKey, want []byte) error {
 	})
 }
 
-// startSession runs TPM2_StartAuthSession with a salt that only p can decrypt,
-// or, when p is nil, without.
+// startSession runs TPM2_StartAuthSession (TPM 2.0 Part 3, 11.1) with a salt that
+// only p can decrypt, or without salt if p is nil.
 func startSession(l *link, p *parent, kind tpm2.TPMSE, hash crypto.Hash) (*session, error) {
 	s := &session{started: time.Now(), nonceCaller: make([]byte, nonceSize), hash: hash}
-	if _, err := rand.Read(s.nonceCaller); err != nil {
-		return nil, err
-	}
+	rand.Read(s.nonceCaller)
 	command := tpm2.StartAuthSession{
 		TPMKey:      tpm2.TPMRHNull,
 		Bind:        tpm2.TPMRHNull,
@@ -126,9 +125,9 @@ func startSession(l *link, p *parent, kind tpm2.TPMSE, hash crypto.Hash) (*sessi
 		return nil, fmt.Errorf("salting an authorization session to the storage key: %w", err)
 	}
 	defer clear(salt)
-	rsp, err := command.Execute(l)
+	rsp, err := execute(l, "TPM2_StartAuthSession", command)
 	if err != nil {
-		return nil, l.command("TPM2_StartAuthSession", err)
+		return nil, err
 	}
 	s.handle, s.boot = rsp.SessionHandle, l.boot
 	s.nonceTPM = rsp.NonceTPM.Buffer
@@ -139,7 +138,7 @@ func startSession(l *link, p *parent, kind tpm2.TPMSE, hash crypto.Hash) (*sessi
 	return s, nil
 }
 
-// salt adds a new salt to the command, which only p can decrypt; nil adds none.
+// salt adds a new salt to the command, encrypted to p. If p is nil it adds none.
 func (p *parent) salt(command *tpm2.StartAuthSession) (salt []byte, err error) {
 	if p == nil {
 		return nil, nil
@@ -173,20 +172,11 @@ func (t *TPM) endSession(l *link) error {
 	return err
 }
 
-// use is one use of the session: for the entity whose auth value is auth. With
-// encrypt set, the first parameter of the command is encrypted on its way.
-func (s *session) use(auth []byte, encrypt bool) tpm2.Session {
-	u := &sessionUse{session: s, auth: bytes.TrimRight(auth, "\x00"), attributes: continueSession}
-	if encrypt {
-		u.attributes |= decryptSession
-	}
-	return u
-}
-
-// last is the last use of the session: where the command succeeds, the TPM
-// flushes it.
-func (s *session) last(auth []byte) tpm2.Session {
-	return &sessionUse{session: s, auth: bytes.TrimRight(auth, "\x00")}
+// use returns the session for one command on the entity whose auth value is auth.
+// With decryptSession, the first parameter of the command is encrypted on its way.
+// Without continueSession, the TPM flushes the session if the command succeeds.
+func (s *session) use(auth []byte, attributes byte) tpm2.Session {
+	return &sessionUse{session: s, auth: bytes.TrimRight(auth, "\x00"), attributes: attributes}
 }
 
 // sessionUse implements tpm2.Session for one command.
@@ -209,8 +199,8 @@ func (u *sessionUse) Handle() tpm2.TPMHandle             { return u.handle }
 // NewNonceCaller implements tpm2.Session.
 func (u *sessionUse) NewNonceCaller() error {
 	u.nonceCaller = make([]byte, nonceSize)
-	_, err := rand.Read(u.nonceCaller)
-	return err
+	rand.Read(u.nonceCaller)
+	return nil
 }
 
 // Authorize implements tpm2.Session: cpHash and HMAC of Part 1, 16.7 and 19.6.5.
@@ -237,7 +227,7 @@ func (u *sessionUse) Validate(rc tpm2.TPMRC, cc tpm2.TPMCC, parms []byte, _ []tp
 	h.Write(binary.BigEndian.AppendUint32(nil, uint32(cc)))
 	h.Write(parms)
 	if auth.Attributes != sessionAttributes(u.attributes) {
-		return errors.New("the response has other session attributes than the command")
+		return errors.New("the session attributes of the response differ from those of the command")
 	}
 	mac := u.mac(h.Sum(nil), auth.Nonce.Buffer, u.nonceCaller, nil, u.attributes)
 	if !hmac.Equal(mac, auth.Authorization.Buffer) {
@@ -248,11 +238,11 @@ func (u *sessionUse) Validate(rc tpm2.TPMRC, cc tpm2.TPMCC, parms []byte, _ []tp
 	return nil
 }
 
-// mac is the HMAC of Part 1, 19.6.5, equation 17 (unbound session): keyed with
-// the session key and the entity's auth value. A policy session that has neither
-// needs none, and gets none.
+// mac computes the HMAC of Part 1, 19.6.5, equation 17 (unbound session), keyed
+// with the session key and the entity's auth value. A policy session that has
+// neither has no HMAC.
 func (u *sessionUse) mac(pHash, nonceNewer, nonceOlder, addNonces []byte, attributes byte) []byte {
-	key := append(append(make([]byte, 0, len(u.key)+len(u.auth)), u.key...), u.auth...)
+	key := slices.Concat(u.key, u.auth)
 	if len(key) == 0 {
 		return nil
 	}
@@ -268,7 +258,7 @@ func (u *sessionUse) mac(pHash, nonceNewer, nonceOlder, addNonces []byte, attrib
 
 // Encrypt implements tpm2.Session: parameter encryption of Part 1, 21.3.
 func (u *sessionUse) Encrypt(parameter []byte) error {
-	value := append(append(make([]byte, 0, len(u.key)+len(u.auth)), u.key...), u.auth...)
+	value := slices.Concat(u.key, u.auth)
 	defer clear(value)
 	keyIV := tpm2.KDFa(u.hash, value, "CFB", u.nonceCaller, u.nonceTPM, 8*(sessionKeyAE+aes.BlockSize))
 	defer clear(keyIV)
@@ -276,22 +266,7 @@ func (u *sessionUse) Encrypt(parameter []byte) error {
 	if err != nil {
 		return err
 	}
-	encryptCFB(block, keyIV[sessionKeyAE:], parameter)
+	//lint:ignore SA1019 the TPM uses CFB; the session's HMAC authenticates it
+	cipher.NewCFBEncrypter(block, keyIV[sessionKeyAE:]).XORKeyStream(parameter, parameter)
 	return nil
-}
-
-// encryptCFB encrypts data in place with full-block CFB. crypto/cipher's own
-// is deprecated: CFB is not authenticated. Here the session's HMAC does that.
-func encryptCFB(block cipher.Block, iv, data []byte) {
-	n := block.BlockSize()
-	pad := make([]byte, n)
-	for prev := iv; len(data) > 0; data = data[min(n, len(data)):] {
-		block.Encrypt(pad, prev)
-		part := data[:min(n, len(data))]
-		for i := range part {
-			part[i] ^= pad[i]
-		}
-		prev = part
-	}
-	clear(pad)
 }

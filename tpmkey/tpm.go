@@ -6,41 +6,41 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
 	"golang.org/x/sync/semaphore"
 )
 
-// Conn is an open TPM: whole commands go in, whole responses come out. It is
-// used by one goroutine at a time.
+// Conn is an open TPM that takes whole commands and returns whole responses.
+// Only one goroutine uses it at a time.
 type Conn interface {
 	// Send transmits one command and returns its response. After an error
-	// the Conn is of no more use: the next response could belong to this
-	// command.
+	// the Conn must not be used again: the next response could belong to
+	// this command.
 	Send(ctx context.Context, command []byte) (response []byte, err error)
 	Close() error
-	// Managed reports whether a resource manager removes what a client left
-	// in the TPM when it closes its Conn. Where there is none, one client
-	// uses the TPM at a time, and what it leaves stays.
+	// Managed reports whether a resource manager flushes what a client left
+	// in the TPM when it closes its Conn. Without one, a single client uses
+	// the TPM at a time, and what it leaves there stays.
 	Managed() bool
 }
 
 const (
 	// idleAfter is how long the device stays open, and the authorization
 	// session in the TPM, after the last use: long enough for a burst of
-	// signatures, short enough that nobody else waits for us.
+	// signatures, short enough not to keep other programs waiting.
 	idleAfter = 2 * time.Second
-	// holdFor bounds how long a TPM that serves one client at a time is kept
-	// open while signatures keep coming, so that others get their turn.
+	// holdFor is how long a TPM without resource manager stays open while
+	// signatures keep coming. Then other programs get a chance.
 	holdFor = time.Second
 )
 
-// TPM is one TPM and the line of those who wait for it. It opens the device
-// when there is work and closes it when there was none for some seconds. It is
-// safe for use by several goroutines: everybody gets a turn, in order of
-// arrival.
+// TPM is one TPM and the queue of its callers. It opens the device when there is
+// work and closes it after some idle seconds. It is safe for use by several
+// goroutines; they get their turns in order of arrival.
 type TPM struct {
 	open func(context.Context) (Conn, error)
-	// queue is the line. Whoever holds its one unit has the turn, and only
-	// they may touch the fields below, the state of a Key included.
+	// queue has one unit, which is the turn. Only its holder may touch the
+	// fields below, and the state of a Key.
 	queue *semaphore.Weighted
 
 	conn    Conn
@@ -49,12 +49,12 @@ type TPM struct {
 	session *session
 	parents map[storageKey]*parent
 	srk     srk
-	hashes  map[uint16]bool
+	hashes  map[tpm2.TPMAlgID]bool
 	lost    leftovers
 	closed  bool
 }
 
-// New returns the TPM that open opens. Nothing is opened before the first use.
+// New returns the TPM that open opens. The device is opened at the first use.
 func New(open func(context.Context) (Conn, error)) *TPM {
 	t := &TPM{
 		open:    open,
@@ -66,9 +66,8 @@ func New(open func(context.Context) (Conn, error)) *TPM {
 	return t
 }
 
-// Close waits for the turn in progress, removes what the TPM still holds of
-// ours and closes the device. Later calls of other methods fail with
-// [ErrClosed].
+// Close waits for the turn in progress, flushes what the TPM still holds of ours
+// and closes the device. Later calls of other methods fail.
 func (t *TPM) Close() error {
 	if err := t.queue.Acquire(context.Background(), 1); err != nil {
 		return err
@@ -79,21 +78,21 @@ func (t *TPM) Close() error {
 	return t.release()
 }
 
-// withTurn waits in line, then runs fn with the TPM to itself. A caller whose
-// ctx ends while it waits leaves the line. Once fn runs, ctx ends it only
-// between two commands (see [link.alive]): a TPM command cannot be called back,
-// and what fn loaded must be flushed.
+// withTurn waits for its turn, then calls fn, which has the TPM to itself. A
+// caller whose ctx ends leaves the queue. Once fn runs, ctx can stop it only
+// between two commands (see [link.alive]): a TPM command cannot be cancelled, and
+// fn must flush what it loaded.
 //
-// A connection that broke since its last use, because the TPM was restarted or
-// the device went away and came back, is opened again and fn repeated; one that
-// breaks in the middle costs this turn.
+// If the connection broke since its last use, because the TPM was restarted or
+// the device was removed and came back, withTurn opens it again and repeats fn. A
+// connection that breaks during fn costs this turn.
 func (t *TPM) withTurn(ctx context.Context, fn func(*link) error) error {
 	if err := t.queue.Acquire(ctx, 1); err != nil {
 		return fmt.Errorf("waiting for the TPM: %w", context.Cause(ctx))
 	}
 	defer t.queue.Release(1)
 	if t.closed {
-		return ErrClosed
+		return errors.New("the TPM is closed")
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -114,15 +113,15 @@ func (t *TPM) withTurn(ctx context.Context, fn func(*link) error) error {
 			}
 		}
 		if err != nil && ctx.Err() != nil && !errors.Is(err, context.Cause(ctx)) {
-			// It may have failed by itself, but nobody waited any more.
+			// fn may have failed for another reason, but its caller has gone.
 			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		}
 		return err
 	}
 }
 
-// connect opens the TPM unless it is open, and clears away what an earlier
-// connection that broke may have left in it.
+// connect opens the TPM unless it is open, and flushes what a broken connection
+// may have left in it.
 func (t *TPM) connect(ctx context.Context) (*link, error) {
 	if t.conn == nil {
 		conn, err := t.open(ctx)
@@ -133,28 +132,32 @@ func (t *TPM) connect(ctx context.Context) (*link, error) {
 		t.srk = srk{}
 	}
 	l := &link{ctx: ctx, conn: t.conn}
-	if err := t.clearLost(l); err != nil {
+	if len(t.lost.objects)+len(t.lost.unnamed) > 0 {
+		t.clearLost(l)
+	}
+	if l.broken != nil {
 		t.drop(l)
-		return nil, err
+		return nil, l.broken
 	}
 	return l, nil
 }
 
-// endTurn lets go of a TPM that others wait for, else starts the idle clock.
+// endTurn closes a TPM that other programs may be waiting for. Otherwise it
+// starts the idle timer.
 func (t *TPM) endTurn() {
 	switch {
 	case t.conn == nil:
 	case !t.conn.Managed() && time.Since(t.opened) > holdFor:
-		// The device is opened anew at the next use, where an error that
-		// matters is seen again.
+		// The next use opens the device again and reports any error that
+		// matters.
 		_ = t.release()
 	default:
 		t.idle.Reset(idleAfter)
 	}
 }
 
-// rest is what the idle clock calls. Whoever has the turn just now starts the
-// clock again when they are done.
+// rest is called by the idle timer. If a turn is in progress, its end starts the
+// timer again.
 func (t *TPM) rest() {
 	if !t.queue.TryAcquire(1) {
 		return
@@ -179,11 +182,10 @@ func (t *TPM) release() error {
 	return err
 }
 
-// drop gives up a connection that broke, and remembers what may be left in the
-// TPM because of it.
+// drop closes a broken connection and remembers what it may have left in the
+// TPM.
 func (t *TPM) drop(l *link) {
-	// The connection failed already: how closing it goes tells nothing.
-	_ = t.conn.Close()
+	_ = t.conn.Close() // it is broken already
 	if !t.conn.Managed() {
 		t.lost.add(l, t.session)
 	}

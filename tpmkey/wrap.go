@@ -4,15 +4,15 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
-	"golang.org/x/crypto/cryptobyte"
 
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// WrapOptions says what becomes of a private key that is wrapped.
+// WrapOptions describes the result of wrapping a private key.
 type WrapOptions struct {
 	// Auth is the PIN as typed; empty for none. It has the same effect as in
 	// [Template].
@@ -21,19 +21,19 @@ type WrapOptions struct {
 	// in [Template]; 0 is the owner hierarchy.
 	Parent uint32
 	// ParentName is the Name that the storage key must have, nil for any. If
-	// it has another one, there is a [ParentChangedError], and nothing is
-	// encrypted to it.
+	// it has a different one, the result is a [ParentChangedError], and nothing
+	// is encrypted to it.
 	ParentName []byte
 }
 
-// Wrap encrypts a private key, an *ecdsa.PrivateKey or *rsa.PrivateKey, to a
-// storage key. What it returns is an importable key file, for [TPM.Import] in
-// the TPM that has the storage key and nowhere else. No TPM is asked: one that
-// does not have the key's algorithm will refuse it.
+// Wrap encrypts a private key, an *ecdsa.PrivateKey or *rsa.PrivateKey, to a storage
+// key. It returns an importable key file, which only the TPM that has the storage key
+// can import (see [TPM.Import]). Wrap uses no TPM: one that does not have the key's
+// algorithm will refuse the file.
 //
-// Keys that no TPM takes, or that no SSH key file should hold, give an
-// [UnsupportedError]; keys whose numbers contradict each other are refused.
-// private stays the caller's, to be wiped or kept.
+// Keys that no TPM takes, or that are no SSH keys, give an [UnsupportedError]. Keys
+// whose numbers contradict each other are refused. The caller remains responsible for
+// wiping private.
 func Wrap(to *StorageKey, private crypto.PrivateKey, o WrapOptions) (*keyfile.TPMKey, error) {
 	named, err := storageKeyAt(o.Parent)
 	if err != nil {
@@ -43,13 +43,13 @@ func Wrap(to *StorageKey, private crypto.PrivateKey, o WrapOptions) (*keyfile.TP
 	if err != nil {
 		return nil, err
 	}
-	defer key.wipe()
+	defer clear(key.secret)
 	return key.wrap(to, named, o)
 }
 
 // wrap makes the outer duplication wrapper of TPM 2.0 Part 1, 23.3.2.3. It is
-// encrypted to the storage key and authenticated, so that it needs no session
-// to be safe on the bus. There is no inner wrapper.
+// encrypted to the storage key and authenticated, so it is safe on the bus without a
+// session. There is no inner wrapper.
 func (e *external) wrap(to *StorageKey, named storageKey, o WrapOptions) (*keyfile.TPMKey, error) {
 	if err := namable(to, named); err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (e *external) wrap(to *StorageKey, named storageKey, o WrapOptions) (*keyfi
 		return nil, &ParentChangedError{Want: bytes.Clone(o.ParentName), Have: Parent{to.Name(), named.at()}}
 	}
 	// Zeros at the end of an auth value do not count. A TPM drops them when it
-	// makes a key; in what it imports, there are none from the start.
+	// creates a key, but not when it imports one.
 	full := authValue(o.Auth, crypto.SHA256)
 	defer clear(full)
 	value := bytes.TrimRight(full, "\x00")
@@ -68,10 +68,7 @@ func (e *external) wrap(to *StorageKey, named storageKey, o WrapOptions) (*keyfi
 	if err != nil {
 		return nil, fmt.Errorf("wrapping the key: %w", err)
 	}
-	sensitive, err := e.sensitive(public.Type, value)
-	if err != nil {
-		return nil, fmt.Errorf("wrapping the key: %w", err)
-	}
+	sensitive := e.sensitive(public.Type, value)
 	defer clear(sensitive)
 	kem, err := tpm2.ImportEncapsulationKey(to.public)
 	if err != nil {
@@ -93,8 +90,8 @@ func (e *external) wrap(to *StorageKey, named storageKey, o WrapOptions) (*keyfi
 	}, nil
 }
 
-// namable refuses a storage key that a key file cannot name: a hierarchy means
-// the key that H-2 or H-1 gives there, and no other.
+// namable refuses a storage key that a key file cannot name: a hierarchy means the
+// key that H-2 or H-1 gives there, and no other.
 func namable(to *StorageKey, named storageKey) error {
 	if named.persistent != 0 || to.fits(eccH) || to.fits(rsaH) {
 		return nil
@@ -106,8 +103,8 @@ func namable(to *StorageKey, named storageKey) error {
 	}
 }
 
-// object returns the public area of the key as it will be in the TPM: as that
-// of a new one, but that it was not always there, and has been elsewhere.
+// object returns the public area of the key in the TPM: that of a new key, without the
+// attributes that say that the key has never been outside the TPM.
 func (e *external) object(noDA bool) tpm2.TPMTPublic {
 	p := e.algorithm.public(noDA)
 	p.ObjectAttributes.FixedTPM = false
@@ -117,13 +114,10 @@ func (e *external) object(noDA bool) tpm2.TPMTPublic {
 	return p
 }
 
-// sensitive returns the TPMT_SENSITIVE (TPM 2.0 Part 2, 12.3.2.4), in one
-// buffer that can be wiped. Its seed is empty: only storage keys need one.
-func (e *external) sensitive(kind tpm2.TPMIAlgPublic, value []byte) ([]byte, error) {
-	b := cryptobyte.NewFixedBuilder(make([]byte, 0, 8+len(value)+len(e.secret)))
-	b.AddUint16(uint16(kind))
-	addSized(b, value)
-	addSized(b, nil)
-	addSized(b, e.secret)
-	return b.Bytes()
+// sensitive returns the TPMT_SENSITIVE (TPM 2.0 Part 2, 12.3.2.4) in one buffer, which
+// the caller must wipe. Its seed is empty: only storage keys need one.
+func (e *external) sensitive(kind tpm2.TPMIAlgPublic, value []byte) []byte {
+	b := make([]byte, 0, 8+len(value)+len(e.secret))
+	b = binary.BigEndian.AppendUint16(b, uint16(kind))
+	return appendSized(appendSized(appendSized(b, value), nil), e.secret)
 }

@@ -57,8 +57,8 @@ func TestInspectPolicies(t *testing.T) {
 	key.Public.AuthPolicy = digest
 	key.Policy = []keyfile.Policy{{CommandCode: 0x151}, {CommandCode: keyfile.PolicyPCR, CommandPolicy: two}}
 	key.AuthPolicy = []keyfile.AuthPolicy{
-		{Name: "kernel\x1b[2J", Policy: []keyfile.Policy{keyfile.NewPCRPolicy(keyfile.PCRSelection{Hash: 0x0b, PCRs: []int{11}}, digest)}},
-		{Policy: []keyfile.Policy{keyfile.NewPCRPolicy(keyfile.PCRSelection{Hash: 0x0b, PCRs: []int{4}}, digest)}},
+		{Name: "kernel\x1b[2J", Policy: []keyfile.Policy{keyfile.PCRSelection{Hash: 0x0b, PCRs: []int{11}}.Policy(digest)}},
+		{Policy: []keyfile.Policy{keyfile.PCRSelection{Hash: 0x0b, PCRs: []int{4}}.Policy(digest)}},
 	}
 	list, err := boundTo(key)
 	if err != nil {

@@ -51,7 +51,7 @@ func tryKey(ctx context.Context, tpm *tpmkey.TPM, made *keyfile.TPMKey, under, p
 	if err != nil {
 		return nil, err
 	}
-	key.Pin(tpmkey.Pin{Parent: under})
+	key.Pin(under, false)
 	if err := trySignature(ctx, key, pin); err != nil {
 		return nil, fmt.Errorf("signing a test message with the new key: %w", err)
 	}

@@ -101,7 +101,7 @@ type rememberedKey struct {
 func (m *memory) remember(key *tpmkey.Key, known *parents.Memory, file string, public ssh.PublicKey) *rememberedKey {
 	k := &rememberedKey{limitedKey: limitedKey{key}, memory: m, dir: filepath.Dir(file), id: parents.KeyOf(public, key.File())}
 	if p, changed := known.Of(k.id, m.tpm); p != nil {
-		key.Pin(tpmkey.Pin{Parent: p.Name, Changed: changed})
+		key.Pin(p.Name, changed)
 	}
 	return k
 }

@@ -184,7 +184,7 @@ func TestPasswdUnprotected(t *testing.T) {
 		}
 		s.mustTry("plain-pin", s.pin)
 		key := must(keyfile.ReadFile(filepath.Join(s.keys, "plain-pin.tpm")))
-		if key.EmptyAuth || key.Public.Attributes.Has(keyfile.AttrNoDA) || key.Public.KeyBits != 256 {
+		if key.EmptyAuth || key.Public.Attributes.NoDA() || key.Public.KeyBits != 256 {
 			t.Errorf("the new key: %+v", key.Public)
 		}
 		if public := string(must(os.ReadFile(filepath.Join(s.keys, "plain-pin.pub")))); !strings.HasSuffix(public, " plain@test\n") {

@@ -187,7 +187,7 @@ func (k *rememberedKey) orMissed(err error) error {
 }
 
 // exempt is whether the TPM counts no wrong PINs of the key.
-func (c *pinChange) exempt() bool { return c.parsed.Public.Attributes.Has(keyfile.AttrNoDA) }
+func (c *pinChange) exempt() bool { return c.parsed.Public.Attributes.NoDA() }
 
 // needsPIN finds out whether the key has a PIN. What the file says is a hint
 // that some programs get wrong; where it costs nothing the TPM is asked.

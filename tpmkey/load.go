@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -19,12 +18,12 @@ func (k *Key) withLoaded(l *link, fn func(tpm2.NamedHandle) error) error {
 	return errors.Join(err, l.release(h, k.name))
 }
 
-// load puts the key into the TPM: from its saved context, which needs no
-// parent, else from its file. A context ends with a reset of the TPM.
+// load puts the key into the TPM: from its saved context, which needs no parent,
+// or else from its file. A saved context is lost when the TPM is reset.
 func (k *Key) load(l *link) (tpm2.TPMHandle, error) {
 	if k.saved != nil {
 		h, err := l.loadContext(k.saved, k.name)
-		if !contextGone(err) {
+		if err == nil || !contextGone(err) {
 			return h, err
 		}
 		k.saved = nil
@@ -36,12 +35,12 @@ func (k *Key) load(l *link) (tpm2.TPMHandle, error) {
 	if k.saved, err = l.saveContext(h); err != nil && l.broken != nil {
 		return 0, err
 	}
-	// A TPM that does not save the context has to load the key under its
-	// parent each time, and can sign nevertheless.
+	// If the TPM refuses to save the context, the key can sign anyway. It is
+	// loaded under its parent each time.
 	return h, nil
 }
 
-// loadFromFile loads the key under the storage key that worked before, else
+// loadFromFile loads the key under the storage key that worked before, or else
 // under the first of the candidates that the TPM takes.
 func (k *Key) loadFromFile(l *link) (tpm2.TPMHandle, error) {
 	if k.source != nil {
@@ -93,9 +92,9 @@ func (k *Key) loadUnder(l *link, sk storageKey) (h tpm2.TPMHandle, err error) {
 	return h, err
 }
 
-// loadWith runs TPM2_Load under p, which is sk, after TPM2_Import for a key that
-// was wrapped for this TPM elsewhere. A storage key that is not the one remembered
-// is not tried.
+// loadWith runs TPM2_Load under p, which is sk. A key that was wrapped elsewhere
+// needs TPM2_Import first. If p is not the storage key that is remembered, nothing
+// is sent to the TPM.
 func (k *Key) loadWith(l *link, p *parent, sk storageKey) (tpm2.TPMHandle, error) {
 	if err := l.alive(); err != nil {
 		return 0, err
@@ -111,17 +110,17 @@ func (k *Key) loadWith(l *link, p *parent, sk storageKey) (tpm2.TPMHandle, error
 		return 0, err
 	}
 	l.hold(k.name)
-	rsp, err := tpm2.Load{
+	rsp, err := execute(l, "TPM2_Load", tpm2.Load{
 		ParentHandle: p.auth(tpm2.PasswordAuth(nil)),
 		InPrivate:    tpm2.TPM2BPrivate{Buffer: private},
 		InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](k.file.Pubkey[2:]),
-	}.Execute(l)
-	if err = l.command("TPM2_Load", err); err != nil {
+	})
+	if err != nil {
 		l.unhold(k.name, err)
 		return 0, underErr("loading", sk, p, err, isRC(err, tpm2.TPMRCIntegrity))
 	}
 	if !bytes.Equal(rsp.Name.Buffer, k.name.Buffer) {
-		return 0, errors.Join(fmt.Errorf("TPM2_Load: the TPM loaded another key than the file's"), l.release(rsp.ObjectHandle, k.name))
+		return 0, errors.Join(errors.New("TPM2_Load: the TPM loaded another key than the file's"), l.release(rsp.ObjectHandle, k.name))
 	}
 	at := k.place(p, sk)
 	k.parent.Store(&at)
@@ -129,8 +128,8 @@ func (k *Key) loadWith(l *link, p *parent, sk storageKey) (tpm2.TPMHandle, error
 	return rsp.ObjectHandle, nil
 }
 
-// underErr says which storage key refused, and what; wrong, that another one may
-// not.
+// underErr adds the storage key to err. wrong means that the key may load under
+// another storage key.
 func underErr(doing string, sk storageKey, p *parent, err error, wrong bool) error {
 	if wrong {
 		return &wrongParentError{doing, sk.String(), p.identity(sk), err}
@@ -138,34 +137,14 @@ func underErr(doing string, sk storageKey, p *parent, err error, wrong bool) err
 	return fmt.Errorf("%s the key under %v: %w", doing, sk, err)
 }
 
-// wrongParent reports whether another storage key may do what this one did not.
+// wrongParent reports whether the key may load under another storage key.
 func wrongParent(err error) bool {
 	return errors.Is(err, ErrWrongTPM) || errors.Is(err, ErrNoParent)
 }
 
-// contextGone reports whether err is a refusal of TPM2_ContextLoad that will
-// not pass: the TPM was reset since the context was saved, or is another one.
+// contextGone reports whether err is a permanent refusal of TPM2_ContextLoad: the
+// TPM was reset since the context was saved, or it is a different TPM.
 func contextGone(err error) bool {
-	var ce *CommandError
-	return errors.As(err, &ce) && !passing(ce.RC)
-}
-
-// hold notes that an object of this Name is, or is about to be, in the TPM.
-func (l *link) hold(name tpm2.TPM2BName) { l.held = append(l.held, heldName(name.Buffer)) }
-
-// unhold takes the note back, unless err leaves open what became of the object.
-func (l *link) unhold(name tpm2.TPM2BName, err error) {
-	if err != nil && !refused(err) {
-		return
-	}
-	if i := slices.Index(l.held, heldName(name.Buffer)); i >= 0 {
-		l.held = slices.Delete(l.held, i, i+1)
-	}
-}
-
-// release flushes a loaded object.
-func (l *link) release(h tpm2.TPMHandle, name tpm2.TPM2BName) error {
-	err := l.flush(h)
-	l.unhold(name, err)
-	return err
+	var refused *commandError
+	return errors.As(err, &refused) && !passing(refused.rc)
 }
