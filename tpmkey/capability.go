@@ -62,8 +62,7 @@ func supportedAlgorithms(l *link) ([]Algorithm, error) {
 func hasAlgorithm(l *link, a Algorithm) (bool, error) {
 	public := a.public(false)
 	_, err := execute(l, "TPM2_TestParms", tpm2.TestParms{Parameters: tpm2.TPMTPublicParms{Type: public.Type, Parameters: public.Parameters}})
-	var f1 tpm2.TPMFmt1Error
-	if errors.As(err, &f1) {
+	if _, refused := errors.AsType[tpm2.TPMFmt1Error](err); refused {
 		return false, nil // it refuses the parameters
 	}
 	return err == nil, err

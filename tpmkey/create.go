@@ -87,17 +87,23 @@ type Template struct {
 // Errors: [UnsupportedError], [ErrOwnerAuth], [ErrNoParent], [ParentChangedError], a
 // [tpm2.TPMRC] for other refusals of the TPM, and the error from opening the TPM.
 func (t *TPM) Create(ctx context.Context, tm Template) (*keyfile.TPMKey, error) {
-	named, err := storageKeyAt(tm.Parent)
+	return t.newKey(ctx, tm.Parent, tm.Algorithm, func(l *link, sk storageKey) (*keyfile.TPMKey, error) {
+		return t.create(l, tm, sk)
+	})
+}
+
+// newKey calls fn, which puts a new key under a storage key.
+func (t *TPM) newKey(ctx context.Context, parent uint32, a Algorithm, fn func(*link, storageKey) (*keyfile.TPMKey, error)) (file *keyfile.TPMKey, err error) {
+	named, err := storageKeyAt(parent)
 	if err != nil {
 		return nil, err
 	}
-	var file *keyfile.TPMKey
 	err = t.withTurn(ctx, func(l *link) error {
-		if err := supported(l, tm.Algorithm); err != nil {
+		if err := supported(l, a); err != nil {
 			return err
 		}
 		return t.orSRK(l, named, func(sk storageKey) (err error) {
-			file, err = t.create(l, tm, sk)
+			file, err = fn(l, sk)
 			return err
 		})
 	})

@@ -64,26 +64,14 @@ func (t *TPM) Import(ctx context.Context, file *keyfile.TPMKey) (*keyfile.TPMKey
 // is put under the storage key at 0x81000001, if there is one, and its file names
 // that as its parent.
 func (t *TPM) ImportPrivate(ctx context.Context, private crypto.PrivateKey, o WrapOptions) (*keyfile.TPMKey, error) {
-	named, err := storageKeyAt(o.Parent)
-	if err != nil {
-		return nil, err
-	}
 	key, err := newExternal(private)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(key.secret)
-	var imported *keyfile.TPMKey
-	err = t.withTurn(ctx, func(l *link) error {
-		if err := supported(l, key.algorithm); err != nil {
-			return err
-		}
-		return t.orSRK(l, named, func(sk storageKey) (err error) {
-			imported, err = t.importUnder(l, key, o, sk)
-			return err
-		})
+	return t.newKey(ctx, o.Parent, key.algorithm, func(l *link, sk storageKey) (*keyfile.TPMKey, error) {
+		return t.importUnder(l, key, o, sk)
 	})
-	return imported, err
 }
 
 // importUnder wraps a key to the storage key sk of this TPM, and imports it.
@@ -196,8 +184,8 @@ func wrapsOther(p *parent, err error) bool {
 	if isRC(err, tpm2.TPMRCIntegrity) || p.is(tpm2.TPMAlgRSA) && isRC(err, tpm2.TPMRCFailure) {
 		return true
 	}
-	var f1 tpm2.TPMFmt1Error
-	if !errors.As(err, &f1) {
+	f1, ok := errors.AsType[tpm2.TPMFmt1Error](err)
+	if !ok {
 		return false
 	}
 	ofParameter, n := f1.Parameter()

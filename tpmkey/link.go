@@ -104,8 +104,7 @@ func (l *link) command(name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	var rc tpm2.TPMRC
-	if errors.As(err, &rc) {
+	if rc, ok := errors.AsType[tpm2.TPMRC](err); ok {
 		return &commandError{name, rc}
 	}
 	if l.broken == nil {

@@ -68,8 +68,7 @@ func (k *Key) loadFromFile(l *link) (tpm2.TPMHandle, error) {
 		if !wrongParent(err) && (!c.guess || l.broken != nil) {
 			return 0, err
 		}
-		var refused *wrongParentError
-		if errors.As(err, &refused) {
+		if refused, ok := errors.AsType[*wrongParentError](err); ok {
 			tried = append(tried, refused)
 		}
 		if !c.guess {
@@ -145,6 +144,6 @@ func wrongParent(err error) bool {
 // contextGone reports whether err is a permanent refusal of TPM2_ContextLoad: the
 // TPM was reset since the context was saved, or it is a different TPM.
 func contextGone(err error) bool {
-	var refused *commandError
-	return errors.As(err, &refused) && !passing(refused.rc)
+	refused, ok := errors.AsType[*commandError](err)
+	return ok && !passing(refused.rc)
 }

@@ -3,6 +3,7 @@ package tpmkey
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -43,19 +44,16 @@ func (sk storageKey) String() string {
 	return fmt.Sprintf("the %s primary storage key of the %s hierarchy", names[sk.template], hierarchyName(sk.hierarchy))
 }
 
+// hierarchies names the hierarchies, as users write them.
+var hierarchies = map[tpm2.TPMHandle]string{
+	tpm2.TPMRHOwner: "owner", tpm2.TPMRHEndorsement: "endorsement", tpm2.TPMRHPlatform: "platform", tpm2.TPMRHNull: "null",
+}
+
 func hierarchyName(h tpm2.TPMHandle) string {
-	switch h {
-	case tpm2.TPMRHOwner:
-		return "owner"
-	case tpm2.TPMRHEndorsement:
-		return "endorsement"
-	case tpm2.TPMRHPlatform:
-		return "platform"
-	case tpm2.TPMRHNull:
-		return "null"
-	default:
-		return fmt.Sprintf("%#x", uint32(h))
+	if name := hierarchies[h]; name != "" {
+		return name
 	}
+	return fmt.Sprintf("%#x", uint32(h))
 }
 
 // storageKeyAt returns the storage key of a handle in a [Template] or
@@ -216,8 +214,8 @@ func (t *TPM) readSRK(l *link) (*parent, error) {
 		return t.srk.parent, nil
 	}
 	p, err := t.persistentParent(l, srkHandle)
-	var unsupported *UnsupportedError
-	if err != nil && !errors.Is(err, ErrNoParent) && !errors.As(err, &unsupported) {
+	_, unsupported := errors.AsType[*UnsupportedError](err)
+	if err != nil && !errors.Is(err, ErrNoParent) && !unsupported {
 		return nil, err
 	}
 	t.srk = srk{known: true, parent: p}
@@ -251,20 +249,19 @@ func (t *TPM) candidates(l *link, k *keyfile.TPMKey) ([]candidate, error) {
 	if err != nil {
 		return nil, err
 	}
-	at := candidate{storageKey: storageKey{persistent: srkHandle}, guess: true}
-	zeros := candidate{storageKey: storageKey{hierarchy: tpm2.TPMRHOwner, template: eccL}, guess: true}
-	switch {
-	case k.RSAParent && p.is(tpm2.TPMAlgRSA):
-		return []candidate{at, {storageKey: named}}, nil
-	case k.RSAParent:
-		return []candidate{{storageKey: named}}, nil
-	case p.is(tpm2.TPMAlgECC):
-		return []candidate{at, {storageKey: named}, zeros}, nil
-	case p.is(tpm2.TPMAlgRSA):
-		return []candidate{{storageKey: named}, zeros, at}, nil
-	default:
-		return []candidate{{storageKey: named}, zeros}, nil
+	list := []candidate{{storageKey: named}}
+	if !k.RSAParent {
+		list = append(list, candidate{storageKey{hierarchy: tpm2.TPMRHOwner, template: eccL}, true})
 	}
+	at := candidate{storageKey{persistent: srkHandle}, true}
+	switch isRSA := p.is(tpm2.TPMAlgRSA); {
+	case p == nil:
+	case isRSA == k.RSAParent:
+		list = slices.Insert(list, 0, at)
+	case isRSA:
+		list = append(list, at)
+	}
+	return list, nil
 }
 
 // is reports whether p is a storage key of the algorithm. A nil p is not.

@@ -182,8 +182,7 @@ func (k *Key) refusal(tried []*wrongParentError, errs []error) error {
 			return fmt.Errorf("%w: %w", ErrDamaged, t.plain())
 		}
 	}
-	var refused *wrongParentError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*wrongParentError](err); ok {
 		return fmt.Errorf("%w: %w", &ParentChangedError{Want: bytes.Clone(want), Have: refused.parent}, refused.plain())
 	}
 	return err

@@ -58,18 +58,11 @@ func (k *Key) withPolicySession(l *link, fn func(*session) error) error {
 
 // startPolicySession starts a policy session. If an auth value will be proved in it,
 // it is salted to the key's parent. PCRs alone are no secret.
-func (k *Key) startPolicySession(l *link) (s *session, err error) {
-	if !k.policy.usesAuth() {
-		return startSession(l, nil, tpm2.TPMSEPolicy, k.policy.hash)
+func (k *Key) startPolicySession(l *link) (*session, error) {
+	if k.policy.usesAuth() {
+		return k.tpm.saltedSession(l, *k.source, k.ParentName(), tpm2.TPMSEPolicy, k.policy.hash)
 	}
-	err = k.tpm.withParent(l, *k.source, func(p *parent) (err error) {
-		if err := p.mustBe(*k.source, k.ParentName()); err != nil {
-			return fmt.Errorf("salting a policy session to %v: %w", *k.source, err)
-		}
-		s, err = startSession(l, p, tpm2.TPMSEPolicy, k.policy.hash)
-		return err
-	})
-	return s, err
+	return startSession(l, nil, tpm2.TPMSEPolicy, k.policy.hash)
 }
 
 // run runs the policy in the session, and reports whether the policy asks for the
@@ -104,8 +97,7 @@ func (p *policy) runSigned(l *link, s *session) (auth bool, err error) {
 		if l.broken != nil || l.alive() != nil {
 			return false, err
 		}
-		var pcrs *PCRError
-		if errors.As(err, &pcrs) {
+		if pcrs, ok := errors.AsType[*PCRError](err); ok {
 			pcrs.Signed, pcrs.Policy = true, signed.name
 		} else {
 			err = fmt.Errorf("signed policy %q: %w", signed.name, err)

@@ -84,8 +84,8 @@ func sessionGone(err error) bool {
 	if isRC(err, tpm2.TPMRCReferenceS0) {
 		return true
 	}
-	var f1 tpm2.TPMFmt1Error
-	if !errors.As(err, &f1) || !isRC(err, tpm2.TPMRCHandle, tpm2.TPMRCValue) {
+	f1, ok := errors.AsType[tpm2.TPMFmt1Error](err)
+	if !ok || !isRC(err, tpm2.TPMRCHandle, tpm2.TPMRCValue) {
 		return false
 	}
 	ofSession, _ := f1.Session()
@@ -96,15 +96,23 @@ func sessionGone(err error) bool {
 func (s *session) old() bool { return s.uses >= sessionUses || time.Since(s.started) > sessionAge }
 
 func (t *TPM) startSession(l *link, sk storageKey, want []byte) error {
-	return t.withParent(l, sk, func(p *parent) error {
-		if err := p.mustBe(sk, want); err != nil {
-			return fmt.Errorf("salting an authorization session to %v: %w", sk, err)
-		}
-		return l.making(firstSession, func() (err error) {
-			t.session, err = startSession(l, p, tpm2.TPMSEHMAC, sessionHash)
-			return err
-		})
+	return l.making(firstSession, func() (err error) {
+		t.session, err = t.saltedSession(l, sk, want, tpm2.TPMSEHMAC, sessionHash)
+		return err
 	})
+}
+
+// saltedSession starts a session that is salted to the storage key sk, whose Name must
+// be want; nil accepts any.
+func (t *TPM) saltedSession(l *link, sk storageKey, want []byte, kind tpm2.TPMSE, hash crypto.Hash) (s *session, err error) {
+	err = t.withParent(l, sk, func(p *parent) (err error) {
+		if err := p.mustBe(sk, want); err != nil {
+			return fmt.Errorf("salting a session to %v: %w", sk, err)
+		}
+		s, err = startSession(l, p, kind, hash)
+		return err
+	})
+	return s, err
 }
 
 // startSession runs TPM2_StartAuthSession (TPM 2.0 Part 3, 11.1) with a salt that

@@ -29,6 +29,7 @@ var ErrNotStorageKey = errors.New("not a storage key")
 type StorageKey struct {
 	tpm2b  []byte
 	public *tpm2.TPMTPublic
+	kem    tpm2.LabeledEncapsulationKey // encrypts to the key
 	parsed *keyfile.Public
 }
 
@@ -48,7 +49,7 @@ func ParseStorageKey(tpm2b []byte) (*StorageKey, error) {
 	return key, nil
 }
 
-// parse sets s.public. It returns why nothing can be wrapped to the key, if so. All
+// parse sets s.public and s.kem. It returns why nothing can be wrapped to the key, if so. All
 // TPMs have AES, and the TCG's storage keys use nothing else.
 func (s *StorageKey) parse() error {
 	p := s.parsed
@@ -77,11 +78,10 @@ func (s *StorageKey) parse() error {
 	if _, err := public.NameAlg.Hash(); err != nil {
 		return err // Go cannot derive keys with it
 	}
-	kem, err := tpm2.ImportEncapsulationKey(public)
-	if err != nil {
+	if s.kem, err = tpm2.ImportEncapsulationKey(public); err != nil {
 		return err
 	}
-	sym := kem.SymmetricParameters()
+	sym := s.kem.SymmetricParameters()
 	bits, err := sym.KeyBits.AES()
 	if err != nil {
 		return err

@@ -47,8 +47,7 @@ func (l *link) hold(name tpm2.TPM2BName) { l.held = append(l.held, string(name.B
 // unhold removes the record, unless err leaves open whether the object is in the
 // TPM.
 func (l *link) unhold(name tpm2.TPM2BName, err error) {
-	var refused *commandError
-	if err != nil && !errors.As(err, &refused) {
+	if _, refused := errors.AsType[*commandError](err); err != nil && !refused {
 		return
 	}
 	if i := slices.Index(l.held, string(name.Buffer)); i >= 0 {

@@ -70,11 +70,7 @@ func (e *external) wrap(to *StorageKey, named storageKey, o WrapOptions) (*keyfi
 	}
 	sensitive := e.sensitive(public.Type, value)
 	defer clear(sensitive)
-	kem, err := tpm2.ImportEncapsulationKey(to.public)
-	if err != nil {
-		return nil, fmt.Errorf("wrapping the key: %w", err)
-	}
-	duplicate, secret, err := tpm2.CreateDuplicate(rand.Reader, kem, parsed.Name(), sensitive)
+	duplicate, secret, err := tpm2.CreateDuplicate(rand.Reader, to.kem, parsed.Name(), sensitive)
 	if err != nil {
 		return nil, fmt.Errorf("wrapping the key: %w", err)
 	}
