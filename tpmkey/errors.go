@@ -35,7 +35,6 @@ type commandError struct {
 
 func (e *commandError) Error() string { return e.command + ": " + e.rc.Error() }
 
-// Unwrap returns the response code, for errors.Is with tpm2.TPMRC values.
 func (e *commandError) Unwrap() error { return e.rc }
 
 // AuthError means that the auth value (the PIN) is wrong or missing.
@@ -47,7 +46,6 @@ type AuthError struct {
 	err  error
 }
 
-// Error implements error.
 func (e *AuthError) Error() string {
 	switch {
 	case e.Left < 0:
@@ -61,7 +59,6 @@ func (e *AuthError) Error() string {
 	}
 }
 
-// Unwrap returns the TPM's refusal.
 func (e *AuthError) Unwrap() error { return e.err }
 
 // WrongAuth returns true. Callers that do not import this package recognize the
@@ -80,7 +77,6 @@ type LockoutError struct {
 	err  error
 }
 
-// Error implements error.
 func (e *LockoutError) Error() string {
 	const (
 		locked = "the TPM is locked after too many wrong PINs, of any program on this machine"
@@ -92,7 +88,6 @@ func (e *LockoutError) Error() string {
 	return fmt.Sprintf("%s; the next try is possible in at most %v; %s", locked, e.Wait, wayOut)
 }
 
-// Unwrap returns the TPM's refusal.
 func (e *LockoutError) Unwrap() error { return e.err }
 
 // LockedOut returns Wait. Callers that do not import this package recognize the
@@ -113,7 +108,6 @@ type PCRError struct {
 	Policy string
 }
 
-// Error implements error.
 func (e *PCRError) Error() string {
 	which, has := "PCR "+strconv.Itoa(e.PCRs[0]), "has"
 	if len(e.PCRs) > 1 {
@@ -143,7 +137,6 @@ type UnsupportedError struct {
 	Supported []string // what to use instead
 }
 
-// Error implements error.
 func (e *UnsupportedError) Error() string {
 	s := e.What + ": "
 	if e.Why == "" {

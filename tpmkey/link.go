@@ -15,6 +15,13 @@ import (
 // command code or response code (TPM 2.0 Part 1, 18).
 const headerSize = 10
 
+// How long to wait before a command is retried: first, at most, and altogether.
+const (
+	retryFirst = time.Millisecond
+	retryMost  = 200 * time.Millisecond
+	retryTotal = 10 * time.Second
+)
+
 // link is the connection as one turn sees it. It implements go-tpm's
 // transport.TPM. It sets the deadline of each command, retries the commands that
 // the TPM cannot run at the moment, and notices a broken connection.
@@ -35,23 +42,22 @@ func (l *link) Send(command []byte) ([]byte, error) {
 		return nil, l.broken
 	}
 	code := tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))
-	var back backoff
-	for {
+	started, wait := false, retryFirst
+	for giveUp := time.Now().Add(retryTotal); ; wait = min(2*wait, retryMost) {
 		response, err := l.exchange(code, command)
 		if err != nil {
 			return nil, err
 		}
 		rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:]))
-		if rc == tpm2.TPMRCInitialize && code != tpm2.TPMCCStartup && !back.started {
+		switch {
+		case rc == tpm2.TPMRCInitialize && code != tpm2.TPMCCStartup && !started:
 			// Firmware and kernel start a chip up. They are not there for
 			// a software TPM that was just restarted.
-			back.started = true
+			started = true
 			if err := l.startup(); err != nil {
 				return nil, err
 			}
-			continue
-		}
-		if !passing(rc) || !back.wait(l.patience(code)) {
+		case !passing(rc) || time.Now().After(giveUp) || !l.pause(code, wait):
 			return response, nil
 		}
 	}
@@ -127,13 +133,21 @@ func (l *link) alive() error {
 	return nil
 }
 
-// patience returns the context that bounds the retries of a command.
-// TPM2_FlushContext is retried even if the caller has gone.
-func (l *link) patience(code tpm2.TPMCC) context.Context {
+// pause waits before a command is retried. It returns false if the caller has gone
+// meanwhile; TPM2_FlushContext is retried anyway.
+func (l *link) pause(code tpm2.TPMCC, wait time.Duration) bool {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	gone := l.ctx.Done()
 	if code == tpm2.TPMCCFlushContext {
-		return context.WithoutCancel(l.ctx)
+		gone = nil
 	}
-	return l.ctx
+	select {
+	case <-gone:
+		return false
+	case <-t.C:
+		return true
+	}
 }
 
 // deadline is how long a command may take. The kernel's driver gives up on a
@@ -158,37 +172,5 @@ func passing(rc tpm2.TPMRC) bool {
 		return true
 	default:
 		return false
-	}
-}
-
-// The bounds of [backoff].
-const (
-	retryFirst = time.Millisecond
-	retryMost  = 200 * time.Millisecond
-	retryTotal = 10 * time.Second
-)
-
-// backoff counts the waits between tries of one command.
-type backoff struct {
-	started bool // TPM2_Startup was sent
-	next    time.Duration
-	spent   time.Duration
-}
-
-// wait waits until the next try is due. It returns false if there must not be a
-// next try.
-func (b *backoff) wait(ctx context.Context) bool {
-	b.next = min(max(2*b.next, retryFirst), retryMost)
-	b.spent += b.next
-	if b.spent > retryTotal {
-		return false
-	}
-	t := time.NewTimer(b.next)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
 	}
 }

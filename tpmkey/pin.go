@@ -33,7 +33,6 @@ type ParentChangedError struct {
 	Have Parent // what the TPM has in that place
 }
 
-// Error implements error.
 func (e *ParentChangedError) Error() string {
 	if strings.HasPrefix(e.Have.At, "0x") {
 		return fmt.Sprintf("a different storage key is at %s: it was replaced, or this TPM was cleared or replaced", e.Have.At)
@@ -41,7 +40,6 @@ func (e *ParentChangedError) Error() string {
 	return "made in another TPM, or this TPM was cleared: its storage key has changed"
 }
 
-// Unwrap returns [ErrWrongTPM].
 func (e *ParentChangedError) Unwrap() error { return ErrWrongTPM }
 
 // Pin tells the key which storage key it was loaded under in earlier runs. parent

@@ -128,11 +128,23 @@ func startSession(l *link, p *parent, kind tpm2.TPMSE, hash crypto.Hash) (*sessi
 		Symmetric:   tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
 		AuthHash:    hashAlg(hash),
 	}
-	salt, err := p.salt(&command)
-	if err != nil {
-		return nil, fmt.Errorf("salting an authorization session to the storage key: %w", err)
+	var salt []byte
+	if p != nil {
+		kem, err := tpm2.ImportEncapsulationKey(p.public)
+		if err == nil {
+			salt, command.EncryptedSalt.Buffer, err = tpm2.CreateEncryptedSalt(rand.Reader, kem)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("salting a session to the storage key: %w", err)
+		}
+		defer clear(salt)
+		command.TPMKey = p.handle
+		command.Symmetric = tpm2.TPMTSymDef{
+			Algorithm: tpm2.TPMAlgAES,
+			KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(8*sessionKeyAE)),
+			Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
+		}
 	}
-	defer clear(salt)
 	rsp, err := execute(l, "TPM2_StartAuthSession", command)
 	if err != nil {
 		return nil, err
@@ -146,32 +158,13 @@ func startSession(l *link, p *parent, kind tpm2.TPMSE, hash crypto.Hash) (*sessi
 	return s, nil
 }
 
-// salt adds a new salt to the command, encrypted to p. If p is nil it adds none.
-func (p *parent) salt(command *tpm2.StartAuthSession) (salt []byte, err error) {
-	if p == nil {
-		return nil, nil
-	}
-	kem, err := tpm2.ImportEncapsulationKey(p.public)
-	if err != nil {
-		return nil, err
-	}
-	command.TPMKey = p.handle
-	command.Symmetric = tpm2.TPMTSymDef{
-		Algorithm: tpm2.TPMAlgAES,
-		KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(8*sessionKeyAE)),
-		Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
-	}
-	salt, command.EncryptedSalt.Buffer, err = tpm2.CreateEncryptedSalt(rand.Reader, kem)
-	return salt, err
-}
-
 // endSession flushes the kept session, if there is one.
 func (t *TPM) endSession(l *link) error {
 	s := t.session
+	t.session = nil
 	if s == nil {
 		return nil
 	}
-	t.session = nil
 	clear(s.key)
 	err := l.flush(s.handle)
 	if isRC(err, tpm2.TPMRCHandle, tpm2.TPMRCValue) {
