@@ -10,7 +10,7 @@ import (
 
 // ours says whether err is of the two families that Parse may return.
 func ours(err error) bool {
-	return errors.Is(err, ErrFormat) != errors.Is(err, ErrUnsupported)
+	return errors.Is(err, ErrFormat) != errors.Is(err, errUnsupported)
 }
 
 // examples has the DER of every golden file, and of one with all fields.

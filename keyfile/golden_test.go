@@ -122,8 +122,8 @@ func TestGoldenRefused(t *testing.T) {
 		text string
 	}{
 		{"sealed", ErrSealed, "sealed"},
-		{"tools-sealed-object", ErrUnsupported, "keyed hash"},
-		{"tools-hmac", ErrUnsupported, "keyed hash"},
+		{"tools-sealed-object", errUnsupported, "keyed hash"},
+		{"tools-hmac", errUnsupported, "keyed hash"},
 	}
 	for _, test := range tests {
 		_, err := Parse(golden(t, test.name+".tpm"))

@@ -102,7 +102,7 @@ func TestErrorKinds(t *testing.T) {
 			t.Errorf("%v does not wrap ErrFormat", err)
 		}
 	}
-	if errors.Is(ErrUnsupported, ErrFormat) || errors.Is(ErrNotRegular, ErrFormat) {
+	if errors.Is(errUnsupported, ErrFormat) || errors.Is(ErrNotRegular, ErrFormat) {
 		t.Error("an error that is not about damage wraps ErrFormat")
 	}
 	if errors.Is(ErrNoKey, ErrSealed) || errors.Is(ErrSealed, ErrLegacy) {
@@ -292,11 +292,11 @@ func TestLongPolicies(t *testing.T) {
 		wantError(t, err, ErrFormat, "more than 32 commands")
 	}
 	more := *k
-	more.Policy = append(k.Policy[:maxPolicy:maxPolicy], Policy{CommandCode: PolicyAuthValue})
+	more.Policy = append(k.Policy[:maxPolicy:maxPolicy], Policy{CommandCode: policyAuthValue})
 	_, err := more.Marshal()
 	wantError(t, err, ErrFormat, "more than 32 commands")
 	more = *k
-	more.AuthPolicy = []AuthPolicy{{Policy: append(k.Policy[:maxPolicy:maxPolicy], Policy{CommandCode: PolicyAuthValue})}}
+	more.AuthPolicy = []AuthPolicy{{Policy: append(k.Policy[:maxPolicy:maxPolicy], Policy{CommandCode: policyAuthValue})}}
 	_, err = more.Marshal()
 	wantError(t, err, ErrFormat, "more than 32 commands")
 }
@@ -496,7 +496,7 @@ func TestNewLoadable(t *testing.T) {
 	_, err = NewLoadable(g.Pubkey, g.Privkey[2:], ParentOwner, false)
 	wantError(t, err, ErrFormat, "privkey")
 	_, err = NewLoadable(goldenUnsupported(t), g.Privkey, ParentOwner, false)
-	wantError(t, err, ErrUnsupported, "keyed hash")
+	wantError(t, err, errUnsupported, "keyed hash")
 	pubkey := bytes.Clone(g.Pubkey)
 	k, err := NewLoadable(pubkey, g.Privkey, ParentOwner, false)
 	if err != nil {

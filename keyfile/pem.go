@@ -14,51 +14,42 @@ const (
 	pemTPM12  = "-----BEGIN TSS KEY BLOB-----"
 )
 
-// hasBlock is the cheap look that tells most other files from key files.
-func hasBlock(data []byte) bool {
-	return bytes.Contains(data, []byte(pemBegin))
-}
-
-// decodePEM returns the content of the one TSS2 PRIVATE KEY block in data.
-// Unlike encoding/pem it never passes over a damaged block, and says which
-// line is wrong.
-func decodePEM(data []byte) ([]byte, error) {
+// decodePEM returns the content of the only TSS2 PRIVATE KEY block in data, and where
+// the lines of the block start and end. Unlike encoding/pem it never skips a damaged
+// block, and its errors name the line.
+func decodePEM(data []byte) (der []byte, start, end int, err error) {
 	var body []byte
-	var begin, end int // lines, from 1
-	for n, line := range bytes.Split(data, []byte("\n")) {
-		line = bytes.TrimRight(line, " \t\r")
+	begin, n, offset := 0, 0, 0 // begin and n are lines, from 1
+	for line := range bytes.Lines(data) {
+		n++
+		trimmed := bytes.TrimRight(line, " \t\r\n")
 		switch inside := begin > 0 && end == 0; {
-		case string(line) == pemBegin && begin > 0:
-			return nil, malformedLine(n+1, "a second %s block, one is allowed", pemType)
-		case string(line) == pemBegin:
-			begin = n + 1
-		case string(line) == pemEnd && inside:
-			end = n + 1
-		case inside && bytes.IndexByte(line, ':') >= 0:
-			return nil, malformedLine(n+1, "a header, none is allowed: the TPM encrypts the key, not the file")
+		case string(trimmed) == pemBegin && begin > 0:
+			return nil, 0, 0, malformedLine(n, "a second %s block, one is allowed", pemType)
+		case string(trimmed) == pemBegin:
+			begin, start = n, offset
+		case string(trimmed) == pemEnd && inside:
+			end = offset + len(line)
+		case inside && bytes.IndexByte(trimmed, ':') >= 0:
+			return nil, 0, 0, malformedLine(n, "a header, none is allowed: the TPM encrypts the key, not the file")
 		case inside:
-			body = append(body, line...)
+			body = append(body, trimmed...)
 		}
+		offset += len(line)
 	}
 	switch {
 	case begin == 0:
-		return nil, noBlock(data)
+		return nil, 0, 0, noBlock(data)
 	case end == 0:
-		return nil, malformedLine(begin, "no END line for this block")
+		return nil, 0, 0, malformedLine(begin, "no END line for this block")
 	}
-	return decodeBase64(body, begin)
+	if der, err = base64.StdEncoding.AppendDecode(nil, body); err != nil {
+		return nil, 0, 0, malformedLine(begin, "the block is not base64: %v", err)
+	}
+	return der, start, end, nil
 }
 
-func decodeBase64(body []byte, line int) ([]byte, error) {
-	der := make([]byte, base64.StdEncoding.DecodedLen(len(body)))
-	n, err := base64.StdEncoding.Decode(der, body)
-	if err != nil {
-		return nil, malformedLine(line, "the block is not base64: %v", err)
-	}
-	return der[:n], nil
-}
-
-// noBlock tells old formats from files that have nothing to do with a TPM.
+// noBlock returns [ErrLegacy] for old formats, [ErrNoKey] for all other files.
 func noBlock(data []byte) error {
 	switch {
 	case bytes.Contains(data, []byte(pemLegacy)):

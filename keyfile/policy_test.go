@@ -68,7 +68,7 @@ func TestPCRsRefused(t *testing.T) {
 		policy Policy
 		texts  []string
 	}{
-		"another command": {Policy{PolicyAuthValue, nil}, []string{"a PolicyAuthValue where"}},
+		"another command": {Policy{policyAuthValue, nil}, []string{"a PolicyAuthValue where"}},
 		"empty":           {pcrPolicy(), []string{"selection", "ends too early"}},
 		"no digest":       {pcrPolicy(onePCR), []string{"digest", "0 octets"}},
 		"short digest":    {pcrPolicy(onePCR, oneDigest[1:]), []string{"31 octets"}},
@@ -88,7 +88,7 @@ func TestPCRsRefused(t *testing.T) {
 		})
 	}
 	_, err := pcrPolicy(unhex("00000001 4321 03 800000"), oneDigest).PCRs(32)
-	wantError(t, err, ErrUnsupported, "0x4321")
+	wantError(t, err, errUnsupported, "0x4321")
 }
 
 func TestAuthorization(t *testing.T) {
@@ -104,7 +104,7 @@ func TestAuthorization(t *testing.T) {
 		if tail == nil {
 			tail = unhex("0010")
 		}
-		p := Policy{PolicyAuthorize, slices.Concat(area.bytes(), size(tt.ref), tail)}
+		p := Policy{policyAuthorize, slices.Concat(area.bytes(), size(tt.ref), tail)}
 		a, err := p.Authorization()
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -114,24 +114,24 @@ func TestAuthorization(t *testing.T) {
 			t.Errorf("%s: %+v", name, a)
 		}
 		for n := range p.CommandPolicy {
-			if _, err := (Policy{PolicyAuthorize, p.CommandPolicy[:n]}).Authorization(); err == nil {
+			if _, err := (Policy{policyAuthorize, p.CommandPolicy[:n]}).Authorization(); err == nil {
 				t.Errorf("%s: %d octets are enough", name, n)
 			}
 		}
-		_, err = Policy{PolicyAuthorize, append(p.CommandPolicy, 0)}.Authorization()
+		_, err = Policy{policyAuthorize, append(p.CommandPolicy, 0)}.Authorization()
 		wantError(t, err, ErrFormat, "too many")
 	}
 	_, err := Policy{PolicyPCR, nil}.Authorization()
 	wantError(t, err, ErrFormat, "a PolicyPCR where")
-	_, err = Policy{PolicyAuthorize, slices.Concat(area.bytes(), size(make([]byte, 65)), unhex("0010"))}.Authorization()
+	_, err = Policy{policyAuthorize, slices.Concat(area.bytes(), size(make([]byte, 65)), unhex("0010"))}.Authorization()
 	wantError(t, err, ErrFormat, "policyRef", "65 octets")
-	_, err = Policy{PolicyAuthorize, slices.Concat(area.bytes(), size(nil), unhex("0005 000b"))}.Authorization()
-	wantError(t, err, ErrUnsupported, "0x0005")
+	_, err = Policy{policyAuthorize, slices.Concat(area.bytes(), size(nil), unhex("0005 000b"))}.Authorization()
+	wantError(t, err, errUnsupported, "0x0005")
 }
 
 func TestPolicyCommand(t *testing.T) {
 	for code, want := range map[uint32]string{
-		PolicyPCR: "PolicyPCR", PolicyAuthorize: "PolicyAuthorize", 0x151: "PolicySecret", 0x7f: "command 0x7f",
+		PolicyPCR: "PolicyPCR", policyAuthorize: "PolicyAuthorize", 0x151: "PolicySecret", 0x7f: "command 0x7f",
 	} {
 		if got := (Policy{CommandCode: code}).Command(); got != want {
 			t.Errorf("%#x is %q, want %q", code, got, want)
@@ -143,7 +143,7 @@ func TestPolicyCommand(t *testing.T) {
 const userWithAuth Attributes = 1 << 6
 
 func TestUsesAuth(t *testing.T) {
-	authValue := []Policy{{CommandCode: PolicyPCR}, {CommandCode: PolicyAuthValue}}
+	authValue := []Policy{{CommandCode: PolicyPCR}, {CommandCode: policyAuthValue}}
 	for name, tt := range map[string]struct {
 		empty      bool
 		attributes Attributes
@@ -206,7 +206,7 @@ func FuzzAuthorization(f *testing.F) {
 	f.Add(slices.Concat(area.bytes(), size([]byte("ref")), unhex("0018 000b 0002 0102 0001 03")))
 	f.Add(slices.Concat(rsaPublic(2048).bytes(), size(nil), unhex("0014 000b 0001 01")))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		a, err := Policy{PolicyAuthorize, data}.Authorization()
+		a, err := Policy{policyAuthorize, data}.Authorization()
 		if err != nil {
 			if !ours(err) {
 				t.Fatal(err)

@@ -55,259 +55,191 @@ type Public struct {
 // (TPM 2.0 part 1, section 16).
 func (p *Public) Name() []byte { return bytes.Clone(p.name) }
 
-// ParsePublic reads a TPM2B_PUBLIC, its size included, and nothing after it.
+// ParsePublic reads a TPM2B_PUBLIC, its size included, and nothing after it. Errors are
+// those of [Parse].
 func ParsePublic(tpm2b []byte) (*Public, error) {
-	return parsePublic(newCursor(tpm2b))
+	c := newCursor(tpm2b)
+	p := parsePublic(c)
+	return p, *c.err
 }
 
-func parsePublic(c cursor) (*Public, error) {
-	if err := checkTPM2B("pubkey", c.String, c.offset()); err != nil {
-		return nil, err
-	}
-	area, err := c.sized("pubkey")
-	if err != nil {
-		return nil, err
-	}
+// parsePublic returns nil if there is an error.
+func parsePublic(c cursor) *Public {
+	c.fail(checkTPM2B("pubkey", c.String, c.offset()))
+	area := c.sized("pubkey")
 	whole := area.String
 	p := new(Public)
-	if err := p.parseHead(&area); err != nil {
-		return nil, err
-	}
+	p.parseHead(&area)
 	switch p.Type {
 	case algRSA:
-		err = p.parseRSA(&area)
+		p.parseRSA(&area)
 	case algECC:
-		err = p.parseECC(&area)
+		p.parseECC(&area)
 	}
-	if err != nil {
-		return nil, err
-	}
-	if err := area.done("pubkey"); err != nil {
-		return nil, err
+	if area.done("pubkey"); *c.err != nil {
+		return nil
 	}
 	h := newHash(p.NameAlg)
 	h.Write(whole)
 	p.name = h.Sum(binary.BigEndian.AppendUint16(nil, p.NameAlg))
-	return p, nil
+	return p
 }
 
-// parseHead reads what all types of object have in common. Types that no SSH
-// key can have end here: the rest of them is not known to this package.
-func (p *Public) parseHead(c *cursor) (err error) {
+// parseHead reads what all types of object have in common. It refuses the types that no
+// SSH key can have, because the package does not know the rest of them.
+func (p *Public) parseHead(c *cursor) {
 	start := c.offset()
-	if p.Type, err = c.uint16("pubkey type"); err != nil {
-		return err
-	}
+	p.Type = c.uint16("pubkey type")
 	switch p.Type {
 	case algRSA, algECC:
 	case algKeyedHash:
-		return unsupported("pubkey type", c.offset()-2, "keyed hash: an HMAC key or sealed data")
+		c.fail(unsupported("pubkey type", start, "keyed hash: an HMAC key or sealed data"))
 	case algSymCipher:
-		return unsupported("pubkey type", c.offset()-2, "symmetric cipher")
+		c.fail(unsupported("pubkey type", start, "symmetric cipher"))
 	default:
-		return malformed("pubkey type", start, "there are no objects of %s", algName(p.Type))
+		c.malformed("pubkey type", start, "there are no objects of %s", algName(p.Type))
 	}
-	if p.NameAlg, err = c.uint16("pubkey nameAlg"); err != nil {
-		return err
-	}
+	p.NameAlg = c.uint16("pubkey nameAlg")
 	h := newHash(p.NameAlg)
 	if h == nil {
-		return unsupported("pubkey nameAlg", c.offset()-2, algName(p.NameAlg))
+		c.fail(unsupported("pubkey nameAlg", c.offset()-2, algName(p.NameAlg)))
+		return
 	}
-	attributes, err := c.uint32("pubkey attributes")
-	if err != nil {
-		return err
-	}
-	p.Attributes = Attributes(attributes)
-	policy, err := c.sized("pubkey authPolicy")
-	if err != nil {
-		return err
-	}
+	p.Attributes = Attributes(c.uint32("pubkey attributes"))
+	policy := c.sized("pubkey authPolicy")
 	if n := len(policy.String); n != 0 && n != h.Size() {
-		return malformed("pubkey authPolicy", policy.offset(), "%d octets, the digest has %d", n, h.Size())
+		c.malformed("pubkey authPolicy", policy.offset(), "%d octets, the digest has %d", n, h.Size())
 	}
 	p.AuthPolicy = bytes.Clone(policy.String)
-	return skipSymmetric(c)
+	skipSymmetric(c)
 }
 
 // skipSymmetric reads a TPMT_SYM_DEF_OBJECT+: storage keys have one.
-func skipSymmetric(c *cursor) error {
-	alg, err := c.uint16("pubkey symmetric")
-	if err != nil {
-		return err
-	}
-	switch alg {
+func skipSymmetric(c *cursor) {
+	switch alg := c.uint16("pubkey symmetric"); alg {
 	case algNull:
-		return nil
 	case algTDES, algAES, algSM4, algCamellia:
+		c.uint16("pubkey symmetric keyBits")
+		c.uint16("pubkey symmetric mode")
 	default:
-		return unsupported("pubkey symmetric", c.offset()-2, algName(alg))
+		c.fail(unsupported("pubkey symmetric", c.offset()-2, algName(alg)))
 	}
-	if _, err := c.uint16("pubkey symmetric keyBits"); err != nil {
-		return err
-	}
-	_, err = c.uint16("pubkey symmetric mode")
-	return err
 }
 
 // parseScheme reads a TPMT_RSA_SCHEME+ or TPMT_ECC_SCHEME+.
-func (p *Public) parseScheme(c *cursor) (err error) {
+func (p *Public) parseScheme(c *cursor) {
 	start := c.offset()
-	if p.Scheme, err = c.uint16("pubkey scheme"); err != nil {
-		return err
-	}
-	p.SchemeHash = algNull
+	p.Scheme, p.SchemeHash = c.uint16("pubkey scheme"), algNull
 	forRSA := false
 	switch p.Scheme {
 	case algNull:
-		return nil
+		return
 	case algRSAES, algRSASSA, algRSAPSS, algOAEP:
 		forRSA = true
 	case algECDSA, algECDH, algECDAA, algSM2, algECSchnorr, algECMQV:
 	default:
-		return unsupported("pubkey scheme", c.offset()-2, algName(p.Scheme))
+		c.fail(unsupported("pubkey scheme", start, algName(p.Scheme)))
 	}
 	if forRSA != (p.Type == algRSA) {
-		return malformed("pubkey scheme", start, "%s is of another type of key", algName(p.Scheme))
+		c.malformed("pubkey scheme", start, "%s is of another type of key", algName(p.Scheme))
 	}
-	if p.Scheme == algRSAES {
-		return nil
-	}
-	if p.SchemeHash, err = hashAlg(c, "pubkey scheme hash"); err != nil {
-		return err
+	if p.Scheme != algRSAES {
+		p.SchemeHash = hashAlg(c, "pubkey scheme hash")
 	}
 	if p.Scheme == algECDAA {
-		_, err = c.uint16("pubkey scheme count")
+		c.uint16("pubkey scheme count")
 	}
-	return err
 }
 
-// hashAlg reads the TPM_ALG_ID of a hash. It need not be one that Go has.
-func hashAlg(c *cursor, field string) (uint16, error) {
-	alg, err := c.uint16(field)
-	if err == nil && alg != algSM3 && newHash(alg) == nil {
-		err = unsupported(field, c.offset()-2, algName(alg))
+// hashAlg reads the TPM_ALG_ID of a hash. Go need not have the hash.
+func hashAlg(c *cursor, field string) uint16 {
+	alg := c.uint16(field)
+	if alg != algSM3 && newHash(alg) == nil {
+		c.fail(unsupported(field, c.offset()-2, algName(alg)))
 	}
-	return alg, err
+	return alg
 }
 
-// parseRSA reads TPMS_RSA_PARMS, but for the symmetric part, and
-// TPM2B_PUBLIC_KEY_RSA.
-func (p *Public) parseRSA(c *cursor) error {
-	if err := p.parseScheme(c); err != nil {
-		return err
-	}
+// parseRSA reads TPMS_RSA_PARMS, without the symmetric part, and the modulus.
+func (p *Public) parseRSA(c *cursor) {
+	p.parseScheme(c)
 	start := c.offset()
-	bits, err := c.uint16("pubkey keyBits")
-	if err != nil {
-		return err
-	}
+	bits := c.uint16("pubkey keyBits")
 	if bits%8 != 0 || bits < 1024 {
-		return malformed("pubkey keyBits", start, "no RSA key has %d bits", bits)
+		c.malformed("pubkey keyBits", start, "no RSA key has %d bits", bits)
 	}
 	p.KeyBits = int(bits)
 	start = c.offset()
-	if p.Exponent, err = c.uint32("pubkey exponent"); err != nil {
-		return err
-	}
+	p.Exponent = c.uint32("pubkey exponent")
 	if p.Exponent == 0 {
 		p.Exponent = 65537
 	}
 	if p.Exponent < 3 || p.Exponent%2 == 0 || p.Exponent > math.MaxInt32 {
-		return malformed("pubkey exponent", start, "no RSA key has the exponent %d", p.Exponent)
+		c.malformed("pubkey exponent", start, "no RSA key has the exponent %d", p.Exponent)
 	}
-	return p.parseModulus(c)
-}
-
-func (p *Public) parseModulus(c *cursor) error {
-	v, err := c.sized("pubkey modulus")
-	if err != nil {
-		return err
-	}
+	v := c.sized("pubkey modulus")
 	n := new(big.Int).SetBytes(v.String)
 	switch {
 	case len(v.String) == 0:
-		return malformed("pubkey modulus", v.offset(), "empty: a template, not a key")
+		c.malformed("pubkey modulus", v.offset(), "empty: a template, not a key")
 	case len(v.String) != p.KeyBits/8 || n.BitLen() != p.KeyBits:
-		return malformed("pubkey modulus", v.offset(), "%d bits in %d octets, keyBits says %d", n.BitLen(), len(v.String), p.KeyBits)
+		c.malformed("pubkey modulus", v.offset(), "%d bits in %d octets, keyBits says %d", n.BitLen(), len(v.String), p.KeyBits)
 	case n.Bit(0) == 0:
-		return malformed("pubkey modulus", v.offset(), "even")
+		c.malformed("pubkey modulus", v.offset(), "even")
 	}
 	p.Key = &rsa.PublicKey{N: n, E: int(p.Exponent)}
-	return nil
 }
 
-// parseECC reads TPMS_ECC_PARMS, but for the symmetric part, and
-// TPMS_ECC_POINT.
-func (p *Public) parseECC(c *cursor) (err error) {
-	if err := p.parseScheme(c); err != nil {
-		return err
-	}
-	if p.Curve, err = c.uint16("pubkey curve"); err != nil {
-		return err
-	}
-	var curve elliptic.Curve
-	switch p.Curve {
-	case curveP256:
-		curve = elliptic.P256()
-	case curveP384:
-		curve = elliptic.P384()
-	case curveP521:
-		curve = elliptic.P521()
-	default:
-		return unsupported("pubkey curve", c.offset()-2, curveName(p.Curve))
+// parseECC reads TPMS_ECC_PARMS, without the symmetric part, and TPMS_ECC_POINT.
+func (p *Public) parseECC(c *cursor) {
+	p.parseScheme(c)
+	p.Curve = c.uint16("pubkey curve")
+	curves := map[uint16]elliptic.Curve{curveP256: elliptic.P256(), curveP384: elliptic.P384(), curveP521: elliptic.P521()}
+	curve := curves[p.Curve]
+	if curve == nil {
+		c.fail(unsupported("pubkey curve", c.offset()-2, curveName(p.Curve)))
+		return
 	}
 	p.KeyBits = curve.Params().BitSize
-	if err := skipKDF(c); err != nil {
-		return err
-	}
-	return p.parsePoint(c, curve)
+	skipKDF(c)
+	p.parsePoint(c, curve)
 }
 
 // skipKDF reads a TPMT_KDF_SCHEME+. No TPM uses it for a signing key.
-func skipKDF(c *cursor) error {
-	alg, err := c.uint16("pubkey kdf")
-	if err != nil {
-		return err
-	}
-	switch alg {
+func skipKDF(c *cursor) {
+	switch alg := c.uint16("pubkey kdf"); alg {
 	case algNull:
-		return nil
 	case algMGF1, algKDF1A, algKDF2, algKDF1B:
-		_, err = hashAlg(c, "pubkey kdf hash")
-		return err
+		hashAlg(c, "pubkey kdf hash")
+	default:
+		c.fail(unsupported("pubkey kdf", c.offset()-2, algName(alg)))
 	}
-	return unsupported("pubkey kdf", c.offset()-2, algName(alg))
 }
 
-// parsePoint reads a TPMS_ECC_POINT. TPMs differ in whether a coordinate with
-// leading zeros keeps them.
-func (p *Public) parsePoint(c *cursor, curve elliptic.Curve) error {
+// parsePoint reads a TPMS_ECC_POINT. Some TPMs drop the leading zeros of a coordinate.
+func (p *Public) parsePoint(c *cursor, curve elliptic.Curve) {
 	start := c.offset()
 	size := (p.KeyBits + 7) / 8
-	point := make([]byte, 1, 1+2*size)
-	point[0] = 4 // SEC 1: uncompressed
+	point := []byte{4} // SEC 1: uncompressed
 	empty := true
 	for _, axis := range "xy" {
 		field := fmt.Sprintf("pubkey %c", axis)
-		v, err := c.sized(field)
-		if err != nil {
-			return err
-		}
+		v := c.sized(field)
 		if len(v.String) > size {
-			return malformed(field, v.offset(), "%d octets, the curve has %d", len(v.String), size)
+			c.malformed(field, v.offset(), "%d octets, the curve has %d", len(v.String), size)
+			return
 		}
 		empty = empty && v.Empty()
 		point = append(point, make([]byte, size-len(v.String))...)
 		point = append(point, v.String...)
 	}
 	if empty {
-		return malformed("pubkey point", start, "empty: a template, not a key")
+		c.malformed("pubkey point", start, "empty: a template, not a key")
 	}
 	key, err := ecdsa.ParseUncompressedPublicKey(curve, point)
 	if err != nil {
-		return malformed("pubkey point", start, "not on the curve %s", curve.Params().Name)
+		c.malformed("pubkey point", start, "not on the curve %s", curve.Params().Name)
+		return
 	}
 	p.Key = key
-	return nil
 }

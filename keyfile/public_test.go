@@ -202,9 +202,9 @@ func TestSchemes(t *testing.T) {
 	}
 	for scheme, want := range map[string]error{
 		"0014 000b": ErrFormat, // RSASSA on a curve
-		"0018 0099": ErrUnsupported,
-		"0018 0010": ErrUnsupported,
-		"0060 000b": ErrUnsupported,
+		"0018 0099": errUnsupported,
+		"0018 0010": errUnsupported,
+		"0060 000b": errUnsupported,
 	} {
 		area := ecc
 		area.scheme = unhex(scheme)
@@ -231,10 +231,10 @@ func TestSymmetricAndKDF(t *testing.T) {
 	area, _ := eccPublic(t, elliptic.P384(), "0004")
 	area.symmetric = unhex("000a 000b")
 	_, err := ParsePublic(area.bytes())
-	wantError(t, err, ErrUnsupported, "symmetric", "0x000a")
+	wantError(t, err, errUnsupported, "symmetric", "0x000a")
 	area.symmetric, area.kdf = unhex("0010"), unhex("0001")
 	_, err = ParsePublic(area.bytes())
-	wantError(t, err, ErrUnsupported, "kdf", "0x0001")
+	wantError(t, err, errUnsupported, "kdf", "0x0001")
 }
 
 func TestUnsupportedNamed(t *testing.T) {
@@ -243,7 +243,7 @@ func TestUnsupportedNamed(t *testing.T) {
 	} {
 		area, _ := eccPublic(t, elliptic.P256(), id)
 		_, err := ParsePublic(area.bytes())
-		wantError(t, err, ErrUnsupported, name, "at octet 16")
+		wantError(t, err, errUnsupported, name, "at octet 16")
 	}
 	for head, name := range map[string]string{
 		"0008 000b 00040472": "keyed hash", "0025 000b 00040472": "symmetric cipher",
@@ -252,7 +252,7 @@ func TestUnsupportedNamed(t *testing.T) {
 		area, _ := eccPublic(t, elliptic.P256(), "0003")
 		area.head = unhex(head)
 		_, err := ParsePublic(area.bytes())
-		wantError(t, err, ErrUnsupported, name)
+		wantError(t, err, errUnsupported, name)
 	}
 	area, _ := eccPublic(t, elliptic.P256(), "0003")
 	area.head = unhex("0006 000b 00040472")

@@ -1,7 +1,7 @@
 package keyfile
 
 import (
-	"errors"
+	"bytes"
 	"fmt"
 	"io"
 	"io/fs"
@@ -9,47 +9,32 @@ import (
 	"syscall"
 )
 
-// ReadFile reads the key file at path, through symbolic links. It never blocks
-// on what is not a regular file, nor reads more than a key file may have. A
-// file that is no key file at all gives ErrNoKey at the cost of reading it, at
-// most 64 KiB. All errors are *fs.PathError.
+// ReadFile reads the key file at path, through symbolic links. It never blocks on a file
+// that is not a regular one, and reads at most 64 KiB. A file that is no key file gives
+// [ErrNoKey]. All errors are *fs.PathError; they wrap the errors of [Parse].
 func ReadFile(path string) (*TPMKey, error) {
-	k, err := readKey(path)
+	data, err := readRegular(path, maxFile+1)
 	if err != nil {
 		return nil, pathError("read key file", path, err)
 	}
-	return k, nil
+	if len(data) > maxFile && !bytes.Contains(data, []byte(pemBegin)) {
+		return nil, pathError("read key file", path, fmt.Errorf("%w in a file this long", ErrNoKey))
+	}
+	k, err := Parse(data)
+	return k, pathError("read key file", path, err)
 }
 
-func readKey(path string) (*TPMKey, error) {
-	data, err := readRegular(path, maxFile+1)
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxFile {
-		if !hasBlock(data) {
-			return nil, fmt.Errorf("%w in a file this long", ErrNoKey)
-		}
-		return nil, fmt.Errorf("%w: longer than %d octets", ErrFormat, maxFile)
-	}
-	return Parse(data)
-}
-
-// ReadRegular returns the first limit octets of the regular file at path,
-// through symbolic links, or all of it if there are fewer. It never blocks on
-// what is not a regular file: the error wraps ErrNotRegular then. All errors are
-// *fs.PathError.
+// ReadRegular returns the first limit octets of the regular file at path, or all of it
+// if there are fewer. It follows symbolic links. It never blocks: for a file that is not
+// a regular one the error wraps [ErrNotRegular]. All errors are *fs.PathError.
 func ReadRegular(path string, limit int64) ([]byte, error) {
 	data, err := readRegular(path, limit)
-	if err != nil {
-		return nil, pathError("read", path, err)
-	}
-	return data, nil
+	return data, pathError("read", path, err)
 }
 
 func readRegular(path string, limit int64) ([]byte, error) {
-	// To open a device can have an effect of its own, so look first; and look
-	// again at what was opened, in case it has been exchanged in between.
+	// Opening a device can have an effect, so look first. Look again at the open
+	// file, because it may have been exchanged in between.
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, explainLink(path, err)
@@ -68,31 +53,15 @@ func readRegular(path string, limit int64) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, notRegular(info.Mode())
 	}
-	return readAtMost(f, min(info.Size(), limit-1), limit)
+	// The size is a hint: the file may be growing.
+	var data bytes.Buffer
+	data.Grow(int(min(info.Size(), limit)) + bytes.MinRead)
+	_, err = data.ReadFrom(io.LimitReader(f, limit))
+	return data.Bytes(), err
 }
 
-// readAtMost reads up to limit octets. The size is a hint: the file may be
-// growing.
-func readAtMost(f *os.File, size, limit int64) ([]byte, error) {
-	data := make([]byte, 0, size+1)
-	r := io.LimitReader(f, limit)
-	for {
-		n, err := r.Read(data[len(data):cap(data)])
-		data = data[:len(data)+n]
-		if err == io.EOF {
-			return data, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		if len(data) == cap(data) {
-			data = append(data, 0)[:len(data)]
-		}
-	}
-}
-
-// explainLink adds where a symbolic link points that leads nowhere, because
-// the file that does not exist is then not the one that was named.
+// explainLink adds the target of a symbolic link to err. If the target does not exist,
+// the file in the error is not the one that the user named.
 func explainLink(path string, err error) error {
 	target, linkErr := os.Readlink(path)
 	if linkErr != nil {
@@ -114,24 +83,24 @@ func notRegular(mode fs.FileMode) error {
 	return fmt.Errorf("%w but a %s", ErrNotRegular, kind)
 }
 
-// pathError says what was done to which path, once.
+// pathError says once what was done to which path. It returns nil for nil.
 func pathError(op, path string, err error) error {
+	if err == nil {
+		return nil
+	}
 	return &fs.PathError{Op: op, Path: path, Err: cause(err)}
 }
 
-// cause takes the words of package os off an error, for they tell of steps and
-// temporary files that the user did not ask for.
+// cause removes what package os added to an error: it names steps and temporary files
+// that the user did not ask for.
 func cause(err error) error {
-	var p *fs.PathError
-	var l *os.LinkError
-	var s *os.SyscallError
-	switch {
-	case errors.As(err, &p) && error(p) == err:
-		return p.Err
-	case errors.As(err, &l) && error(l) == err:
-		return l.Err
-	case errors.As(err, &s) && error(s) == err:
-		return s.Err
+	switch e := err.(type) {
+	case *fs.PathError:
+		return e.Err
+	case *os.LinkError:
+		return e.Err
+	case *os.SyscallError:
+		return e.Err
 	}
 	return err
 }

@@ -50,7 +50,7 @@ func TestReadFile(t *testing.T) {
 	wantPathError(t, err, path, ErrFormat, "read key file", "line 1")
 	put(t, path, golden(t, "tools-hmac.tpm"))
 	_, err = ReadFile(path)
-	wantPathError(t, err, path, ErrUnsupported)
+	wantPathError(t, err, path, errUnsupported)
 	put(t, path, nil)
 	_, err = ReadFile(path)
 	wantPathError(t, err, path, ErrNoKey)

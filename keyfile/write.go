@@ -1,8 +1,10 @@
 package keyfile
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,91 +15,101 @@ import (
 // tempPrefix begins the name of every temporary file.
 const tempPrefix = ".tpm-agent-new-"
 
-// IsTemporary says whether name, without directory, is that of a file which
-// Create or Replace is writing, or which a killed process has left behind.
+// IsTemporary reports whether name, without directory, is that of a temporary file,
+// which [Create] or [Replace] is writing or a killed process has left behind.
 func IsTemporary(name string) bool { return strings.HasPrefix(name, tempPrefix) }
 
-// Create makes the file path with data in it and the mode perm, whatever the
-// umask. It never replaces anything, links included (fs.ErrExist). The file
-// appears whole and lasting or, on an error, not at all. A process killed on
-// the way leaves a temporary file at worst; see IsTemporary. The one exception
-// are file systems without hard links, where a kill can leave a part.
-// All errors are *fs.PathError.
+// MarshalInto is [TPMKey.Marshal] for a key that replaces the one in the content of a
+// file. It keeps the text around the block.
+func (k *TPMKey) MarshalInto(file []byte) ([]byte, error) {
+	block, err := k.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	_, start, end, err := decodePEM(file)
+	if err != nil {
+		return nil, fmt.Errorf("write key file: %w", err)
+	}
+	data := append(append(bytes.Clone(file[:start]), block...), file[end:]...)
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("write key file: %w: %d octets, at most %d are allowed", ErrFormat, len(data), maxFile)
+	}
+	return data, nil
+}
+
+// Create writes data to the new file path with the mode perm, whatever the umask. It
+// never replaces anything, symbolic links included (fs.ErrExist). The file appears
+// complete and on disk or, after an error, not at all. A killed process leaves at most
+// a temporary file; see [IsTemporary]. The exception are file systems without hard
+// links, where it can leave a part of the file. All errors are *fs.PathError.
 func Create(path string, data []byte, perm fs.FileMode) error {
-	if err := create(path, data, perm, os.Link); err != nil {
-		return pathError("create", path, err)
-	}
-	return nil
+	return pathError("create", path, create(path, data, perm, (*os.Root).Link))
 }
 
-// create is Create with the call that makes a hard link, which some file
-// systems do not have.
-func create(path string, data []byte, perm fs.FileMode, link func(old, new string) error) error {
-	// The link below decides; this spares the disk a file for nothing.
-	if _, err := os.Lstat(path); err == nil {
-		return syscall.EEXIST
-	}
-	dir := filepath.Dir(path)
-	temp, err := writeTemp(dir, data, perm, nil)
-	if err != nil {
-		return err
-	}
-	// A rename would replace; a link does not, and brings the file in whole.
-	err = link(temp, path)
-	if noLinks(err) {
-		err = writeNew(path, data, perm, nil)
-	}
-	removeErr := os.Remove(temp)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(removeErr, syncDir(dir)); err != nil {
-		os.Remove(path)
-		return err
-	}
-	return nil
+// create is Create with the function that makes a hard link, which some file systems do
+// not have.
+func create(path string, data []byte, perm fs.FileMode, link func(dir *os.Root, old, new string) error) error {
+	return inDirectory(path, func(dir *os.Root, name string) error {
+		// The link below decides. This check avoids a temporary file.
+		if _, err := dir.Lstat(name); err == nil {
+			return syscall.EEXIST
+		}
+		temp, err := writeTemp(dir, data, perm, nil)
+		if err != nil {
+			return err
+		}
+		// A rename would replace a file; a link does not.
+		err = link(dir, temp, name)
+		switch cause(err) {
+		case syscall.EPERM, syscall.EOPNOTSUPP, syscall.ENOSYS, syscall.EMLINK, syscall.EXDEV: // no hard links
+			err = writeNew(dir, name, data, perm, nil)
+		}
+		removeErr := dir.Remove(temp)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(removeErr, syncDir(dir)); err != nil {
+			dir.Remove(name)
+			return err
+		}
+		return nil
+	})
 }
 
-// noLinks says whether err means a file system that has no hard links.
-func noLinks(err error) bool {
-	switch cause(err) {
-	case syscall.EPERM, syscall.EOPNOTSUPP, syscall.ENOSYS, syscall.EMLINK, syscall.EXDEV:
-		return true
-	}
-	return false
-}
-
-// Replace puts data in place of the file path, or makes it: whoever opens the
-// file sees the old content or the new one, whole, and so does the next boot.
-// The mode becomes perm; the owner stays, also where root writes. Through a
-// symbolic link the target is replaced.
-// All errors are *fs.PathError.
+// Replace replaces the content of the file path by data, or creates the file. A reader,
+// also after a crash, sees either the old content or the new one. The mode becomes perm;
+// the owner stays the same, even if root writes. If path is a symbolic link, its target
+// is replaced. All errors are *fs.PathError.
 func Replace(path string, data []byte, perm fs.FileMode) error {
-	if err := replace(path, data, perm); err != nil {
-		return pathError("replace", path, err)
+	target, old, err := replaceTarget(path)
+	if err == nil {
+		err = inDirectory(target, func(dir *os.Root, name string) error { return replaceIn(dir, name, data, perm, old) })
 	}
-	return nil
+	return pathError("replace", path, err)
 }
 
-func replace(path string, data []byte, perm fs.FileMode) error {
-	target, old, err := replaceTarget(path)
-	if err != nil {
-		return err
-	}
-	dir := filepath.Dir(target)
+// ReplaceIn is [Replace] for the file name in an open directory. It follows no symbolic
+// links: a link called name is itself replaced. Use it for files that the user did not
+// ask for, in directories where other users may have put something. All errors are
+// *fs.PathError.
+func ReplaceIn(dir *os.Root, name string, data []byte, perm fs.FileMode) error {
+	return pathError("replace", name, replaceIn(dir, name, data, perm, nil))
+}
+
+func replaceIn(dir *os.Root, name string, data []byte, perm fs.FileMode, old fs.FileInfo) error {
 	temp, err := writeTemp(dir, data, perm, old)
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(temp, target); err != nil {
-		os.Remove(temp)
+	if err := dir.Rename(temp, name); err != nil {
+		dir.Remove(temp)
 		return err
 	}
 	return syncDir(dir)
 }
 
-// replaceTarget follows symbolic links to the file that is to be replaced,
-// which must be a regular one or not be there yet.
+// replaceTarget follows symbolic links to the file that will be replaced. It must be a
+// regular file, or not exist yet.
 func replaceTarget(path string) (target string, old fs.FileInfo, err error) {
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return path, nil, nil
@@ -116,29 +128,37 @@ func replaceTarget(path string) (target string, old fs.FileInfo, err error) {
 	return target, old, nil
 }
 
-// writeTemp writes data to a new file in dir, synchronised, and returns its
-// path. It is for the owner of old, unless that is nil.
-func writeTemp(dir string, data []byte, perm fs.FileMode, old fs.FileInfo) (string, error) {
-	path := filepath.Join(dir, tempPrefix+rand.Text())
-	return path, writeNew(path, data, perm, old)
-}
-
-// writeNew writes a file that must not exist. On an error it is gone again.
-func writeNew(path string, data []byte, perm fs.FileMode, old fs.FileInfo) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm&0o600)
+// inDirectory calls fn with the directory of path, open, and the name of path in it.
+func inDirectory(path string, fn func(dir *os.Root, name string) error) error {
+	parent, name := filepath.Split(path)
+	if name == "" {
+		return syscall.EISDIR
+	}
+	if parent == "" {
+		parent = "."
+	}
+	dir, err := os.OpenRoot(parent)
 	if err != nil {
 		return err
 	}
-	if err := fill(f, data, perm, old); err != nil {
-		os.Remove(path)
-		return err
-	}
-	return nil
+	defer dir.Close()
+	return fn(dir, name)
 }
 
-// fill writes data to a new file, synchronised, and closes it.
-func fill(f *os.File, data []byte, perm fs.FileMode, old fs.FileInfo) error {
-	_, err := f.Write(data)
+// writeTemp writes data to a new temporary file and returns its name.
+func writeTemp(dir *os.Root, data []byte, perm fs.FileMode, old fs.FileInfo) (string, error) {
+	name := tempPrefix + rand.Text()
+	return name, writeNew(dir, name, data, perm, old)
+}
+
+// writeNew writes data to a file that must not exist, and syncs it. Its owner is that of
+// old, unless old is nil. After an error the file is gone.
+func writeNew(dir *os.Root, name string, data []byte, perm fs.FileMode, old fs.FileInfo) error {
+	f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm&0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
 	if err == nil {
 		err = setMode(f, perm)
 	}
@@ -151,11 +171,14 @@ func fill(f *os.File, data []byte, perm fs.FileMode, old fs.FileInfo) error {
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
 	}
+	if err != nil {
+		dir.Remove(name)
+	}
 	return err
 }
 
-// setOwner gives f to the owner and the group of old: a key that root changes for
-// somebody would be of no use to them otherwise.
+// setOwner gives f to the owner and the group of old. Otherwise a user could not use a
+// key that root has changed.
 func setOwner(f *os.File, old fs.FileInfo) error {
 	info, err := f.Stat()
 	if err != nil {
@@ -169,8 +192,8 @@ func setOwner(f *os.File, old fs.FileInfo) error {
 	return f.Chown(int(want.Uid), int(want.Gid))
 }
 
-// setMode gives f the mode perm. A file system without modes may refuse, which
-// is no harm as long as it lets nobody do more than was asked for.
+// setMode gives f the mode perm. A file system without modes may refuse. This is
+// harmless unless it lets other users do more than perm does.
 func setMode(f *os.File, perm fs.FileMode) error {
 	err := f.Chmod(perm)
 	if err == nil {
@@ -183,18 +206,13 @@ func setMode(f *os.File, perm fs.FileMode) error {
 	return nil
 }
 
-// syncDir makes the names in dir lasting. Some file systems cannot, which they
-// say with EINVAL.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// syncDir writes the names in dir to disk. Some file systems cannot, and fail with EINVAL.
+func syncDir(dir *os.Root) error {
+	d, err := dir.Open(".")
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	return syncOpen(d)
-}
-
-func syncOpen(d *os.File) error {
 	if err := d.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) {
 		return err
 	}

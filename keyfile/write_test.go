@@ -43,15 +43,12 @@ func wantNames(t *testing.T, dir string, want ...string) {
 }
 
 // noHardLinks is link(2) on a file system that has none.
-func noHardLinks(old, new string) error {
+func noHardLinks(_ *os.Root, old, new string) error {
 	return &os.LinkError{Op: "link", Old: old, New: new, Err: syscall.EPERM}
 }
 
 func withoutLinks(path string, data []byte, perm fs.FileMode) error {
-	if err := create(path, data, perm, noHardLinks); err != nil {
-		return pathError("create", path, err)
-	}
-	return nil
+	return pathError("create", path, create(path, data, perm, noHardLinks))
 }
 
 // writers are the ways to make a new file.
@@ -127,12 +124,12 @@ func TestCreateNeverReplaces(t *testing.T) {
 // TestCreateRace lets the name be taken after the first look, by way of the
 // call that is made just before the link.
 func TestCreateRace(t *testing.T) {
-	for name, link := range map[string]func(string, string) error{"link": os.Link, "no link": noHardLinks} {
+	for name, link := range map[string]func(*os.Root, string, string) error{"link": (*os.Root).Link, "no link": noHardLinks} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "key")
-		err := create(path, []byte("ours"), 0o600, func(old, new string) error {
+		err := create(path, []byte("ours"), 0o600, func(dir *os.Root, old, new string) error {
 			put(t, path, []byte("theirs"))
-			return link(old, new)
+			return link(dir, old, new)
 		})
 		if !errors.Is(err, fs.ErrExist) {
 			t.Errorf("%s: %v", name, err)

@@ -126,7 +126,7 @@ func TestBoundRSA(t *testing.T) {
 // the attributes leave no way around the policy.
 func TestBoundKeyFile(t *testing.T) {
 	f := start(t)
-	for pin, codes := range map[string][]uint32{"": {keyfile.PolicyPCR}, "1234": {keyfile.PolicyAuthValue, keyfile.PolicyPCR}} {
+	for pin, codes := range map[string][]uint32{"": {keyfile.PolicyPCR}, "1234": {uint32(tpm2.TPMCCPolicyAuthValue), keyfile.PolicyPCR}} {
 		file := f.createBound(t, pin, 7).File()
 		var got []uint32
 		for _, p := range file.Policy {
@@ -404,7 +404,7 @@ func (s *signer) authorization(t testing.TB, approved []byte) keyfile.Policy {
 	b := append(bytes.Clone(s.area), 0, byte(len(s.ref)))
 	b = append(b, s.ref...)
 	if approved == nil {
-		return keyfile.Policy{CommandCode: keyfile.PolicyAuthorize, CommandPolicy: append(b, 0, 0x10)}
+		return keyfile.Policy{CommandCode: uint32(tpm2.TPMCCPolicyAuthorize), CommandPolicy: append(b, 0, 0x10)}
 	}
 	sum := sha256.Sum256(append(bytes.Clone(approved), s.ref...))
 	der, err := ecdsa.SignASN1(rand.Reader, s.key, sum[:])
@@ -419,7 +419,7 @@ func (s *signer) authorization(t testing.TB, approved []byte) keyfile.Policy {
 	for _, n := range []*big.Int{sig.R, sig.S} {
 		b = append(binary.BigEndian.AppendUint16(b, 32), n.FillBytes(make([]byte, 32))...)
 	}
-	return keyfile.Policy{CommandCode: keyfile.PolicyAuthorize, CommandPolicy: b}
+	return keyfile.Policy{CommandCode: uint32(tpm2.TPMCCPolicyAuthorize), CommandPolicy: b}
 }
 
 // approve signs the state of a PCR as it is, and returns what goes into the file.
@@ -476,7 +476,7 @@ func (f *fixture) createSigned(t testing.TB, s *signer, pin string) *keyfile.TPM
 	}
 	file.Policy = []keyfile.Policy{s.authorization(t, nil)}
 	if pin != "" {
-		file.Policy = append(file.Policy, keyfile.Policy{CommandCode: keyfile.PolicyAuthValue})
+		file.Policy = append(file.Policy, keyfile.Policy{CommandCode: uint32(tpm2.TPMCCPolicyAuthValue)})
 	}
 	return file
 }
@@ -577,7 +577,7 @@ func TestPolicyRefused(t *testing.T) {
 		"locality":     {bound, []keyfile.Policy{pcr, {CommandCode: 0x16f, CommandPolicy: []byte{1}}}, nil, "PolicyLocality"},
 		"counter":      {bound, []keyfile.Policy{{CommandCode: 0x16d}}, nil, "PolicyCounterTimer"},
 		"unknown":      {bound, []keyfile.Policy{{CommandCode: 0x1ff}}, nil, "command 0x1ff"},
-		"another":      {bound, []keyfile.Policy{pcr, {CommandCode: keyfile.PolicyAuthValue}}, nil, "do not give its policy digest"},
+		"another":      {bound, []keyfile.Policy{pcr, {CommandCode: uint32(tpm2.TPMCCPolicyAuthValue)}}, nil, "do not give its policy digest"},
 		"damaged":      {bound, []keyfile.Policy{{CommandCode: keyfile.PolicyPCR, CommandPolicy: pcr.CommandPolicy[:20]}}, nil, "PolicyPCR"},
 		"signed later": {bound, []keyfile.Policy{pcr, s.authorization(t, nil)}, nil, "PolicyAuthorize, which is not supported there"},
 		"unsigned":     {signed, signed.Policy, []keyfile.AuthPolicy{unsigned}, "does not end with its signature"},
@@ -617,7 +617,7 @@ func TestOtherHashes(t *testing.T) {
 			h.Write(make([]byte, 20+32+32)) // three PCRs of zeros
 			pcrs := h.Sum([]byte{0, 0, 0, 2, 0, 4, 3, 2, 0, 0, 0, 0x0b, 3, 0x80, 8, 0})
 			file.EmptyAuth = false
-			file.Policy = []keyfile.Policy{{CommandCode: keyfile.PolicyAuthValue}, {CommandCode: keyfile.PolicyPCR, CommandPolicy: pcrs}}
+			file.Policy = []keyfile.Policy{{CommandCode: uint32(tpm2.TPMCCPolicyAuthValue)}, {CommandCode: keyfile.PolicyPCR, CommandPolicy: pcrs}}
 			f.tpm = f.newTPM(t)
 			mustSign(t, f.key(t, reread(t, file)), pin, crypto.SHA256)
 			f.extend(t, "11")
