@@ -51,7 +51,7 @@ const (
 	curveP521 uint16 = 0x0005
 )
 
-// curveNames has the curves that no ecdsa-sha2 key of SSH may have.
+// curveNames names the curves that no ecdsa-sha2 key of SSH may have.
 var curveNames = map[uint16]string{
 	0x0001: "NIST P-192",
 	0x0002: "NIST P-224",
@@ -74,7 +74,7 @@ func curveName(id uint16) string {
 
 func algName(id uint16) string { return fmt.Sprintf("algorithm %#04x", id) }
 
-// newHash returns the hash of a Name, nil for what Go does not have.
+// newHash returns the hash of a Name, nil if Go does not have it.
 func newHash(alg uint16) hash.Hash {
 	switch alg {
 	case algSHA1:

@@ -1,42 +1,41 @@
 // Package keyfile reads and writes the TPM 2.0 key file, PEM type "TSS2
 // PRIVATE KEY", as described by draft-bottomley-tpm-keys-00.
 //
-// It knows bytes and nothing else: no TPM is needed, and none is asked. What
-// comes out of Parse has been checked whole, the public area included, so that
-// nothing made of it can fail or panic later. Reading is generous where other
-// writers are known to err; what is written is the narrow form that all of
-// them read.
+// It works on bytes and never uses a TPM. [Parse] checks the whole file, the public
+// area included, so later use of the result cannot fail or panic. Reading accepts the
+// known mistakes of other writers; writing uses the narrow form that all of them read.
 package keyfile
 
 import (
+	"bytes"
 	"strings"
 	"unicode"
 )
 
-// The limits of what is read. The largest file that a TPM 2.0 can make, RSA
+// The limits of what is read, in octets. The largest file that a TPM 2.0 can make, RSA
 // 4096 with a policy, is well under a tenth of them.
 const (
 	maxFile        = 64 << 10
 	maxTPM2B       = 2<<10 + 2
 	maxDescription = 1 << 10
-	// maxPolicy is how many commands a policy may have: each is one of the TPM's,
-	// for every signature. Policies that are in use have two or three.
+	// maxPolicy is how many commands a policy may have. Each one costs a TPM
+	// command for every signature. Policies that are in use have two or three.
 	maxPolicy = 32
 )
 
-// Type says how the key gets into a TPM.
+// Type is the way in which the key gets into a TPM.
 type Type int
 
 // The types of key that Parse returns.
 const (
-	// Loadable is an object made under its parent: TPM2_Load.
+	// Loadable is an object that was created under its parent: TPM2_Load.
 	Loadable Type = iota + 1
-	// Importable is an object wrapped for its parent elsewhere: TPM2_Import
-	// comes first.
+	// Importable is an object that was wrapped for its parent elsewhere. It needs
+	// TPM2_Import first.
 	Importable
 )
 
-// String gives the name that the draft uses.
+// String returns the name that the draft uses.
 func (t Type) String() string {
 	switch t {
 	case Loadable:
@@ -47,8 +46,8 @@ func (t Type) String() string {
 	return "unknown"
 }
 
-// The hierarchies that TPMKey.Parent may name (TPM 2.0 part 2, section 7.4).
-// The parent is then the primary key that the draft's template gives there.
+// The hierarchies that TPMKey.Parent may name (TPM 2.0 Part 2, 7.4). The parent is then
+// the primary key of the draft's template in that hierarchy.
 const (
 	ParentOwner       uint32 = 0x40000001
 	ParentNull        uint32 = 0x40000007
@@ -56,7 +55,7 @@ const (
 	ParentPlatform    uint32 = 0x4000000c
 )
 
-// The most significant octet of a handle says what it is.
+// The most significant octet of a handle is its type.
 const (
 	handleTypeMask   uint32 = 0xff000000
 	handleTransient  uint32 = 0x80000000
@@ -66,35 +65,34 @@ const (
 // TPMKey is the content of one key file.
 type TPMKey struct {
 	Type Type
-	// EmptyAuth is TRUE in a file whose key has an empty auth value. It is a
-	// hint that several writers get wrong; only the TPM knows.
+	// EmptyAuth is TRUE in a file whose key has an empty auth value. It is a hint
+	// that several writers get wrong; only the TPM knows.
 	EmptyAuth bool
 	// Policy has the commands, in order, that satisfy the key's policy digest.
 	Policy []Policy
-	// Secret is the TPM2B_ENCRYPTED_SECRET, its size included, that
-	// TPM2_Import wants. Importable keys have one, loadable ones never.
+	// Secret is the TPM2B_ENCRYPTED_SECRET for TPM2_Import, its size included.
+	// Importable keys have one, loadable keys never.
 	Secret []byte
 	// AuthPolicy has the signed alternatives to Policy.
 	AuthPolicy []AuthPolicy
-	// Description is as it stands in the file: at most 1 KiB, any octets. Use
+	// Description is as it is in the file: at most 1 KiB, any octets. Use
 	// DisplayDescription to show it.
 	Description string
-	// RSAParent says that the primary key under a hierarchy is RSA 2048 and
-	// not the ECC P-256 one.
+	// RSAParent means that the primary key in a hierarchy is RSA 2048 and not ECC
+	// P-256.
 	RSAParent bool
-	// Parent is a TPM handle: a persistent object (0x81…) or a hierarchy. 0
-	// and transient handles (0x80…) are kept as they are in the file; both
-	// mean the owner hierarchy.
+	// Parent is a TPM handle: a persistent object (0x81…) or a hierarchy. 0 and
+	// transient handles (0x80…) are kept as they are in the file; both mean the
+	// owner hierarchy.
 	Parent uint32
-	// Unknown has the tag numbers, 6 to 30, of optional fields that were
-	// skipped.
+	// Unknown has the tag numbers, 6 to 30, of optional fields that were skipped.
 	Unknown []int
 	// Pubkey is the TPM2B_PUBLIC, its size included.
 	Pubkey []byte
 	// Privkey is the TPM2B_PRIVATE, its size included.
 	Privkey []byte
-	// Public is what Pubkey says. Parse and NewLoadable always set it;
-	// Marshal goes by Pubkey.
+	// Public is the content of Pubkey. Parse and NewLoadable always set it. Marshal
+	// writes Pubkey.
 	Public *Public
 }
 
@@ -104,26 +102,26 @@ type Policy struct {
 	CommandPolicy []byte // the command's parameters, in the draft's form
 }
 
-// AuthPolicy is one signed policy, which a TPM2_PolicyAuthorize lets in.
+// AuthPolicy is one signed policy, which TPM2_PolicyAuthorize accepts.
 type AuthPolicy struct {
 	Name   string // for display, may be empty
 	Policy []Policy
 }
 
-// NewLoadable returns the key that TPM2_Create made: pubkey and privkey are
-// its TPM2B_PUBLIC and TPM2B_PRIVATE, sizes included, and parent is a
-// persistent handle or a hierarchy other than null, under which a key would
-// end with the next reset of the TPM. The checks are those of Parse.
+// NewLoadable returns the key that TPM2_Create made. pubkey and privkey are its
+// TPM2B_PUBLIC and TPM2B_PRIVATE, sizes included. parent is a persistent handle or a
+// hierarchy other than null, in which a key would be lost at the next reset of the TPM.
+// The checks and errors are those of [Parse].
 func NewLoadable(pubkey, privkey []byte, parent uint32, emptyAuth bool) (*TPMKey, error) {
 	if parent == ParentNull || parent == 0 || parent&handleTypeMask == handleTransient {
-		return nil, malformed("parent", 0, "no lasting key can have the parent %#08x", parent)
+		return nil, malformed("parent", 0, "a key with the parent %#08x would not last", parent)
 	}
 	k := &TPMKey{
 		Type:      Loadable,
 		EmptyAuth: emptyAuth,
 		Parent:    parent,
-		Pubkey:    append([]byte(nil), pubkey...),
-		Privkey:   append([]byte(nil), privkey...),
+		Pubkey:    bytes.Clone(pubkey),
+		Privkey:   bytes.Clone(privkey),
 	}
 	if err := k.check(); err != nil {
 		return nil, err
@@ -131,7 +129,7 @@ func NewLoadable(pubkey, privkey []byte, parent uint32, emptyAuth bool) (*TPMKey
 	return k, nil
 }
 
-// check holds k against the rules of a file, and sets Public.
+// check checks k by the rules of [Parse], and sets Public.
 func (k *TPMKey) check() error {
 	if k.Type != Loadable && k.Type != Importable {
 		return malformed("type", 0, "there is no key type %d", int(k.Type))
@@ -153,27 +151,23 @@ func (k *TPMKey) check() error {
 	if err := checkParent(k.Parent, 0); err != nil {
 		return err
 	}
-	public, err := ParsePublic(k.Pubkey)
-	if err != nil {
-		return err
-	}
 	if err := checkTPM2B("privkey", k.Privkey, 0); err != nil {
 		return err
 	}
+	public, err := ParsePublic(k.Pubkey)
 	k.Public = public
-	return nil
+	return err
 }
 
 func tooManyCommands(field string, offset int) error {
 	return malformed(field, offset, "more than %d commands", maxPolicy)
 }
 
-// checkSecret says whether a key of type t may have secret, which stands at
-// offset.
+// checkSecret checks that a key of type t may have secret, which is at offset.
 func checkSecret(t Type, secret []byte, offset int) error {
 	switch {
 	case t == Importable && len(secret) == 0:
-		return malformed("secret", offset, "missing, an importable key cannot do without")
+		return malformed("secret", offset, "missing, an importable key needs one")
 	case t == Loadable && len(secret) != 0:
 		return malformed("secret", offset, "a loadable key has none")
 	case len(secret) == 0:
@@ -182,8 +176,8 @@ func checkSecret(t Type, secret []byte, offset int) error {
 	return checkTPM2B("secret", secret, offset)
 }
 
-// checkParent says whether a key can have this parent: the four hierarchies,
-// persistent objects, and the two forms of old writers for the owner.
+// checkParent checks that a key can have this parent: one of the four hierarchies, a
+// persistent object, or one of the two old ways to write the owner.
 func checkParent(parent uint32, offset int) error {
 	switch parent {
 	case 0, ParentOwner, ParentNull, ParentEndorsement, ParentPlatform:
@@ -196,8 +190,8 @@ func checkParent(parent uint32, offset int) error {
 	return malformed("parent", offset, "%#08x is neither a persistent handle nor a hierarchy", parent)
 }
 
-// checkTPM2B says whether b is one sized buffer: two octets of size, as many
-// octets as they say, at least one, and nothing else.
+// checkTPM2B checks that b is one sized buffer that is not empty: two octets of size,
+// that many octets, and nothing else.
 func checkTPM2B(field string, b []byte, offset int) error {
 	switch {
 	case len(b) > maxTPM2B:
@@ -215,10 +209,10 @@ func checkTPM2B(field string, b []byte, offset int) error {
 	return nil
 }
 
-// DisplayDescription returns the description without what could harm a
-// terminal or deceive a reader: control and format characters, those for the
-// direction of text among them, are gone, every kind of white space is a
-// blank, and octets that are not UTF-8 are U+FFFD.
+// DisplayDescription returns the description in a form that can neither harm a terminal
+// nor deceive a reader. Control and format characters, those for the direction of text
+// included, are removed; white space becomes a blank; octets that are not UTF-8 become
+// U+FFFD.
 func (k *TPMKey) DisplayDescription() string {
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
 		switch {

@@ -9,17 +9,17 @@ import (
 	casn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// Marshal returns the key file as PEM. It has the five fields that every
-// reader knows, in DER, and the others only where they are set. EmptyAuth is
-// always there: where it is missing, OpenSSL providers before 1.3 believe that
-// the key has no auth value. Old ways to say owner become ParentOwner.
+// Marshal returns the key file as PEM. It writes the five fields that every reader knows
+// in DER, and the other fields only if they are set. It always writes EmptyAuth: without
+// it, OpenSSL providers before 1.3 assume that the key has no auth value. The old ways to
+// write the owner hierarchy become ParentOwner.
 //
-// A key with Unknown fields is refused, for they would be lost.
+// Marshal refuses a key with Unknown fields, because they would be lost.
 func (k *TPMKey) Marshal() ([]byte, error) {
 	if len(k.Unknown) != 0 {
 		return nil, fmt.Errorf("write key file: its unknown fields %d would be lost", k.Unknown)
 	}
-	checked := *k // check sets Public, and the caller's key stays as it is
+	checked := *k // check sets Public; do not change the caller's key
 	if err := checked.check(); err != nil {
 		return nil, fmt.Errorf("write key file: %w", err)
 	}
@@ -42,37 +42,33 @@ func (k *TPMKey) addFields(b *cryptobyte.Builder) {
 		last = oidImportable
 	}
 	b.AddASN1ObjectIdentifier(asn1.ObjectIdentifier{2, 23, 133, 10, 1, last})
-	addExplicit(b, tagEmptyAuth, func(b *cryptobyte.Builder) { b.AddASN1Boolean(k.EmptyAuth) })
+	b.AddASN1(contextTag(tagEmptyAuth), func(b *cryptobyte.Builder) { b.AddASN1Boolean(k.EmptyAuth) })
 	if len(k.Policy) != 0 {
-		addExplicit(b, tagPolicy, func(b *cryptobyte.Builder) { addPolicies(b, k.Policy) })
+		b.AddASN1(contextTag(tagPolicy), func(b *cryptobyte.Builder) { addPolicies(b, k.Policy) })
 	}
 	if len(k.Secret) != 0 {
-		addExplicit(b, tagSecret, func(b *cryptobyte.Builder) { b.AddASN1OctetString(k.Secret) })
+		b.AddASN1(contextTag(tagSecret), func(b *cryptobyte.Builder) { b.AddASN1OctetString(k.Secret) })
 	}
 	if len(k.AuthPolicy) != 0 {
-		addExplicit(b, tagAuthPolicy, k.addAuthPolicies)
+		b.AddASN1(contextTag(tagAuthPolicy), k.addAuthPolicies)
 	}
 	if k.Description != "" {
-		addExplicit(b, tagDescription, func(b *cryptobyte.Builder) { addUTF8(b, k.Description) })
+		b.AddASN1(contextTag(tagDescription), func(b *cryptobyte.Builder) { addUTF8(b, k.Description) })
 	}
 	if k.RSAParent {
-		addExplicit(b, tagRSAParent, func(b *cryptobyte.Builder) { b.AddASN1Boolean(true) })
+		b.AddASN1(contextTag(tagRSAParent), func(b *cryptobyte.Builder) { b.AddASN1Boolean(true) })
 	}
 	b.AddASN1Int64(int64(writtenParent(k.Parent)))
 	b.AddASN1OctetString(k.Pubkey)
 	b.AddASN1OctetString(k.Privkey)
 }
 
-// writtenParent gives the one form that the draft has for the owner hierarchy.
+// writtenParent returns the parent as Marshal writes it.
 func writtenParent(parent uint32) uint32 {
 	if parent == 0 || parent&handleTypeMask == handleTransient {
 		return ParentOwner
 	}
 	return parent
-}
-
-func addExplicit(b *cryptobyte.Builder, n int, f cryptobyte.BuilderContinuation) {
-	b.AddASN1(contextTag(n), f)
 }
 
 func addUTF8(b *cryptobyte.Builder, s string) {
@@ -83,8 +79,8 @@ func addPolicies(b *cryptobyte.Builder, list []Policy) {
 	b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		for _, p := range list {
 			b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				addExplicit(b, 0, func(b *cryptobyte.Builder) { b.AddASN1Int64(int64(p.CommandCode)) })
-				addExplicit(b, 1, func(b *cryptobyte.Builder) { b.AddASN1OctetString(p.CommandPolicy) })
+				b.AddASN1(contextTag(0), func(b *cryptobyte.Builder) { b.AddASN1Int64(int64(p.CommandCode)) })
+				b.AddASN1(contextTag(1), func(b *cryptobyte.Builder) { b.AddASN1OctetString(p.CommandPolicy) })
 			})
 		}
 	})
@@ -95,9 +91,9 @@ func (k *TPMKey) addAuthPolicies(b *cryptobyte.Builder) {
 		for _, p := range k.AuthPolicy {
 			b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
 				if p.Name != "" {
-					addExplicit(b, 0, func(b *cryptobyte.Builder) { addUTF8(b, p.Name) })
+					b.AddASN1(contextTag(0), func(b *cryptobyte.Builder) { addUTF8(b, p.Name) })
 				}
-				addExplicit(b, 1, func(b *cryptobyte.Builder) { addPolicies(b, p.Policy) })
+				b.AddASN1(contextTag(1), func(b *cryptobyte.Builder) { addPolicies(b, p.Policy) })
 			})
 		}
 	})

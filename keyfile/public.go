@@ -12,7 +12,7 @@ import (
 	"math/big"
 )
 
-// Attributes is TPMA_OBJECT (TPM 2.0 part 2, section 8.3).
+// Attributes is TPMA_OBJECT (TPM 2.0 Part 2, 8.3).
 type Attributes uint32
 
 // UserWithAuth reports whether the auth value authorizes the use of the object.
@@ -33,8 +33,8 @@ func (a Attributes) Decrypt() bool { return a&(1<<17) != 0 }
 // Sign reports whether the object may sign.
 func (a Attributes) Sign() bool { return a&(1<<18) != 0 }
 
-// Public is a TPMT_PUBLIC (TPM 2.0 part 2, section 12.2.4) of an RSA or ECDSA
-// key, all of it checked.
+// Public is a TPMT_PUBLIC (TPM 2.0 Part 2, 12.2.4) of an RSA or ECDSA
+// key. All of it is checked.
 type Public struct {
 	Type       uint16 // TPM_ALG_ID: 0x0001 RSA, 0x0023 ECC
 	NameAlg    uint16 // TPM_ALG_ID of a hash
@@ -44,7 +44,7 @@ type Public struct {
 	SchemeHash uint16 // TPM_ALG_ID, 0x0010 when Scheme has no hash
 	Curve      uint16 // TPM_ECC_CURVE, 0 for RSA
 	KeyBits    int    // of the modulus, or of the curve's field
-	Exponent   uint32 // of RSA; the TPM's 0 is given as 65537
+	Exponent   uint32 // of RSA; the TPM's 0 is 65537 here
 	// Key is a *rsa.PublicKey or an *ecdsa.PublicKey on P-256, P-384 or P-521.
 	Key crypto.PublicKey
 
@@ -52,7 +52,7 @@ type Public struct {
 }
 
 // Name returns the TPM's Name of the object: nameAlg || H_nameAlg(TPMT_PUBLIC)
-// (TPM 2.0 part 1, section 16).
+// (TPM 2.0 Part 1, 16).
 func (p *Public) Name() []byte { return bytes.Clone(p.name) }
 
 // ParsePublic reads a TPM2B_PUBLIC, its size included, and nothing after it. Errors are
