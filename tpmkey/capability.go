@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/go-tpm/tpm2"
@@ -22,25 +23,18 @@ type Capabilities struct {
 // Capabilities asks the TPM what it is and which keys it can create.
 func (t *TPM) Capabilities(ctx context.Context) (c Capabilities, err error) {
 	err = t.withTurn(ctx, func(l *link) error {
-		c, err = capabilities(l)
+		props, err := properties(l, tpm2.TPMPTManufacturer, 8)
+		if err != nil {
+			return err
+		}
+		c.Manufacturer = propertyText(props[tpm2.TPMPTManufacturer])
+		c.Vendor = strings.TrimSpace(propertyText(props[tpm2.TPMPTVendorString1], props[tpm2.TPMPTVendorString2],
+			props[tpm2.TPMPTVendorString3], props[tpm2.TPMPTVendorString4]))
+		v1, v2 := props[tpm2.TPMPTFirmwareVersion1], props[tpm2.TPMPTFirmwareVersion2]
+		c.Firmware = fmt.Sprintf("%d.%d.%d.%d", v1>>16, v1&0xFFFF, v2>>16, v2&0xFFFF)
+		c.Algorithms, err = supportedAlgorithms(l)
 		return err
 	})
-	return c, err
-}
-
-func capabilities(l *link) (Capabilities, error) {
-	props, err := properties(l, tpm2.TPMPTManufacturer, 8)
-	if err != nil {
-		return Capabilities{}, err
-	}
-	c := Capabilities{
-		Manufacturer: propertyText(props[tpm2.TPMPTManufacturer]),
-		Vendor: strings.TrimSpace(propertyText(props[tpm2.TPMPTVendorString1], props[tpm2.TPMPTVendorString2],
-			props[tpm2.TPMPTVendorString3], props[tpm2.TPMPTVendorString4])),
-	}
-	v1, v2 := props[tpm2.TPMPTFirmwareVersion1], props[tpm2.TPMPTFirmwareVersion2]
-	c.Firmware = fmt.Sprintf("%d.%d.%d.%d", v1>>16, v1&0xFFFF, v2>>16, v2&0xFFFF)
-	c.Algorithms, err = supportedAlgorithms(l)
 	return c, err
 }
 
@@ -127,16 +121,13 @@ func query[L, T any](l *link, what tpm2.TPMCap, first, last uint32, decode func(
 	return all, nil
 }
 
-// propertyText decodes properties that hold four characters each. A vendor may
-// put anything there: only printable ASCII is kept.
+// propertyText decodes properties that hold four characters each. A vendor may put
+// anything there: only printable ASCII is kept.
 func propertyText(values ...uint32) string {
-	var b strings.Builder
+	var text []byte
 	for _, v := range values {
-		for _, c := range binary.BigEndian.AppendUint32(nil, v) {
-			if c >= ' ' && c <= '~' {
-				b.WriteByte(c)
-			}
-		}
+		text = binary.BigEndian.AppendUint32(text, v)
 	}
-	return strings.TrimRight(b.String(), " ")
+	text = slices.DeleteFunc(text, func(c byte) bool { return c < ' ' || c > '~' })
+	return strings.TrimRight(string(text), " ")
 }

@@ -74,7 +74,7 @@ func (k *Key) Changeable() error {
 	case k.policy != nil && !k.policy.usesAuth():
 		why = "the key is used by a policy that asks for no PIN, so that one would protect nothing"
 	case len(k.file.Unknown) > 0:
-		why = fmt.Sprintf("its file has fields that tpm-agent does not know (%s), and they would be lost", joinInts(k.file.Unknown, ", "))
+		why = fmt.Sprintf("its file has fields that tpm-agent does not know (%s), and they would be lost", joinInts(k.file.Unknown))
 	default:
 		return nil
 	}

@@ -1,10 +1,10 @@
 package tpmkey
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -78,14 +78,11 @@ type LockoutError struct {
 }
 
 func (e *LockoutError) Error() string {
-	const (
-		locked = "the TPM is locked after too many wrong PINs, of any program on this machine"
-		wayOut = "to unlock it now, run tpm2_dictionarylockout --clear-lockout, which may need the TPM's lockout password"
-	)
-	if e.Wait == 0 {
-		return locked + "; " + wayOut
+	s := "the TPM is locked after too many wrong PINs, of any program on this machine; "
+	if e.Wait != 0 {
+		s += fmt.Sprintf("the next try is possible in at most %v; ", e.Wait)
 	}
-	return fmt.Sprintf("%s; the next try is possible in at most %v; %s", locked, e.Wait, wayOut)
+	return s + "to unlock it now, run tpm2_dictionarylockout --clear-lockout, which may need the TPM's lockout password"
 }
 
 func (e *LockoutError) Unwrap() error { return e.err }
@@ -109,25 +106,23 @@ type PCRError struct {
 }
 
 func (e *PCRError) Error() string {
-	which, has := "PCR "+strconv.Itoa(e.PCRs[0]), "has"
+	which, has := "PCR "+joinInts(e.PCRs), "has"
 	if len(e.PCRs) > 1 {
-		which, has = "one or more of the PCRs "+joinInts(e.PCRs, ", "), "have"
+		which, has = "one or more of the PCRs "+joinInts(e.PCRs), "have"
 	}
-	switch {
-	case e.Signed && e.Policy != "":
-		return fmt.Sprintf("%s (%s) %s a different value than the signed policy %q requires", which, e.Bank, has, e.Policy)
-	case e.Signed:
-		return fmt.Sprintf("%s (%s) %s a different value than the signed policy requires", which, e.Bank, has)
+	if !e.Signed {
+		return fmt.Sprintf("%s (%s) %s changed since the key was made", which, e.Bank, has)
 	}
-	return fmt.Sprintf("%s (%s) %s changed since the key was made", which, e.Bank, has)
+	policy := "the signed policy"
+	if e.Policy != "" {
+		policy += fmt.Sprintf(" %q", e.Policy)
+	}
+	return fmt.Sprintf("%s (%s) %s a different value than %s requires", which, e.Bank, has, policy)
 }
 
-func joinInts(list []int, sep string) string {
-	words := make([]string, len(list))
-	for i, n := range list {
-		words[i] = strconv.Itoa(n)
-	}
-	return strings.Join(words, sep)
+// joinInts returns the numbers as "1, 2, 3".
+func joinInts(list []int) string {
+	return strings.ReplaceAll(strings.Trim(fmt.Sprint(list), "[]"), " ", ", ")
 }
 
 // UnsupportedError means that this TPM or this package cannot do what was asked.
@@ -138,12 +133,7 @@ type UnsupportedError struct {
 }
 
 func (e *UnsupportedError) Error() string {
-	s := e.What + ": "
-	if e.Why == "" {
-		s += "this TPM does not have it"
-	} else {
-		s += e.Why
-	}
+	s := e.What + ": " + cmp.Or(e.Why, "this TPM does not have it")
 	if len(e.Supported) > 0 {
 		s += " (supported: " + strings.Join(e.Supported, ", ") + ")"
 	}

@@ -34,8 +34,11 @@ func (t *TPM) Import(ctx context.Context, file *keyfile.TPMKey) (*keyfile.TPMKey
 	}
 	var imported *keyfile.TPMKey
 	err = t.withTurn(ctx, func(l *link) error {
-		if err := supportedFile(l, file); err != nil {
-			return err
+		// If the algorithm is none of ours, the TPM decides.
+		if a, err := algorithmOf(file.Public.Key); err == nil {
+			if err := supported(l, a); err != nil {
+				return err
+			}
 		}
 		h, err := k.loadFromFile(l)
 		if err != nil {
@@ -100,16 +103,6 @@ func (t *TPM) importUnder(l *link, key *external, o WrapOptions, sk storageKey) 
 		return err
 	})
 	return file, err
-}
-
-// supportedFile asks the TPM whether it has the algorithm of a key. If the key has
-// none of ours, the TPM decides when it imports it.
-func supportedFile(l *link, file *keyfile.TPMKey) error {
-	a, err := algorithmOf(file.Public.Key)
-	if err != nil {
-		return nil
-	}
-	return supported(l, a)
 }
 
 // foundUnder returns the storage key that the new file must name. A key of the owner's

@@ -23,9 +23,8 @@ type policy struct {
 	steps  []step
 }
 
-// step is one command: TPM2_PolicyPCR, or TPM2_PolicyAuthValue if there are no
-// PCRs.
-type step struct{ pcrs *keyfile.PCRs }
+// step is one command: TPM2_PolicyPCR, or TPM2_PolicyAuthValue if it is nil.
+type step *keyfile.PCRs
 
 // signedPolicy is a list of commands whose policy digest is signed.
 type signedPolicy struct {
@@ -131,13 +130,13 @@ func newSteps(list []keyfile.Policy, hash crypto.Hash) ([]step, error) {
 	for _, p := range list {
 		switch tpm2.TPMCC(p.CommandCode) {
 		case tpm2.TPMCCPolicyAuthValue:
-			steps = append(steps, step{})
+			steps = append(steps, nil)
 		case tpm2.TPMCCPolicyPCR:
 			pcrs, err := p.PCRs(hash.Size())
 			if err != nil {
 				return nil, err
 			}
-			steps = append(steps, step{pcrs})
+			steps = append(steps, pcrs)
 		default:
 			return nil, &UnsupportedError{
 				What: "key file", Why: "its policy has a " + p.Command() + ", which is not supported there",
@@ -150,7 +149,7 @@ func newSteps(list []keyfile.Policy, hash crypto.Hash) ([]step, error) {
 
 // usesAuth reports whether p, or one of its alternatives, asks for the auth value.
 func (p *policy) usesAuth() bool {
-	isAuth := func(s step) bool { return s.pcrs == nil }
+	isAuth := func(s step) bool { return s == nil }
 	return slices.ContainsFunc(p.steps, isAuth) ||
 		slices.ContainsFunc(p.signed, func(s signedPolicy) bool { return slices.ContainsFunc(s.steps, isAuth) })
 }
@@ -159,10 +158,10 @@ func (p *policy) usesAuth() bool {
 // 2.0 Part 3, 23.7 and 23.17).
 func stepsDigest(hash crypto.Hash, digest []byte, steps []step) []byte {
 	for _, s := range steps {
-		if s.pcrs == nil {
+		if s == nil {
 			digest = extend(hash, digest, tpm2.TPMCCPolicyAuthValue)
 		} else {
-			digest = extend(hash, digest, tpm2.TPMCCPolicyPCR, s.pcrs.Selection, s.pcrs.Digest)
+			digest = extend(hash, digest, tpm2.TPMCCPolicyPCR, s.Selection, s.Digest)
 		}
 	}
 	return digest

@@ -113,11 +113,11 @@ func (p *policy) runSteps(l *link, s *session, steps []step) (auth bool, err err
 		if err := l.alive(); err != nil {
 			return false, err
 		}
-		if st.pcrs == nil {
+		if st == nil {
 			auth = true
 			_, err = execute(l, "TPM2_PolicyAuthValue", tpm2.PolicyAuthValue{PolicySession: s.handle})
 		} else {
-			err = p.runPCR(l, s, st.pcrs)
+			err = p.runPCR(l, s, st)
 		}
 		if err != nil {
 			return false, err

@@ -58,7 +58,7 @@ type session struct {
 // guess the auth value from the HMAC. If the TPM was reset and does not know the
 // kept session, withSession calls fn again with a new one.
 func (t *TPM) withSession(l *link, sk storageKey, want []byte, fn func(*session) error) error {
-	if s := t.session; s != nil && (s.old() || want != nil && !bytes.Equal(s.salted, want)) {
+	if s := t.session; s != nil && (s.uses >= sessionUses || time.Since(s.started) > sessionAge || want != nil && !bytes.Equal(s.salted, want)) {
 		if err := t.endSession(l); err != nil {
 			return err
 		}
@@ -91,9 +91,6 @@ func sessionGone(err error) bool {
 	ofSession, _ := f1.Session()
 	return ofSession
 }
-
-// old reports whether the session must be replaced.
-func (s *session) old() bool { return s.uses >= sessionUses || time.Since(s.started) > sessionAge }
 
 func (t *TPM) startSession(l *link, sk storageKey, want []byte) error {
 	return l.making(firstSession, func() (err error) {

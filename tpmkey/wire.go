@@ -121,11 +121,15 @@ func (l *link) authorized(name string, code tpm2.TPMCC, key tpm2.AuthHandle, par
 		!s.ReadUint8(&attributes) || !s.ReadUint16LengthPrefixed(&mac) || !s.Empty() || attributes&^allAttributes != 0 {
 		return nil, l.damaged(name)
 	}
-	return out, l.command(name, key.Auth.Validate(tpm2.TPMRCSuccess, code, out, names, 0, &tpm2.TPMSAuthResponse{
+	err = key.Auth.Validate(tpm2.TPMRCSuccess, code, out, names, 0, &tpm2.TPMSAuthResponse{
 		Nonce:         tpm2.TPM2BNonce{Buffer: nonce},
 		Attributes:    sessionAttributes(attributes),
 		Authorization: tpm2.TPM2BData{Buffer: mac},
-	}))
+	})
+	if err != nil {
+		return nil, l.command(name, err)
+	}
+	return out, nil
 }
 
 // appendSized appends a TPM2B: two octets of size, then the octets.
