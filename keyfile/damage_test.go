@@ -8,12 +8,12 @@ import (
 	"testing"
 )
 
-// ours says whether err is of the two families that Parse may return.
+// ours reports whether err is of one of the two families that Parse may return.
 func ours(err error) bool {
 	return errors.Is(err, ErrFormat) != errors.Is(err, errUnsupported)
 }
 
-// examples has the DER of every golden file, and of one with all fields.
+// examples returns the DER of every golden file, and of one with all fields.
 func examples(t testing.TB) [][]byte {
 	var list [][]byte
 	for _, g := range goldens {
@@ -35,9 +35,10 @@ func examples(t testing.TB) [][]byte {
 	return append(list, full, f.der())
 }
 
-// TestTruncated cuts every file after every octet: the outermost length never
-// fits then, and neither does one that has been corrected.
+// TestTruncated cuts every file after every octet, with the outermost length as it
+// was and corrected.
 func TestTruncated(t *testing.T) {
+	t.Parallel()
 	for _, der := range examples(t) {
 		for n := range der {
 			if _, err := parseDER(der[:n]); !errors.Is(err, ErrFormat) {
@@ -53,7 +54,7 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// contentLength is that of a SEQUENCE of up to 64 KiB.
+// contentLength returns the length of the content of a SEQUENCE of up to 64 KiB.
 func contentLength(der []byte) int {
 	switch der[1] {
 	case 0x81:
@@ -65,6 +66,7 @@ func contentLength(der []byte) int {
 }
 
 func TestTruncatedPEM(t *testing.T) {
+	t.Parallel()
 	data := golden(t, "openssl-p256.tpm")
 	for n := range len(data) - 1 { // the last newline may be missing
 		if _, err := Parse(data[:n]); !errors.Is(err, ErrFormat) {
@@ -73,9 +75,10 @@ func TestTruncatedPEM(t *testing.T) {
 	}
 }
 
-// TestMutated sets every octet of every file to some other values. What is
-// still read must survive a round trip, and what is not must say so.
+// TestMutated sets every octet of every file to several values. The result must be an
+// error of the package, or a key that survives a round trip.
 func TestMutated(t *testing.T) {
+	t.Parallel()
 	random := rand.New(rand.NewPCG(1, 2))
 	for _, der := range examples(t) {
 		for at := range der {
@@ -90,6 +93,7 @@ func TestMutated(t *testing.T) {
 }
 
 func TestMutatedPEM(t *testing.T) {
+	t.Parallel()
 	data := golden(t, "importable.tpm")
 	for at := range data {
 		old := data[at]
@@ -103,8 +107,8 @@ func TestMutatedPEM(t *testing.T) {
 	}
 }
 
-// checkParsed asserts what holds for any octets: an error of the package, or a
-// key that is complete and comes out of Marshal and Parse as it went in.
+// checkParsed checks that any octets give either an error of the package or a
+// complete key that survives Marshal and Parse.
 func checkParsed(t *testing.T, der []byte) {
 	t.Helper()
 	k, err := parseDER(der)

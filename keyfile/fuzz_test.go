@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// FuzzParse feeds DER, so that the fuzzer need not learn base64, and the same
+// FuzzParse parses DER in PEM, so that the fuzzer need not learn base64, and the same
 // octets as they are.
 func FuzzParse(f *testing.F) {
 	for _, der := range examples(f) {
@@ -91,7 +91,7 @@ func FuzzParsePublic(f *testing.F) {
 	})
 }
 
-// checkKey asserts that the key is one which crypto/… can work with.
+// checkKey checks that crypto/… can work with the key.
 func checkKey(t *testing.T, p *Public) {
 	switch key := p.Key.(type) {
 	case *ecdsa.PublicKey:

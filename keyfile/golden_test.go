@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// golden returns the content of a file that testdata/make.sh made.
+// golden returns the content of a file that testdata/make.sh created.
 func golden(t testing.TB, name string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join("testdata", name))
@@ -69,6 +69,7 @@ var goldens = []struct {
 }
 
 func TestGolden(t *testing.T) {
+	t.Parallel()
 	for _, want := range goldens {
 		t.Run(want.name, func(t *testing.T) {
 			k := goldenKey(t, want.name)
@@ -97,6 +98,7 @@ func TestGolden(t *testing.T) {
 }
 
 func TestNameIsTheTPMs(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob("testdata/*.name")
 	if err != nil || len(files) < 4 {
 		t.Fatal(files, err)
@@ -116,6 +118,7 @@ func TestNameIsTheTPMs(t *testing.T) {
 }
 
 func TestGoldenRefused(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name string
 		want error
@@ -134,6 +137,7 @@ func TestGoldenRefused(t *testing.T) {
 }
 
 func TestGoldenRoundTrip(t *testing.T) {
+	t.Parallel()
 	for _, g := range goldens {
 		k := goldenKey(t, g.name)
 		data, err := k.Marshal()
@@ -150,9 +154,10 @@ func TestGoldenRoundTrip(t *testing.T) {
 	}
 }
 
-// TestMarshalIsOpenSSLs holds our files against those of OpenSSL's provider:
-// the same octets, but for TRUE, which that version writes as 01.
+// TestMarshalIsOpenSSLs checks that our files have the same octets as those of
+// OpenSSL's provider, except for TRUE, which that version writes as 01.
 func TestMarshalIsOpenSSLs(t *testing.T) {
+	t.Parallel()
 	for _, g := range goldens {
 		if !strings.HasPrefix(g.name, "openssl-") {
 			continue

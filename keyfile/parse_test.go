@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// unhex takes hexadecimal digits and blanks.
+// unhex decodes hexadecimal digits and blanks.
 func unhex(s string) []byte {
 	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
 	if err != nil {
@@ -21,7 +21,7 @@ func unhex(s string) []byte {
 	return b
 }
 
-// tlv makes one element of DER, without the help of the library under test.
+// tlv returns one element of DER. It does not use the library under test.
 func tlv(tag byte, parts ...[]byte) []byte {
 	content := bytes.Join(parts, nil)
 	n := len(content)
@@ -34,12 +34,12 @@ func tlv(tag byte, parts ...[]byte) []byte {
 	return append([]byte{tag, 0x82, byte(n >> 8), byte(n)}, content...)
 }
 
-// file is a key file in parts, each a whole element. An empty one is left out.
+// file is a key file in parts, each a whole element. Empty parts are left out.
 type file struct {
 	oid, optional, parent, pubkey, privkey, rest []byte
 }
 
-// plain is a sound file of a P-256 key without PIN.
+// plain returns a correct file of a P-256 key without PIN.
 func plain(t testing.TB) file {
 	k := goldenKey(t, "openssl-p256")
 	return file{
@@ -57,7 +57,7 @@ func (f file) der() []byte {
 
 func (f file) parse() (*TPMKey, error) { return Parse(encode(f.der())) }
 
-// mustParse returns the key, after a round trip that must keep it.
+// mustParse returns the key after a round trip, which must keep it.
 func (f file) mustParse(t *testing.T) *TPMKey {
 	t.Helper()
 	k, err := f.parse()
@@ -83,7 +83,7 @@ func (f file) mustParse(t *testing.T) *TPMKey {
 	return k
 }
 
-// wantError asserts that err is of this package, and says what and where.
+// wantError checks that err wraps want, and contains the texts.
 func wantError(t *testing.T, err, want error, texts ...string) {
 	t.Helper()
 	if !errors.Is(err, want) {
@@ -97,6 +97,7 @@ func wantError(t *testing.T, err, want error, texts ...string) {
 }
 
 func TestErrorKinds(t *testing.T) {
+	t.Parallel()
 	for _, err := range []error{ErrNoKey, ErrSealed, ErrLegacy} {
 		if !errors.Is(err, ErrFormat) {
 			t.Errorf("%v does not wrap ErrFormat", err)
@@ -111,6 +112,7 @@ func TestErrorKinds(t *testing.T) {
 }
 
 func TestEmptyAuth(t *testing.T) {
+	t.Parallel()
 	tests := map[string]bool{
 		"":               false,
 		"a0 03 01 01 00": false,
@@ -134,6 +136,7 @@ func TestEmptyAuth(t *testing.T) {
 }
 
 func TestMarshalWritesTrueAsDER(t *testing.T) {
+	t.Parallel()
 	f := plain(t)
 	want := encode(f.der())
 	f.optional = unhex("a0 03 01 01 01")
@@ -149,6 +152,7 @@ func TestMarshalWritesTrueAsDER(t *testing.T) {
 }
 
 func TestParent(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		der           string
 		want, written uint32
@@ -180,6 +184,7 @@ func TestParent(t *testing.T) {
 }
 
 func TestParentRefused(t *testing.T) {
+	t.Parallel()
 	for _, der := range []string{
 		"", "02 00", "02 01 01", "02 05 01 40 00 00 01", "02 05 ff 7f ff ff ff",
 		"02 09 00 81 00 00 01 00 00 00 00", "02 05 00 40 00 00 01", "02 04 40 00 00 0a",
@@ -194,6 +199,7 @@ func TestParentRefused(t *testing.T) {
 }
 
 func TestObjectIdentifiers(t *testing.T) {
+	t.Parallel()
 	f := plain(t)
 	f.oid = unhex("06 05 67 81 05 0a 02")
 	if k := f.mustParse(t); k.Type != Loadable {
@@ -212,9 +218,10 @@ func TestObjectIdentifiers(t *testing.T) {
 	}
 }
 
-// TestOldLayout has the fields of TSS2 KEY BLOB, in a block of its name and of
-// the new one.
+// TestOldLayout parses the fields of a TSS2 KEY BLOB, in a block with its name and
+// with the new one.
 func TestOldLayout(t *testing.T) {
+	t.Parallel()
 	f := plain(t)
 	pubkey := tlv(0xa2, f.pubkey)
 	for _, parent := range []string{"", "a1 06 02 04 40 00 00 01"} {
@@ -236,6 +243,7 @@ func TestOldLayout(t *testing.T) {
 var onePolicy = tlv(0x30, unhex("a0 04 02 02 01 6b"), unhex("a1 02 04 00"))
 
 func TestPolicies(t *testing.T) {
+	t.Parallel()
 	second := tlv(0x30, unhex("a0 07 02 05 00 a0 00 01 6f"), unhex("a1 03 04 01 05"))
 	policies := tlv(0x30, onePolicy, second)
 	auth := tlv(0x30,
@@ -254,6 +262,7 @@ func TestPolicies(t *testing.T) {
 }
 
 func TestPoliciesRefused(t *testing.T) {
+	t.Parallel()
 	for _, optional := range [][]byte{
 		tlv(0xa1),
 		tlv(0xa1, onePolicy), // without SEQUENCE OF
@@ -274,8 +283,10 @@ func TestPoliciesRefused(t *testing.T) {
 	}
 }
 
-// TestLongPolicies: a file cannot have a TPM run commands without end.
+// TestLongPolicies checks that a file cannot make the TPM run an unlimited number of
+// commands.
 func TestLongPolicies(t *testing.T) {
+	t.Parallel()
 	long := func(n int) []byte { return tlv(0x30, bytes.Repeat(onePolicy, n)) }
 	f := plain(t)
 	f.optional = bytes.Join([][]byte{tlv(0xa1, long(maxPolicy)), tlv(0xa3, tlv(0x30, tlv(0x30, tlv(0xa1, long(maxPolicy)))))}, nil)
@@ -302,6 +313,7 @@ func TestLongPolicies(t *testing.T) {
 }
 
 func TestDescription(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ raw, shown string }{
 		{"me@host", "me@host"},
 		{"Schlüssel 鍵", "Schlüssel 鍵"},
@@ -333,6 +345,7 @@ func TestDescription(t *testing.T) {
 }
 
 func TestRSAParent(t *testing.T) {
+	t.Parallel()
 	for octet, want := range map[byte]bool{0: false, 1: true, 0xff: true} {
 		f := plain(t)
 		f.optional = append(f.optional, tlv(0xa5, tlv(0x01, []byte{octet}))...)
@@ -343,6 +356,7 @@ func TestRSAParent(t *testing.T) {
 }
 
 func TestUnknownFields(t *testing.T) {
+	t.Parallel()
 	f := plain(t)
 	f.optional = bytes.Join([][]byte{f.optional, unhex("a5 03 01 01 00"), tlv(0xa6, tlv(0x04, []byte("parent's name"))), unhex("87 00"), tlv(0xbe, nil)}, nil)
 	k := f.mustParse(t)
@@ -355,6 +369,7 @@ func TestUnknownFields(t *testing.T) {
 }
 
 func TestFieldOrder(t *testing.T) {
+	t.Parallel()
 	for _, optional := range []string{
 		"a0 03 01 01 ff a0 03 01 01 ff", // twice
 		"a5 03 01 01 00 a0 03 01 01 ff", // descending
@@ -370,6 +385,7 @@ func TestFieldOrder(t *testing.T) {
 }
 
 func TestSecret(t *testing.T) {
+	t.Parallel()
 	secret := tlv(0xa2, tlv(0x04, unhex("00 03 01 02 03")))
 	f := plain(t)
 	f.oid = unhex("06 06 67 81 05 0a 01 04")
@@ -392,6 +408,7 @@ func TestSecret(t *testing.T) {
 }
 
 func TestBufferSizes(t *testing.T) {
+	t.Parallel()
 	sized := func(n int) []byte {
 		return append(binary.BigEndian.AppendUint16(nil, uint16(n)), make([]byte, n)...)
 	}
@@ -411,6 +428,7 @@ func TestBufferSizes(t *testing.T) {
 }
 
 func TestNothingAfterTheKey(t *testing.T) {
+	t.Parallel()
 	f := plain(t)
 	f.rest = unhex("05 00")
 	_, err := f.parse()
@@ -420,6 +438,7 @@ func TestNothingAfterTheKey(t *testing.T) {
 }
 
 func TestErrorSaysWhere(t *testing.T) {
+	t.Parallel()
 	f := plain(t)
 	der := f.der()
 	at := bytes.Index(der, f.privkey)
@@ -430,6 +449,7 @@ func TestErrorSaysWhere(t *testing.T) {
 }
 
 func TestPEM(t *testing.T) {
+	t.Parallel()
 	block := string(encode(plain(t).der()))
 	lines := strings.SplitAfter(block, "\n")
 	for name, data := range map[string]string{
@@ -450,6 +470,7 @@ func TestPEM(t *testing.T) {
 }
 
 func TestPEMRefused(t *testing.T) {
+	t.Parallel()
 	block := string(encode(plain(t).der()))
 	begin := pemBegin + "\n"
 	for _, test := range []struct {
@@ -480,6 +501,7 @@ func TestPEMRefused(t *testing.T) {
 }
 
 func TestNewLoadable(t *testing.T) {
+	t.Parallel()
 	g := goldenKey(t, "openssl-p256-pin")
 	for _, parent := range []uint32{ParentOwner, ParentEndorsement, ParentPlatform, 0x81000001} {
 		k, err := NewLoadable(g.Pubkey, g.Privkey, parent, false)
@@ -517,6 +539,7 @@ func goldenUnsupported(t *testing.T) []byte {
 }
 
 func TestMarshalChecks(t *testing.T) {
+	t.Parallel()
 	good := goldenKey(t, "openssl-p256")
 	for name, change := range map[string]func(*TPMKey){
 		"type":        func(k *TPMKey) { k.Type = 0 },

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// pcrPolicy is a PolicyPCR over the given selection and digest.
+// pcrPolicy returns the policy digest of the current PCR values, computed by
+// tpm2-tools.
 func pcrPolicy(parts ...[]byte) Policy {
 	return Policy{PolicyPCR, bytes.Join(parts, nil)}
 }
@@ -21,6 +22,7 @@ var (
 )
 
 func TestPCRs(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		policy    Policy
 		want      []PCRSelection
@@ -49,6 +51,7 @@ func TestPCRs(t *testing.T) {
 }
 
 func TestPCRSelectionPolicy(t *testing.T) {
+	t.Parallel()
 	p := PCRSelection{algSHA256, []int{7}}.Policy(oneDigest)
 	if want := pcrPolicy(onePCR, oneDigest); !reflect.DeepEqual(p, want) {
 		t.Errorf("%+v, want %+v", p, want)
@@ -64,6 +67,7 @@ func TestPCRSelectionPolicy(t *testing.T) {
 }
 
 func TestPCRsRefused(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		policy Policy
 		texts  []string
@@ -92,6 +96,7 @@ func TestPCRsRefused(t *testing.T) {
 }
 
 func TestAuthorization(t *testing.T) {
+	t.Parallel()
 	area, _ := eccPublic(t, elliptic.P256(), "0003")
 	signature := unhex("0018 000b 0002 0102 0001 03")
 	for name, tt := range map[string]struct{ ref, signature []byte }{
@@ -130,6 +135,7 @@ func TestAuthorization(t *testing.T) {
 }
 
 func TestPolicyCommand(t *testing.T) {
+	t.Parallel()
 	for code, want := range map[uint32]string{
 		PolicyPCR: "PolicyPCR", policyAuthorize: "PolicyAuthorize", 0x151: "PolicySecret", 0x7f: "command 0x7f",
 	} {
@@ -143,6 +149,7 @@ func TestPolicyCommand(t *testing.T) {
 const userWithAuth Attributes = 1 << 6
 
 func TestUsesAuth(t *testing.T) {
+	t.Parallel()
 	authValue := []Policy{{CommandCode: PolicyPCR}, {CommandCode: policyAuthValue}}
 	for name, tt := range map[string]struct {
 		empty      bool
@@ -167,8 +174,8 @@ func TestUsesAuth(t *testing.T) {
 	}
 }
 
-// FuzzPCRs: what is read comes back from what is written, and both forms say the
-// same.
+// FuzzPCRs checks that what is read can be written and read back, and that both forms
+// mean the same.
 func FuzzPCRs(f *testing.F) {
 	for _, b := range [][]byte{onePCR, twoBanks, emptyBanks} {
 		f.Add(slices.Concat(b, oneDigest), 32)

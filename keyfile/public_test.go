@@ -20,12 +20,12 @@ func (p public) bytes() []byte {
 	return size(bytes.Join([][]byte{p.head, p.policy, p.symmetric, p.scheme, p.parms, p.kdf, p.unique}, nil))
 }
 
-// size puts the two octets of a TPM2B before b.
+// size prepends the two octets of size of a TPM2B to b.
 func size(b []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
 }
 
-// eccPublic is a signing key on the curve, with coordinates of full length.
+// eccPublic returns a signing key on the curve, with coordinates in full width.
 func eccPublic(t testing.TB, curve elliptic.Curve, id string) (public, *ecdsa.PublicKey) {
 	key, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
@@ -61,6 +61,7 @@ func rsaPublic(bits int) public {
 }
 
 func TestCurves(t *testing.T) {
+	t.Parallel()
 	for id, curve := range map[string]elliptic.Curve{
 		"0003": elliptic.P256(), "0004": elliptic.P384(), "0005": elliptic.P521(),
 	} {
@@ -83,6 +84,7 @@ func TestCurves(t *testing.T) {
 
 // TestShortCoordinates drops the leading zeros that some TPMs drop.
 func TestShortCoordinates(t *testing.T) {
+	t.Parallel()
 	for range 100000 {
 		area, want := eccPublic(t, elliptic.P256(), "0003")
 		x, y := area.unique[2:34], area.unique[36:]
@@ -100,6 +102,7 @@ func TestShortCoordinates(t *testing.T) {
 }
 
 func TestPointRefused(t *testing.T) {
+	t.Parallel()
 	good, _ := eccPublic(t, elliptic.P256(), "0003")
 	x, y := bytes.Clone(good.unique[2:34]), bytes.Clone(good.unique[36:])
 	off := bytes.Clone(y)
@@ -123,6 +126,7 @@ func TestPointRefused(t *testing.T) {
 }
 
 func TestRSA(t *testing.T) {
+	t.Parallel()
 	for _, bits := range []int{1024, 2048, 3072, 4096} {
 		p, err := ParsePublic(rsaPublic(bits).bytes())
 		if err != nil {
@@ -141,6 +145,7 @@ func TestRSA(t *testing.T) {
 }
 
 func TestRSARefused(t *testing.T) {
+	t.Parallel()
 	n := bytes.Clone(rsaPublic(2048).unique[2:])
 	even, short := bytes.Clone(n), bytes.Clone(n)
 	even[255], short[0] = 2, 0x7f
@@ -170,6 +175,7 @@ func TestRSARefused(t *testing.T) {
 }
 
 func TestSchemes(t *testing.T) {
+	t.Parallel()
 	ecc, _ := eccPublic(t, elliptic.P256(), "0003")
 	tests := []struct {
 		area   public
@@ -214,6 +220,7 @@ func TestSchemes(t *testing.T) {
 }
 
 func TestSymmetricAndKDF(t *testing.T) {
+	t.Parallel()
 	for _, symmetric := range []string{"0006 0080 0043", "0013 0080 0043", "0026 0100 0043", "0003 00c0 0043"} {
 		area, _ := eccPublic(t, elliptic.P384(), "0004")
 		area.symmetric = unhex(symmetric)
@@ -238,6 +245,7 @@ func TestSymmetricAndKDF(t *testing.T) {
 }
 
 func TestUnsupportedNamed(t *testing.T) {
+	t.Parallel()
 	for id, name := range map[string]string{
 		"0001": "NIST P-192", "0002": "NIST P-224", "0010": "BN P-256", "0011": "BN P-638", "0020": "SM2", "0040": "Curve25519", "0099": "0x0099",
 	} {
@@ -261,6 +269,7 @@ func TestUnsupportedNamed(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
+	t.Parallel()
 	area, _ := eccPublic(t, elliptic.P256(), "0003")
 	for alg, size := range map[uint16]int{
 		algSHA1: 20, algSHA256: 32, algSHA384: 48, algSHA512: 64, algSHA3_256: 32, algSHA3_384: 48, algSHA3_512: 64,

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// wantPathError asserts that err names path once and wraps want.
+// wantPathError checks that err names path once and wraps want.
 func wantPathError(t *testing.T, err error, path string, want error, texts ...string) {
 	t.Helper()
 	wantError(t, err, want, texts...)
@@ -33,6 +33,7 @@ func put(t *testing.T, path string, data []byte) {
 }
 
 func TestReadFile(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "key.tpm")
 	put(t, path, golden(t, "openssl-p256.tpm"))
@@ -56,8 +57,8 @@ func TestReadFile(t *testing.T) {
 	wantPathError(t, err, path, ErrNoKey)
 }
 
-// TestReadFileIrregular: nothing here may block, for there is no time limit
-// but that of go test.
+// TestReadFileIrregular reads files that are not regular. A read that blocks fails by
+// the time limit of go test.
 func TestReadFileIrregular(t *testing.T) {
 	dir := t.TempDir()
 	fifo, socket := filepath.Join(dir, "fifo"), filepath.Join(dir, "socket")
@@ -82,6 +83,7 @@ func TestReadFileIrregular(t *testing.T) {
 }
 
 func TestReadFileLinks(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	missing, dangling := filepath.Join(dir, "missing"), filepath.Join(dir, "dangling")
 	here, there := filepath.Join(dir, "here"), filepath.Join(dir, "there")
@@ -99,7 +101,7 @@ func TestReadFileLinks(t *testing.T) {
 	wantPathError(t, err, inside, fs.ErrNotExist)
 }
 
-// TestReadFileHuge has a sparse file of 1 GiB, with and without a key in it.
+// TestReadFileHuge reads a sparse file of 1 GiB, with and without a key in it.
 func TestReadFileHuge(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "huge")
 	for content, want := range map[string]error{
@@ -125,6 +127,7 @@ func TestReadFileHuge(t *testing.T) {
 }
 
 func TestReadFileAtTheLimit(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "key")
 	key := string(golden(t, "openssl-p256.tpm"))
 	text := strings.Repeat("x\n", maxFile/2)
@@ -140,9 +143,10 @@ func TestReadFileAtTheLimit(t *testing.T) {
 	}
 }
 
-// TestReadFileGrows reads a file that is longer than its size says, as those
-// of /proc are.
+// TestReadFileGrows reads a file that is longer than its size says, like those of
+// /proc.
 func TestReadFileGrows(t *testing.T) {
+	t.Parallel()
 	const path = "/proc/self/status"
 	if info, err := os.Stat(path); err != nil || info.Size() != 0 {
 		t.Skipf("%s is not there, or has a size: %v", path, err)
@@ -167,7 +171,7 @@ func TestReadFileUnreadable(t *testing.T) {
 	})
 }
 
-// openUp lets everybody into the directories of this test.
+// openUp lets all users into the directories of this test.
 func openUp(t *testing.T, dir string) {
 	t.Helper()
 	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
@@ -175,7 +179,7 @@ func openUp(t *testing.T, dir string) {
 	}
 }
 
-// unprivileged runs f with the file access of nobody when the test runs as
+// unprivileged calls f with the file access of the user nobody if the test runs as
 // root, who may do everything.
 func unprivileged(t *testing.T, f func()) {
 	t.Helper()

@@ -18,6 +18,7 @@ func openRoot(t *testing.T) (root *os.Root, dir string) {
 }
 
 func TestReplaceIn(t *testing.T) {
+	t.Parallel()
 	root, dir := openRoot(t)
 	for _, content := range []string{"one", "two"} {
 		if err := ReplaceIn(root, "name", []byte(content), 0o640); err != nil {
@@ -36,8 +37,10 @@ func TestReplaceIn(t *testing.T) {
 	}
 }
 
-// A symbolic link is replaced, its target is not.
+// TestReplaceInFollowsNoLinks checks that a symbolic link is replaced, and not its
+// target.
 func TestReplaceInFollowsNoLinks(t *testing.T) {
+	t.Parallel()
 	root, dir := openRoot(t)
 	target := filepath.Join(t.TempDir(), "target")
 	if err := os.WriteFile(target, []byte("mine"), 0o600); err != nil {
@@ -57,8 +60,10 @@ func TestReplaceInFollowsNoLinks(t *testing.T) {
 	}
 }
 
-// Where it fails nothing is left, and what was there stays.
+// TestReplaceInFails checks that after an error nothing new is left, and that the old
+// file stays.
 func TestReplaceInFails(t *testing.T) {
+	t.Parallel()
 	root, dir := openRoot(t)
 	if err := os.MkdirAll(filepath.Join(dir, "name", "full"), 0o700); err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 )
 
 func TestMarshalInto(t *testing.T) {
+	t.Parallel()
 	old, err := os.ReadFile("testdata/openssl-p256.tpm")
 	if err != nil {
 		t.Fatal(err)

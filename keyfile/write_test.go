@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// wantFile asserts content and mode of a file.
+// wantFile checks content and mode of a file.
 func wantFile(t *testing.T, path string, data []byte, perm fs.FileMode) {
 	t.Helper()
 	got, err := os.ReadFile(path)
@@ -26,7 +26,7 @@ func wantFile(t *testing.T, path string, data []byte, perm fs.FileMode) {
 	}
 }
 
-// wantNames asserts what is in dir, hidden files included.
+// wantNames checks the names in dir, hidden files included.
 func wantNames(t *testing.T, dir string, want ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -42,7 +42,7 @@ func wantNames(t *testing.T, dir string, want ...string) {
 	}
 }
 
-// noHardLinks is link(2) on a file system that has none.
+// noHardLinks is link(2) on a file system without hard links.
 func noHardLinks(_ *os.Root, old, new string) error {
 	return &os.LinkError{Op: "link", Old: old, New: new, Err: syscall.EPERM}
 }
@@ -51,12 +51,13 @@ func withoutLinks(path string, data []byte, perm fs.FileMode) error {
 	return pathError("create", path, create(path, data, perm, noHardLinks))
 }
 
-// writers are the ways to make a new file.
+// writers are the ways to write a new file.
 var writers = map[string]func(string, []byte, fs.FileMode) error{
 	"Create": Create, "Create without links": withoutLinks, "Replace": Replace,
 }
 
 func TestWriteNew(t *testing.T) {
+	t.Parallel()
 	for name, write := range writers {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -72,8 +73,8 @@ func TestWriteNew(t *testing.T) {
 	}
 }
 
-// TestModeWhateverTheUmask runs in a process of its own, for the umask belongs
-// to all threads.
+// TestModeWhateverTheUmask runs in its own process, because the umask belongs to all
+// threads.
 func TestModeWhateverTheUmask(t *testing.T) {
 	if dir := os.Getenv("KEYFILE_UMASK_DIR"); dir != "" {
 		for _, umask := range []int{0, 0o777} {
@@ -104,6 +105,7 @@ func again(t *testing.T, env ...string) *exec.Cmd {
 }
 
 func TestCreateNeverReplaces(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"Create", "Create without links"} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -121,9 +123,10 @@ func TestCreateNeverReplaces(t *testing.T) {
 	}
 }
 
-// TestCreateRace lets the name be taken after the first look, by way of the
-// call that is made just before the link.
+// TestCreateRace creates the file after the first check, from the function that is
+// called just before the link.
 func TestCreateRace(t *testing.T) {
+	t.Parallel()
 	for name, link := range map[string]func(*os.Root, string, string) error{"link": (*os.Root).Link, "no link": noHardLinks} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "key")
@@ -139,7 +142,8 @@ func TestCreateRace(t *testing.T) {
 	}
 }
 
-// TestCreateOnce has many rivals for one name, one of which must win whole.
+// TestCreateOnce lets many callers create the same file. Exactly one must succeed,
+// with its complete content.
 func TestCreateOnce(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "key")
@@ -165,6 +169,7 @@ func TestCreateOnce(t *testing.T) {
 }
 
 func TestReplace(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "key")
 	put(t, path, []byte("old"))
@@ -184,8 +189,8 @@ func TestReplace(t *testing.T) {
 	wantNames(t, dir, "key")
 }
 
-// TestReplaceForAnother: root may change a key of somebody else's, who goes on
-// having it.
+// TestReplaceForAnother replaces another user's key as root. The owner must stay the
+// same.
 func TestReplaceForAnother(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a file away")
@@ -209,6 +214,7 @@ func TestReplaceForAnother(t *testing.T) {
 }
 
 func TestReplaceThroughLinks(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	sub := filepath.Join(dir, "sub")
 	target, first, second := filepath.Join(sub, "key"), filepath.Join(dir, "first"), filepath.Join(dir, "second")
@@ -231,6 +237,7 @@ func TestReplaceThroughLinks(t *testing.T) {
 }
 
 func TestReplaceIrregular(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	fifo, sub := filepath.Join(dir, "fifo"), filepath.Join(dir, "sub")
 	if err := errors.Join(syscall.Mkfifo(fifo, 0o600), os.Mkdir(sub, 0o700)); err != nil {
@@ -242,6 +249,7 @@ func TestReplaceIrregular(t *testing.T) {
 }
 
 func TestWriteWithoutDirectory(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "missing", "key")
 	for name, write := range writers {
 		t.Run(name, func(t *testing.T) {
@@ -322,9 +330,9 @@ func TestWriteReadOnlyDisk(t *testing.T) {
 	wantNames(t, dir, "old")
 }
 
-// TestKilled kills a process that makes and replaces files as fast as it can,
-// at many moments. What has a name must be whole; anything else must be
-// recognisable.
+// TestKilled kills a process at many moments while it creates and replaces files as
+// fast as it can. A file with a final name must be complete; any other must be
+// recognizable as temporary.
 func TestKilled(t *testing.T) {
 	if dir := os.Getenv("KEYFILE_KILL_DIR"); dir != "" {
 		writeForEver(t, dir)
@@ -353,7 +361,7 @@ func TestKilled(t *testing.T) {
 
 const killSize = 32 << 10
 
-// killAfter lets a process report n files and kills it in the next.
+// killAfter lets a process report n files and kills it during the next.
 func killAfter(t *testing.T, dir string, n int) {
 	t.Helper()
 	cmd := again(t, "KEYFILE_KILL_DIR="+dir)
@@ -401,6 +409,7 @@ func writeForEver(t *testing.T, dir string) {
 }
 
 func TestIsTemporary(t *testing.T) {
+	t.Parallel()
 	for name, want := range map[string]bool{".tpm-agent-new-X": true, "id_ecdsa.tpm": false, ".hidden": false} {
 		if IsTemporary(name) != want {
 			t.Errorf("%s: %v", name, !want)

@@ -13,13 +13,14 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// lockout sets the TPM's dictionary attack parameters: tries, and seconds until
-// one wrong try is forgotten.
+// lockout sets the dictionary attack parameters of the TPM: the number of tries, and
+// the seconds until it forgets one wrong try.
 func (f *fixture) lockout(tries, seconds string) {
 	f.Tool("tpm2_dictionarylockout", "-s", "-n", tries, "-t", seconds, "-l", seconds)
 }
 
 func TestWrongPIN(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.lockout("3", "1000")
 	key := f.create(t, tpmkey.ECDSAP256, "right")
@@ -53,6 +54,7 @@ func TestWrongPIN(t *testing.T) {
 }
 
 func TestPINMissing(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "right")
 	_, err := key.Sign(testContext(t), nil, digest(crypto.SHA256), crypto.SHA256)
@@ -65,9 +67,10 @@ func TestPINMissing(t *testing.T) {
 	}
 }
 
-// TestPINs tries auth values that libraries get wrong: zero octets inside and
-// at the end, and more octets than a digest of the key's nameAlg has.
+// TestPINs tries auth values that libraries get wrong: with zero octets inside and at
+// the end, and longer than a digest of the key's nameAlg.
 func TestPINs(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	zeroInside := ""
 	for i := 0; zeroInside == ""; i++ { // a long PIN whose digest has a zero octet inside
@@ -93,10 +96,11 @@ func TestPINs(t *testing.T) {
 	}
 }
 
-// TestPINIsNotOnTheWire looks for the PIN, and for the digest that stands for a
-// long one, in all that was sent to the TPM: when the key was made, and when it
-// was used, rightly and wrongly.
+// TestPINIsNotOnTheWire looks for the PIN, and for the digest that replaces a long
+// one, in everything that is sent to the TPM when a key is created and when it is
+// used with the correct and with a wrong PIN.
 func TestPINIsNotOnTheWire(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	long := strings.Repeat("correct horse ", 4)
 	sum := sha256.Sum256([]byte(long))
@@ -121,9 +125,10 @@ func TestPINIsNotOnTheWire(t *testing.T) {
 	}
 }
 
-// TestOneSessionServesAllKeys: it is started once, and flushed when the TPM
-// gets idle.
+// TestOneSessionServesAllKeys checks that the session is started once, and flushed
+// when the TPM gets idle.
 func TestOneSessionServesAllKeys(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	a, b := f.create(t, tpmkey.ECDSAP256, "one"), f.create(t, tpmkey.RSA2048, "two")
 	got := f.steadyCommands(func() {
@@ -141,7 +146,7 @@ func TestOneSessionServesAllKeys(t *testing.T) {
 	mustSign(t, a, "one", crypto.SHA256)
 }
 
-// waitIdle waits until the idle clock has closed the device.
+// waitIdle waits until the idle timer has closed the device.
 func (f *fixture) waitIdle(t *testing.T) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); f.StillOpen() > 0; time.Sleep(10 * time.Millisecond) {
@@ -160,8 +165,10 @@ func count(list []string, what string) (n int) {
 	return n
 }
 
-// TestTypingMistakeCostsOneTry: the count in the TPM goes up by one.
+// TestTypingMistakeCostsOneTry checks that one wrong PIN raises the counter in the
+// TPM by one.
 func TestTypingMistakeCostsOneTry(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "right")
 	mustSign(t, key, "right", crypto.SHA256)

@@ -8,7 +8,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// BenchmarkSign is a signature at steady state, without an agent around it.
+// BenchmarkSign measures a warm signature without an agent.
 func BenchmarkSign(b *testing.B) {
 	for _, bm := range []struct {
 		algorithm tpmkey.Algorithm

@@ -20,8 +20,8 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// mustChange changes the PIN of a key, and returns the key that is read from its
-// new file's octets.
+// mustChange changes the PIN of a key and returns the key that is read back from its
+// new file.
 func (f *fixture) mustChange(t testing.TB, key *tpmkey.Key, old, new string) *tpmkey.Key {
 	t.Helper()
 	changed, err := key.ChangeAuth(testContext(t), []byte(old), []byte(new))
@@ -34,8 +34,8 @@ func (f *fixture) mustChange(t testing.TB, key *tpmkey.Key, old, new string) *tp
 	return f.key(t, reread(t, changed.File()))
 }
 
-// sameButPIN fails unless two key files differ in nothing but what a change of
-// the PIN changes.
+// sameButPIN fails unless two key files differ only in what a change of the PIN
+// changes.
 func sameButPIN(t testing.TB, before, after *keyfile.TPMKey, empty bool) {
 	t.Helper()
 	if bytes.Equal(before.Privkey, after.Privkey) {
@@ -59,7 +59,7 @@ func sameButPIN(t testing.TB, before, after *keyfile.TPMKey, empty bool) {
 	}
 }
 
-// counter is the TPM's count of wrong auth values.
+// counter returns the TPM's count of wrong auth values.
 func (f *fixture) counter(t testing.TB) int {
 	t.Helper()
 	lo, err := f.tpm.Lockout(testContext(t))
@@ -69,14 +69,15 @@ func (f *fixture) counter(t testing.TB) int {
 	return lo.Counter
 }
 
-// TestChangeAuth takes keys through a change of the PIN. The new file signs with
-// the new PIN and not with the old one; the old file as before. One wrong PIN
-// each is all that the TPM counts.
+// TestChangeAuth changes the PIN of keys. The new file signs with the new PIN only,
+// the old file with the old PIN only. The TPM counts one wrong PIN for each.
 func TestChangeAuth(t *testing.T) {
+	t.Parallel()
 	for name, algorithm := range map[string]tpmkey.Algorithm{
 		"P-256": tpmkey.ECDSAP256, "P-384": tpmkey.ECDSAP384, "P-521": tpmkey.ECDSAP521, "RSA 2048": tpmkey.RSA2048,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			f.lockout("10", "1000")
 			key := f.create(t, algorithm, "old")
@@ -113,9 +114,10 @@ func isAuthError(err error) bool {
 	return errors.As(err, &wrong)
 }
 
-// TestChangeAuthPINs: the rule for long ones, and what libraries get wrong, in
-// both directions.
+// TestChangeAuthPINs tries long PINs, and PINs that libraries get wrong, as old and
+// as new PIN.
 func TestChangeAuthPINs(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key, old := f.create(t, tpmkey.ECDSAP256, "first"), "first"
 	for _, pin := range []string{
@@ -133,8 +135,9 @@ func TestChangeAuthPINs(t *testing.T) {
 	}
 }
 
-// TestChangeAuthOfAllKinds: keys that others have made, or that lie elsewhere.
+// TestChangeAuthOfAllKinds tries keys of other tools and keys under other parents.
 func TestChangeAuthOfAllKinds(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	primary := f.primaryContext(t)
 	noDA := f.foreign(t, primary, keyfile.ParentOwner, "-G", "ecc", "-p", "old", "-a", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign")
@@ -180,7 +183,7 @@ func TestChangeAuthOfAllKinds(t *testing.T) {
 	}
 }
 
-// unique is the unique field of Windows' storage key: 256 zeros.
+// unique returns the unique field of Windows' storage key: 256 zeros.
 func unique(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "unique")
@@ -197,10 +200,13 @@ func (f *fixture) createUnder(t *testing.T, parent uint32, pin string) *keyfile.
 	return file
 }
 
-// TestChangeAuthByPolicy: a key that is used by policy is changed by its old auth
-// value alone (its adminWithPolicy is clear), and used by its policy afterwards.
+// TestChangeAuthByPolicy changes the PIN of keys that are used by policy. The old
+// auth value alone authorizes the change (adminWithPolicy is clear); the policy still
+// authorizes the use.
 func TestChangeAuthByPolicy(t *testing.T) {
+	t.Parallel()
 	t.Run("PCRs", func(t *testing.T) {
+		t.Parallel()
 		f := start(t)
 		key := f.createBound(t, "old", 7)
 		changed := f.mustChange(t, key, "old", "new")
@@ -221,6 +227,7 @@ func TestChangeAuthByPolicy(t *testing.T) {
 		}
 	})
 	t.Run("signed", func(t *testing.T) {
+		t.Parallel()
 		f := start(t)
 		s := f.signer(t)
 		file := f.createSigned(t, s, "old")
@@ -231,9 +238,10 @@ func TestChangeAuthByPolicy(t *testing.T) {
 	})
 }
 
-// TestChangeAuthRefused: what cannot be changed is refused by name, before
-// anything is sent.
+// TestChangeAuthRefused checks that ChangeAuth refuses a key with the reason, before
+// it sends anything.
 func TestChangeAuthRefused(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	admin := f.foreign(t, f.primaryContext(t), keyfile.ParentOwner, "-G", "ecc", "-p", "old", "-a", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|adminwithpolicy|sign")
 	unknown := *f.create(t, tpmkey.ECDSAP256, "old").File()
@@ -268,8 +276,10 @@ func TestChangeAuthRefused(t *testing.T) {
 	})
 }
 
-// TestChangeAuthWrongPIN: it costs one try, and a locked TPM takes none.
+// TestChangeAuthWrongPIN checks that a wrong PIN costs one try, and that a locked TPM
+// accepts none.
 func TestChangeAuthWrongPIN(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.lockout("2", "1000")
 	key := f.create(t, tpmkey.ECDSAP256, "right")
@@ -298,9 +308,10 @@ func TestChangeAuthWrongPIN(t *testing.T) {
 	}
 }
 
-// TestChangeAuthIsNotOnTheWire looks for both PINs, and for the digests that
-// stand for long ones, in all that is sent; and holds the commands.
+// TestChangeAuthIsNotOnTheWire looks for both PINs, and for the digests that replace
+// long ones, in everything that is sent. It also checks the commands.
 func TestChangeAuthIsNotOnTheWire(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	long, longer := strings.Repeat("correct horse ", 4), strings.Repeat("battery staple ", 4)
 	for _, pins := range [][2]string{{"a PIN of mine", "another of mine"}, {long, longer}, {"a PIN of mine", ""}, {"", "another of mine"}} {
@@ -326,9 +337,10 @@ func TestChangeAuthIsNotOnTheWire(t *testing.T) {
 	}
 }
 
-// TestChangeAuthSteps holds what one change costs, and that a command which is
-// encrypted is: the same change is not the same on the wire.
+// TestChangeAuthSteps checks the commands of one change, and that the new PIN is
+// encrypted: the same change gives different octets on the wire.
 func TestChangeAuthSteps(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "old")
 	got := f.steadyCommands(func() {
@@ -345,9 +357,10 @@ func TestChangeAuthSteps(t *testing.T) {
 	}
 }
 
-// TestChangeAuthPinned: the session is salted to no other storage key than the
-// one remembered.
+// TestChangeAuthPinned checks that the session is salted to the remembered storage
+// key only.
 func TestChangeAuthPinned(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "old")
 	mustSign(t, key, "old", crypto.SHA256)
@@ -372,10 +385,11 @@ func TestChangeAuthPinned(t *testing.T) {
 	}
 }
 
-// TestChangeAuthBroken breaks each of its commands in each way, and has the TPM
-// refuse it. There is no new file then, the old one goes on, no try is lost, and
-// nothing stays in the TPM.
+// TestChangeAuthBroken breaks each command of a change in each way, and lets the TPM
+// refuse it. There must be no new file, the old one must still work, no try may be
+// lost, and nothing may stay in the TPM.
 func TestChangeAuthBroken(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	file := f.create(t, tpmkey.ECDSAP256, "old").File()
 	// The TPM's first use of a lockout counter is one more command (TPM_RC_RETRY).
@@ -425,9 +439,10 @@ func TestChangeAuthBroken(t *testing.T) {
 	}
 }
 
-// TestChangeAuthLie: a TPM that says it has changed the PIN, and gives back the
-// old private part, is found out, and not taken for a user who mistypes.
+// TestChangeAuthLie has a TPM that reports success and returns the old private part.
+// ChangeAuth must notice, and must not report a wrong PIN.
 func TestChangeAuthLie(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "old")
 	lies := 0
@@ -441,8 +456,9 @@ func TestChangeAuthLie(t *testing.T) {
 	}
 }
 
-// TestChangeAuthEnds: nobody waits for it any more.
+// TestChangeAuthEnds cancels the context of a change.
 func TestChangeAuthEnds(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "old")
 	mustSign(t, key, "old", crypto.SHA256)

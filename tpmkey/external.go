@@ -1,6 +1,7 @@
 package tpmkey
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -55,10 +56,10 @@ func externalECDSA(k *ecdsa.PrivateKey) (*external, error) {
 	}
 	again, err := ecdsa.ParseRawPrivateKey(k.Curve, scalar)
 	if err != nil || !again.PublicKey.Equal(&k.PublicKey) {
-		clear(scalar)
 		return nil, errors.New("the ECDSA key is not consistent: its public and its private part do not belong together")
 	}
-	return &external{a, tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point), scalar}, nil
+	// scalar belongs to crypto/ecdsa, which caches it.
+	return &external{a, tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point), bytes.Clone(scalar)}, nil
 }
 
 func externalRSA(k *rsa.PrivateKey) (*external, error) {

@@ -16,9 +16,10 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// TestPassingCodesAreRetried holds the list of codes that mean "not now", for
-// the commands of a signature.
+// TestPassingCodesAreRetried checks the response codes that mean "not now", for the
+// commands of a signature.
 func TestPassingCodesAreRetried(t *testing.T) {
+	t.Parallel()
 	codes := map[string]tpm2.TPMRC{
 		"RETRY": tpm2.TPMRCRetry, "YIELDED": tpm2.TPMRCYielded, "TESTING": tpm2.TPMRCTesting,
 		"OBJECT_MEMORY": tpm2.TPMRCObjectMemory, "OBJECT_HANDLES": tpm2.TPMRCObjectHandles,
@@ -40,9 +41,10 @@ func TestPassingCodesAreRetried(t *testing.T) {
 	}
 }
 
-// TestRetriesEndWithTheClient: a client that has gone ends them; the key is flushed
-// all the same.
+// TestRetriesEndWithTheClient cancels the context during the retries of TPM2_Sign.
+// They must end, and the key must be flushed anyway.
 func TestRetriesEndWithTheClient(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	mustSign(t, key, "", crypto.SHA256)
@@ -62,10 +64,11 @@ func TestRetriesEndWithTheClient(t *testing.T) {
 	mustSign(t, key, "", crypto.SHA256)
 }
 
-// TestBrokenConnections breaks each command of a signature in each way. It may
-// cost that signature; the next one is right, and nothing stays in the TPM,
-// which has no resource manager (the software TPM's own check sees to that).
+// TestBrokenConnections breaks each command of a signature in each way. That
+// signature may fail; the next one must be correct. Nothing may stay in the TPM,
+// which has no resource manager (the test's own TPM checks this at its end).
 func TestBrokenConnections(t *testing.T) {
+	t.Parallel()
 	effects := map[string]func() tpmtest.Effect{
 		"dropped before": func() tpmtest.Effect { return tpmtest.DropBefore() },
 		"dropped after":  func() tpmtest.Effect { return tpmtest.DropAfter() },
@@ -86,6 +89,7 @@ func TestBrokenConnections(t *testing.T) {
 	for name, effect := range effects {
 		for _, pin := range []string{"", "1234"} {
 			t.Run(name+"/PIN="+pin, func(t *testing.T) {
+				t.Parallel()
 				f := start(t)
 				key := f.create(t, tpmkey.ECDSAP256, pin)
 				mustSign(t, key, pin, crypto.SHA256)
@@ -105,6 +109,7 @@ func TestBrokenConnections(t *testing.T) {
 
 // TestFirstUseBroken breaks the commands of the first use of a key.
 func TestFirstUseBroken(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	file := f.create(t, tpmkey.ECDSAP256, "1234").File()
 	for _, command := range []string{"ReadPublic", "CreatePrimary", "ContextSave", "Load", "StartAuthSession", "ReadClock"} {
@@ -124,9 +129,10 @@ func TestFirstUseBroken(t *testing.T) {
 	}
 }
 
-// TestTPMRestarted: a TPM that was restarted between two signatures costs none,
-// with the connection idle or closed.
+// TestTPMRestarted restarts the TPM between two signatures, with the connection idle
+// or closed. No signature may fail.
 func TestTPMRestarted(t *testing.T) {
+	t.Parallel()
 	for _, pin := range []string{"", "1234"} {
 		f := start(t)
 		f.lockout("100", "1000") // each unclean stop may count as a wrong try
@@ -143,6 +149,7 @@ func TestTPMRestarted(t *testing.T) {
 }
 
 func TestTPMGoneAndBack(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
 	mustSign(t, key, "1234", crypto.SHA256)
@@ -156,8 +163,9 @@ func TestTPMGoneAndBack(t *testing.T) {
 	mustSign(t, key, "1234", crypto.SHA256)
 }
 
-// TestKilledInTheMiddle kills the TPM while it has the command.
+// TestKilledInTheMiddle kills the TPM while it runs a command.
 func TestKilledInTheMiddle(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.lockout("100", "1000")
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
@@ -173,6 +181,7 @@ func TestKilledInTheMiddle(t *testing.T) {
 }
 
 func TestAnotherTPM(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	mustSign(t, key, "", crypto.SHA256)
@@ -184,8 +193,9 @@ func TestAnotherTPM(t *testing.T) {
 	mustSign(t, f.create(t, tpmkey.ECDSAP256, ""), "", crypto.SHA256)
 }
 
-// TestNotStartedUp: a software TPM that nobody sent TPM2_Startup.
+// TestNotStartedUp has a software TPM that needs TPM2_Startup.
 func TestNotStartedUp(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	f.Inject(tpmtest.Fault{Command: "ContextLoad", Effect: tpmtest.Code(uint32(tpm2.TPMRCInitialize))})
@@ -197,8 +207,9 @@ func TestNotStartedUp(t *testing.T) {
 	f.Disarm()
 }
 
-// TestWrongSignature: what the TPM or the bus falsified does not get out.
+// TestWrongSignature falsifies a signature on the bus. It must not be returned.
 func TestWrongSignature(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for _, a := range []tpmkey.Algorithm{tpmkey.ECDSAP256, tpmkey.RSA2048} {
 		key := f.create(t, a, "")
@@ -214,8 +225,10 @@ func TestWrongSignature(t *testing.T) {
 	}
 }
 
-// TestFalsifiedResponse: with a PIN the response is authenticated as well.
+// TestFalsifiedResponse falsifies a response for a key with a PIN, whose HMAC is then
+// wrong.
 func TestFalsifiedResponse(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
 	mustSign(t, key, "1234", crypto.SHA256)
@@ -229,9 +242,10 @@ func TestFalsifiedResponse(t *testing.T) {
 	mustSign(t, key, "1234", crypto.SHA256)
 }
 
-// TestSlotsTakenByOthers fills the TPM's three slots; when one gets free the
-// signature goes on.
+// TestSlotsTakenByOthers fills the TPM's three slots. The signature must continue
+// when one becomes free.
 func TestSlotsTakenByOthers(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	mustSign(t, key, "", crypto.SHA256)
@@ -262,7 +276,7 @@ func TestSlotsTakenByOthers(t *testing.T) {
 	f.Tool("tpm2_flushcontext", "-t")
 }
 
-// takeSlot loads an object on a connection of its own, and leaves it there.
+// takeSlot loads an object on a connection of its own and leaves it in the TPM.
 func (f *fixture) takeSlot(t *testing.T) tpm2.TPMHandle {
 	t.Helper()
 	conn, err := f.Open(testContext(t))
@@ -277,9 +291,10 @@ func (f *fixture) takeSlot(t *testing.T) tpm2.TPMHandle {
 	return rsp.ObjectHandle
 }
 
-// TestOthersHandlesAreLeftAlone: after a connection that broke, only our own
-// object is flushed, though the TPM gives handles again.
+// TestOthersHandlesAreLeftAlone checks that after a broken connection only our own
+// object is flushed, although the TPM gives out handles again.
 func TestOthersHandlesAreLeftAlone(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	mustSign(t, key, "", crypto.SHA256)
@@ -299,6 +314,7 @@ func TestOthersHandlesAreLeftAlone(t *testing.T) {
 }
 
 func TestClosedTPM(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	f.Close(t)

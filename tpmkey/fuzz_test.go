@@ -17,8 +17,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// liar is a TPM that answers with octets that were made up: right frames around
-// anything.
+// liar is a TPM that answers with arbitrary octets in correct frames.
 type liar struct{ octets []byte }
 
 func (l *liar) Close() error  { return nil }
@@ -41,9 +40,9 @@ func (l *liar) Send(context.Context, []byte) ([]byte, error) {
 	return append(answer, body...), nil
 }
 
-// FuzzAnswers lets a TPM answer anything at the first and second use of keys,
-// while a key is made or imported, and when it is asked what it is. Nothing but
-// an error, or a right signature, may come of it.
+// FuzzAnswers lets a TPM answer anything when keys are used for the first and second
+// time, created or imported, and when its capabilities are read. The result must be
+// an error or a correct signature.
 func FuzzAnswers(f *testing.F) {
 	var files []*keyfile.TPMKey
 	paths, err := filepath.Glob("../keyfile/testdata/*.tpm")
@@ -99,8 +98,8 @@ func FuzzAnswers(f *testing.F) {
 	})
 }
 
-// boundFile makes a key that is used by policy, PolicyPCR and PolicyAuthValue, of
-// one that is not. No TPM would load it.
+// boundFile returns a copy of a key file with a policy, PolicyPCR and
+// PolicyAuthValue. No TPM would load it.
 func boundFile(t testing.TB, file *keyfile.TPMKey) *keyfile.TPMKey {
 	t.Helper()
 	area, err := tpm2.Unmarshal[tpm2.TPMTPublic](file.Pubkey[2:])

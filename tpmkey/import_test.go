@@ -33,7 +33,7 @@ func newECDSA(t testing.TB, c elliptic.Curve) *ecdsa.PrivateKey {
 	return key
 }
 
-// rsaKeys are made once for all tests: RSA 4096 takes a second or more.
+// rsaKeys are generated once for all tests: RSA 4096 takes a second or more.
 var rsaKeys sync.Map
 
 func newRSA(t testing.TB, bits int) *rsa.PrivateKey {
@@ -67,7 +67,7 @@ func (f *fixture) importPrivate(t testing.TB, private crypto.PrivateKey, o tpmke
 	return f.imported(t, file, private)
 }
 
-// imported checks what came of an import, and returns it ready for use.
+// imported checks the result of an import and returns it ready for use.
 func (f *fixture) imported(t testing.TB, file *keyfile.TPMKey, private crypto.PrivateKey) *tpmkey.Key {
 	t.Helper()
 	data, err := file.Marshal()
@@ -102,6 +102,7 @@ func hashesOf(pub crypto.PublicKey) []crypto.Hash {
 }
 
 func TestImportPrivate(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for name, private := range map[string]crypto.PrivateKey{
 		"P-256":    newECDSA(t, elliptic.P256()),
@@ -124,9 +125,10 @@ func TestImportPrivate(t *testing.T) {
 	}
 }
 
-// TestImportedPublicArea holds the attributes: as those of a new key, but for
-// what is not true of one that comes from outside.
+// TestImportedPublicArea checks the attributes: those of a new key, except for the
+// ones that a key from outside cannot have.
 func TestImportedPublicArea(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for _, private := range []crypto.PrivateKey{newECDSA(t, elliptic.P256()), newRSA(t, 2048)} {
 		for _, pin := range []string{"", "1234"} {
@@ -149,9 +151,10 @@ func TestImportedPublicArea(t *testing.T) {
 	}
 }
 
-// TestManyKeysImported: random keys, and some whose scalar or coordinates begin
-// with zero octets, which a TPM wants in full width.
+// TestManyKeysImported imports random keys, and keys whose scalar or coordinates
+// begin with zero octets, which a TPM needs in full width.
 func TestManyKeysImported(t *testing.T) {
+	t.Parallel()
 	const random = 200
 	f := start(t)
 	var keys []*ecdsa.PrivateKey
@@ -170,8 +173,8 @@ func TestManyKeysImported(t *testing.T) {
 	}
 }
 
-// withZeros returns keys with a zero octet in front: of X, of Y, and of the
-// scalar (one octet and many).
+// withZeros returns keys that begin with a zero octet: one in X, one in Y, and three
+// in the scalar (one octet and many).
 func withZeros(t *testing.T, c elliptic.Curve) (keys []*ecdsa.PrivateKey) {
 	t.Helper()
 	width := (c.Params().BitSize + 7) / 8
@@ -203,9 +206,10 @@ func withZeros(t *testing.T, c elliptic.Curve) (keys []*ecdsa.PrivateKey) {
 	return keys
 }
 
-// TestImportedPINs: the auth values that libraries get wrong, which the TPM
-// takes here as they are wrapped.
+// TestImportedPINs tries the auth values that libraries get wrong. The TPM takes them
+// here as they are wrapped.
 func TestImportedPINs(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.lockout("100", "1000")
 	long := func(zero func(digest [32]byte) bool) string {
@@ -231,9 +235,10 @@ func TestImportedPINs(t *testing.T) {
 	}
 }
 
-// TestWrongPINOfImportedKey costs a try; a key without a PIN is exempt from the
-// lockout that follows.
+// TestWrongPINOfImportedKey checks that a wrong PIN costs a try, and that a key
+// without a PIN is exempt from the lockout that follows.
 func TestWrongPINOfImportedKey(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.lockout("2", "1000")
 	key := f.importPrivate(t, newECDSA(t, elliptic.P256()), tpmkey.WrapOptions{Auth: []byte("right")})
@@ -252,9 +257,10 @@ func TestWrongPINOfImportedKey(t *testing.T) {
 	mustSign(t, free, "", crypto.SHA256)
 }
 
-// TestImportIsNotOnTheWire looks for the private key and the PIN in all that is
-// sent to the TPM, and holds the commands of an import.
+// TestImportIsNotOnTheWire looks for the private key and the PIN in everything that
+// is sent to the TPM, and checks the commands of an import.
 func TestImportIsNotOnTheWire(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	ecc, rsaKey := newECDSA(t, elliptic.P256()), newRSA(t, 2048)
 	scalar, err := ecc.Bytes()
@@ -294,8 +300,8 @@ func TestImportIsNotOnTheWire(t *testing.T) {
 	}
 }
 
-// wrapFor wraps a key for this TPM's owner hierarchy, without its help but for
-// its storage key.
+// wrapFor wraps a key for this TPM's owner hierarchy. It uses the TPM only to get its
+// storage key.
 func (f *fixture) wrapFor(t testing.TB, private crypto.PrivateKey, pin string) *keyfile.TPMKey {
 	t.Helper()
 	to, parent, err := f.tpm.StorageKey(testContext(t), 0)
@@ -309,7 +315,7 @@ func (f *fixture) wrapFor(t testing.TB, private crypto.PrivateKey, pin string) *
 	return throughFile(t, file)
 }
 
-// throughFile writes a key file and reads it.
+// throughFile writes a key file and reads it back.
 func throughFile(t testing.TB, file *keyfile.TPMKey) *keyfile.TPMKey {
 	t.Helper()
 	data, err := file.Marshal()
@@ -323,6 +329,7 @@ func throughFile(t testing.TB, file *keyfile.TPMKey) *keyfile.TPMKey {
 }
 
 func TestWrapAndImport(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for _, private := range []crypto.PrivateKey{newECDSA(t, elliptic.P256()), newECDSA(t, elliptic.P521()), newRSA(t, 2048)} {
 		for _, pin := range []string{"", "1234"} {
@@ -346,8 +353,9 @@ func TestWrapAndImport(t *testing.T) {
 	}
 }
 
-// TestToolsImport: what is wrapped here is imported by tpm2-tools, and signs there.
+// TestToolsImport checks that tpm2-tools import our wrapped keys and sign with them.
 func TestToolsImport(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -387,9 +395,10 @@ func TestToolsImport(t *testing.T) {
 	}
 }
 
-// TestImportOfDuplicates: what TPM2_Duplicate takes out of another TPM, by
+// TestImportOfDuplicates imports what TPM2_Duplicate exported from another TPM, by
 // tpm2-tools, for a storage key of this one.
 func TestImportOfDuplicates(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	to, _, err := f.tpm.StorageKey(testContext(t), 0)
 	if err != nil {
@@ -435,9 +444,10 @@ func TestImportOfDuplicates(t *testing.T) {
 	mustSign(t, f.key(t, throughFile(t, file)), "1234", crypto.SHA256)
 }
 
-// TestImportInAnotherTPM: what was wrapped for one TPM is of no use in another,
-// and says so, however the other's storage keys look.
+// TestImportInAnotherTPM imports a key that was wrapped for a different TPM. The
+// error must say so, whatever storage keys the TPM has.
 func TestImportInAnotherTPM(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	wrapped := f.wrapFor(t, newECDSA(t, elliptic.P256()), "1234")
 	f.Close(t)
@@ -480,8 +490,9 @@ func TestImportInAnotherTPM(t *testing.T) {
 	}
 }
 
-// TestImportParents: keys under everything that can be a parent.
+// TestImportParents imports keys under all kinds of parents.
 func TestImportParents(t *testing.T) {
+	t.Parallel()
 	private := newECDSA(t, elliptic.P256())
 	const srk = 0x81000001
 	for name, tt := range map[string]struct {
@@ -506,6 +517,7 @@ func TestImportParents(t *testing.T) {
 		"RSA 2048, SHA-384 as nameAlg": {[]string{"-G", "rsa2048", "-g", "sha384"}, srk, "", srk},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			if tt.persist != nil {
 				f.persist(t, tt.persist...)
@@ -539,9 +551,10 @@ func TestImportParents(t *testing.T) {
 	}
 }
 
-// TestImportRSAParent: a key that was wrapped for the RSA primary of the owner
-// hierarchy, which is made for it, or is at 0x81000001.
+// TestImportRSAParent imports a key that was wrapped for the RSA primary of the owner
+// hierarchy, which is created for it or is at 0x81000001.
 func TestImportRSAParent(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	private := newECDSA(t, elliptic.P256())
 	pub := filepath.Join(t.TempDir(), "pub")
@@ -583,9 +596,9 @@ func TestImportRSAParent(t *testing.T) {
 	mustSign(t, f.imported(t, there, private), "", crypto.SHA256)
 }
 
-// primaries makes primary keys of the owner with go-tpm, from templates that
-// next returns until it returns none; keep says whether to leave one at
-// 0x81000001, and ends it.
+// primaries creates primary keys of the owner with go-tpm, from the templates that
+// next returns until it returns nil. If keep returns true, that key is kept at
+// 0x81000001, and primaries ends.
 func (f *fixture) primaries(t *testing.T, next func(i int) *tpm2.TPMTPublic, keep func(tpm2b []byte) bool) {
 	t.Helper()
 	conn, err := f.Open(testContext(t))
@@ -615,9 +628,10 @@ func (f *fixture) primaries(t *testing.T, next func(i int) *tpm2.TPMTPublic, kee
 	}
 }
 
-// TestImportUnderPointWithZeros: storage keys whose coordinates begin with a
-// zero octet, which is part of what the seed is derived from.
+// TestImportUnderPointWithZeros imports under a storage key whose coordinate begins
+// with a zero octet, which is part of what the seed is derived from.
 func TestImportUnderPointWithZeros(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	found := false
 	f.primaries(t, func(i int) *tpm2.TPMTPublic {
@@ -649,14 +663,17 @@ func TestImportUnderPointWithZeros(t *testing.T) {
 	mustSign(t, key, "1234", crypto.SHA256)
 }
 
-// TestImportUnderGoTPMsTemplate: somebody took its primary for the owner's, and
-// its public key looks like that. Where it is persistent, the new file says so.
+// TestImportUnderGoTPMsTemplate imports a key that was wrapped to the primary of
+// go-tpm's template, whose public key looks like that of the owner's primary. If it
+// is persistent, the new file must name the handle.
 func TestImportUnderGoTPMsTemplate(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		keep   bool
 		parent uint32
 	}{"transient": {false, keyfile.ParentOwner}, "persistent": {true, 0x81000001}} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			var public []byte
 			f.primaries(t, func(i int) *tpm2.TPMTPublic {
@@ -689,9 +706,10 @@ func TestImportUnderGoTPMsTemplate(t *testing.T) {
 	}
 }
 
-// TestImportWithoutTheAlgorithm: a TPM that lacks a curve or a size is asked,
-// and the error says what it has. No key is sent to it.
+// TestImportWithoutTheAlgorithm has a TPM without the curve. The error must say what
+// the TPM has, and no key may be sent to it.
 func TestImportWithoutTheAlgorithm(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	wrapped := f.wrapFor(t, newECDSA(t, elliptic.P521()), "")
 	for name, try := range map[string]func() error{
@@ -717,8 +735,9 @@ func TestImportWithoutTheAlgorithm(t *testing.T) {
 	}
 }
 
-// TestImportRefused: nothing is sent to the TPM.
+// TestImportRefused checks what is refused before anything is sent to the TPM.
 func TestImportRefused(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	loadable := f.create(t, tpmkey.ECDSAP256, "").File()
 	null := *f.wrapFor(t, newECDSA(t, elliptic.P256()), "")
@@ -752,8 +771,9 @@ func TestImportRefused(t *testing.T) {
 	}
 }
 
-// TestDamagedImport: each part of an importable file, and the TPM finds it.
+// TestDamagedImport damages each part of an importable file. The TPM must notice.
 func TestDamagedImport(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	whole := f.wrapFor(t, newECDSA(t, elliptic.P256()), "1234")
 	for name, part := range map[string]func(*keyfile.TPMKey) *[]byte{
@@ -777,11 +797,14 @@ func TestDamagedImport(t *testing.T) {
 	}
 }
 
-// TestImportEndsWithTheClient: between two commands.
+// TestImportEndsWithTheClient cancels the context during an import, which must end
+// between two commands.
 func TestImportEndsWithTheClient(t *testing.T) {
+	t.Parallel()
 	private := newECDSA(t, elliptic.P256())
 	for _, command := range []string{"TestParms", "CreatePrimary", "ContextSave", "Import"} {
 		t.Run(command, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			ctx, hangUp := context.WithCancel(testContext(t))
 			f.Inject(tpmtest.Fault{Command: command, Effect: func(ctx context.Context, c tpmtest.Conn, cmd []byte) ([]byte, error) {
@@ -802,10 +825,11 @@ func TestImportEndsWithTheClient(t *testing.T) {
 	}
 }
 
-// TestImportBroken breaks each command of an import in each way. It may cost
-// that import; the next one is right, and nothing stays in the TPM, which has
-// no resource manager (the software TPM's own check sees to that).
+// TestImportBroken breaks each command of an import in each way. That import may
+// fail; the next one must be correct. Nothing may stay in the TPM, which has no
+// resource manager.
 func TestImportBroken(t *testing.T) {
+	t.Parallel()
 	private := newECDSA(t, elliptic.P256())
 	f := start(t)
 	wrapped := f.wrapFor(t, private, "1234")
@@ -862,7 +886,7 @@ func TestImportBroken(t *testing.T) {
 	}
 }
 
-// waitIdleNow closes the TPM and looks at once what is left in it.
+// waitIdleNow closes the TPM and checks that nothing is left in it.
 func (f *fixture) waitIdleNow(t *testing.T) {
 	t.Helper()
 	f.Close(t)
@@ -872,9 +896,10 @@ func (f *fixture) waitIdleNow(t *testing.T) {
 	f.tpm = f.newTPM(t)
 }
 
-// TestImportedIsAnother: a TPM that loads something else than what was sent is
-// found out by the Name.
+// TestImportedIsAnother has a TPM that loads a different object than it was sent. The
+// Name must reveal it.
 func TestImportedIsAnother(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.Inject(tpmtest.Fault{Command: "Load", Effect: tpmtest.Change(func(answer []byte) []byte {
 		answer[len(answer)-10] ^= 1 // in the Name; the last octets are the empty authorization
@@ -888,9 +913,10 @@ func TestImportedIsAnother(t *testing.T) {
 	}
 }
 
-// TestImportUnderWhatIsRemembered: a key is encrypted to no other storage key
-// than the one that the caller remembers.
+// TestImportUnderWhatIsRemembered checks that a key is encrypted only to the storage
+// key that the caller remembers.
 func TestImportUnderWhatIsRemembered(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	private := newECDSA(t, elliptic.P256())
 	to, _, err := f.tpm.StorageKey(testContext(t), 0)

@@ -18,7 +18,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// primaryContext makes the draft's storage key by tpm2-tools.
+// primaryContext creates the draft's storage key with tpm2-tools.
 func (f *fixture) primaryContext(t *testing.T) string {
 	t.Helper()
 	context := filepath.Join(t.TempDir(), "primary")
@@ -27,8 +27,9 @@ func (f *fixture) primaryContext(t *testing.T) string {
 	return context
 }
 
-// TestKeysThatCanNeverSign are refused before the TPM is asked.
+// TestKeysThatCanNeverSign checks that such keys are refused before the TPM is asked.
 func TestKeysThatCanNeverSign(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	primary := f.primaryContext(t)
 	const fixed = "fixedtpm|fixedparent|sensitivedataorigin|"
@@ -55,8 +56,9 @@ func TestKeysThatCanNeverSign(t *testing.T) {
 	}
 }
 
-// TestOwnSchemes: keys that prescribe the scheme that SSH uses.
+// TestOwnSchemes signs with keys that prescribe the scheme that SSH uses.
 func TestOwnSchemes(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	primary := f.primaryContext(t)
 	attributes := "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|sign"
@@ -70,9 +72,10 @@ func TestOwnSchemes(t *testing.T) {
 	}
 }
 
-// TestImportable wraps a key for this TPM outside of it, as "importable" key
-// files hold them. It is imported once.
+// TestImportable signs with a key that was wrapped for this TPM elsewhere. It must be
+// imported once.
 func TestImportable(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.key(t, f.importable(t, "1234"))
 	got := f.commands(func() { mustSign(t, key, "1234", crypto.SHA256) })
@@ -145,8 +148,10 @@ func (f *fixture) importable(t *testing.T, pin string) *keyfile.TPMKey {
 	return file
 }
 
-// TestDamagedPrivatePart: the TPM finds it, and nothing stays behind.
+// TestDamagedPrivatePart damages the private part. The TPM must notice, and nothing
+// may stay in it.
 func TestDamagedPrivatePart(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	file := f.create(t, tpmkey.ECDSAP256, "").File()
 	for _, i := range []int{2, 10, 40, len(file.Privkey) - 1} {
@@ -163,6 +168,7 @@ func TestDamagedPrivatePart(t *testing.T) {
 }
 
 func TestDigestsRefused(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	f.Forget()

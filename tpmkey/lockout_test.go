@@ -21,8 +21,9 @@ func (f *fixture) mustLockout(t *testing.T) tpmkey.Lockout {
 	return lo
 }
 
-// TestLockout follows the count to the lockout and out of it.
+// TestLockout follows the counter into the lockout and out of it.
 func TestLockout(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.lockout("3", "1000")
 	want := tpmkey.Lockout{Tries: 3, Max: 3, Interval: 1000 * time.Second}
@@ -58,8 +59,10 @@ func TestLockout(t *testing.T) {
 	}
 }
 
-// TestLockoutOfKeys: whether it matters to a key is known without the TPM.
+// TestLockoutOfKeys checks that keys outside the lockout have no limit, without
+// asking the TPM.
 func TestLockoutOfKeys(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.lockout("5", "100")
 	for name, test := range map[string]struct {
@@ -88,8 +91,9 @@ func TestLockoutOfKeys(t *testing.T) {
 	}
 }
 
-// TestNoLockout: with an interval of zero a TPM does not count.
+// TestNoLockout checks that a TPM with an interval of zero does not count.
 func TestNoLockout(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.lockout("3", "0")
 	key := f.create(t, tpmkey.ECDSAP256, "right")
@@ -106,8 +110,10 @@ func TestNoLockout(t *testing.T) {
 	mustSign(t, key, "right", crypto.SHA256)
 }
 
-// TestLockoutNotKnown: a TPM that tells nothing of its lockout still refuses.
+// TestLockoutNotKnown has a TPM that does not report the state of its lockout. Its
+// refusal must still be recognized.
 func TestLockoutNotKnown(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "right")
 	mustSign(t, key, "right", crypto.SHA256)

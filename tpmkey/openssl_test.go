@@ -14,8 +14,8 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// openssl runs Debian's OpenSSL with its tpm2 provider (package tpm2-openssl)
-// against the software TPM.
+// openssl runs OpenSSL with Debian's tpm2 provider (package tpm2-openssl) against the
+// software TPM.
 func (f *fixture) openssl(t *testing.T, args ...string) ([]byte, error) {
 	t.Helper()
 	cmd := exec.Command("openssl", append(args, "-provider", "tpm2", "-provider", "default")...)
@@ -27,9 +27,10 @@ func (f *fixture) openssl(t *testing.T, args ...string) ([]byte, error) {
 	return out, err
 }
 
-// TestOpenSSLReadsOurFiles: what is written here is signed with by OpenSSL, with
-// the PIN, and not without it: keys that the TPM made, and imported ones.
+// TestOpenSSLReadsOurFiles checks that OpenSSL signs with our key files, created and
+// imported ones, with the PIN and not without it.
 func TestOpenSSLReadsOurFiles(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.lockout("100", "1000")
 	dir := t.TempDir()
@@ -78,8 +79,9 @@ func TestOpenSSLReadsOurFiles(t *testing.T) {
 	f.Tool("tpm2_flushcontext", "-t") // what the provider left
 }
 
-// TestKeysOfOpenSSL: what its provider makes is signed with here.
+// TestKeysOfOpenSSL signs with keys that OpenSSL's provider created.
 func TestKeysOfOpenSSL(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	path := filepath.Join(t.TempDir(), "key")
 	tests := map[string]struct {

@@ -20,7 +20,7 @@ import (
 // The attributes of the TCG's storage keys, as tpm2-tools spells them.
 const storageAttributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt"
 
-// persist makes a storage key by tpm2_createprimary with args and keeps it at
+// persist creates a storage key by tpm2_createprimary with args and keeps it at
 // 0x81000001.
 func (f *fixture) persist(t *testing.T, args ...string) {
 	t.Helper()
@@ -31,8 +31,8 @@ func (f *fixture) persist(t *testing.T, args ...string) {
 	f.Tool("tpm2_flushcontext", "-t")
 }
 
-// foreign makes a P-256 signing key by tpm2-tools under a parent context and
-// returns it as a key file that names the parent given.
+// foreign creates a P-256 signing key with tpm2-tools under a parent context. It
+// returns it as a key file that names the given parent.
 func (f *fixture) foreign(t *testing.T, parentContext string, parent uint32, args ...string) *keyfile.TPMKey {
 	t.Helper()
 	dir := t.TempDir()
@@ -43,7 +43,8 @@ func (f *fixture) foreign(t *testing.T, parentContext string, parent uint32, arg
 	return loadable(t, read(t, pub), read(t, priv), parent)
 }
 
-// loadable returns a key file with any parent, also one that is only read.
+// loadable returns a key file with any parent, even one that is accepted only when
+// read.
 func loadable(t *testing.T, pub, priv []byte, parent uint32) *keyfile.TPMKey {
 	t.Helper()
 	file, err := keyfile.NewLoadable(pub, priv, keyfile.ParentOwner, true)
@@ -54,7 +55,7 @@ func loadable(t *testing.T, pub, priv []byte, parent uint32) *keyfile.TPMKey {
 	return file
 }
 
-// goTPM makes a key under go-tpm's own storage key template, as its users do.
+// goTPM creates a key under go-tpm's own storage key template, as its users do.
 func (f *fixture) goTPM(t *testing.T) *keyfile.TPMKey {
 	t.Helper()
 	conn, err := f.Open(testContext(t))
@@ -88,7 +89,7 @@ func (f *fixture) goTPM(t *testing.T) *keyfile.TPMKey {
 	return loadable(t, tpm2.Marshal(key.OutPublic), tpm2.Marshal(key.OutPrivate), keyfile.ParentOwner)
 }
 
-// sender is a connection as go-tpm sees it.
+// sender is a connection in the form that go-tpm takes.
 type sender struct {
 	ctx  context.Context
 	conn tpmtest.Conn
@@ -105,9 +106,10 @@ func read(t *testing.T, path string) []byte {
 	return data
 }
 
-// TestOwnerParentIsFoundPersistent: a file under 0x40000001 loads under the
-// persistent storage key, and no key is made for that.
+// TestOwnerParentIsFoundPersistent checks that a file under 0x40000001 loads under
+// the persistent storage key, and that no primary is created for it.
 func TestOwnerParentIsFoundPersistent(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	if err := f.tpm.Close(); err != nil {
@@ -132,6 +134,7 @@ func TestOwnerParentIsFoundPersistent(t *testing.T) {
 }
 
 func TestOwnerPasswordWithoutStorageKey(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.Tool("tpm2_changeauth", "-c", "owner", "secret")
 	_, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.ECDSAP256})
@@ -140,9 +143,10 @@ func TestOwnerPasswordWithoutStorageKey(t *testing.T) {
 	}
 }
 
-// TestForeignParents loads keys of tools whose parent is not what the file
-// says, and of those that use an RSA storage key rightly.
+// TestForeignParents loads keys of tools that write a wrong parent, and of tools that
+// use an RSA storage key correctly.
 func TestForeignParents(t *testing.T) {
+	t.Parallel()
 	primary := func(f *fixture, t *testing.T, args ...string) string {
 		context := filepath.Join(t.TempDir(), "primary")
 		f.Tool("tpm2_createprimary", append([]string{"-Q", "-C", "o", "-c", context}, args...)...)
@@ -175,6 +179,7 @@ func TestForeignParents(t *testing.T) {
 	}
 	for name, make := range tests {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			key := f.key(t, make(f, t))
 			mustSign(t, key, "", crypto.SHA256)
@@ -185,9 +190,10 @@ func TestForeignParents(t *testing.T) {
 	}
 }
 
-// TestNoRSAKeyIsMadeOnAGuess: a key that loads nowhere costs no generation of
-// an RSA primary, which takes chips up to a minute.
+// TestNoRSAKeyIsMadeOnAGuess checks that for a key that does not load anywhere no RSA
+// primary is created, which may take a chip a minute.
 func TestNoRSAKeyIsMadeOnAGuess(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	f.Close(t)
@@ -212,6 +218,7 @@ func TestNoRSAKeyIsMadeOnAGuess(t *testing.T) {
 }
 
 func TestPersistentParentIsUsedAsItIs(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.persist(t, "-G", "ecc") // tpm2-tools' own template, not the draft's
 	file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Parent: 0x81000001})
@@ -233,6 +240,7 @@ func TestPersistentParentIsUsedAsItIs(t *testing.T) {
 }
 
 func TestParentThatIsNoStorageKey(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	context := filepath.Join(t.TempDir(), "signing")
 	f.Tool("tpm2_createprimary", "-Q", "-C", "o", "-c", context, "-G", "ecc",
@@ -250,6 +258,7 @@ func TestParentThatIsNoStorageKey(t *testing.T) {
 }
 
 func TestParentsRefused(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for _, parent := range []uint32{keyfile.ParentNull, 0x80000000, 0x40000010 + 0x1000000, 1} {
 		var unsupported *tpmkey.UnsupportedError

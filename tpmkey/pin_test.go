@@ -20,7 +20,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// signError signs and returns the error, of which there must be one.
+// signError signs and returns the error. It fails if there is none.
 func signError(t *testing.T, key *tpmkey.Key, pin string) error {
 	t.Helper()
 	_, err := key.Sign(testContext(t), []byte(pin), digest(crypto.SHA256), crypto.SHA256)
@@ -30,7 +30,7 @@ func signError(t *testing.T, key *tpmkey.Key, pin string) error {
 	return err
 }
 
-// pinned is the key of a file with what is remembered of it.
+// pinned returns the key of a file, with the storage key that is remembered.
 func (f *fixture) pinned(t *testing.T, file *keyfile.TPMKey, parent []byte, changed bool) *tpmkey.Key {
 	t.Helper()
 	key := f.key(t, file)
@@ -39,6 +39,7 @@ func (f *fixture) pinned(t *testing.T, file *keyfile.TPMKey, parent []byte, chan
 }
 
 func TestParentOfKey(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
 	if p := key.Parent(); p.Name != nil || p.At != "" || key.ParentName() != nil {
@@ -62,9 +63,10 @@ func TestParentOfKey(t *testing.T) {
 	}
 }
 
-// TestPlaceOfNewKey: a key that was made under the owner's primary is there, even
-// if that is kept at a handle, too.
+// TestPlaceOfNewKey checks that the place of a key under the owner's primary is the
+// owner, even if the primary is persistent as well.
 func TestPlaceOfNewKey(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.persist(t, "-G", "ecc", "-a", storageAttributes)
 	key := f.create(t, tpmkey.ECDSAP256, "")
@@ -83,8 +85,9 @@ func TestPlaceOfNewKey(t *testing.T) {
 	}
 }
 
-// TestPlacesOfParents: each template has a place of its own.
+// TestPlacesOfParents checks that each template has its own place.
 func TestPlacesOfParents(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	zeros := f.key(t, f.goTPM(t))
 	file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Parent: keyfile.ParentEndorsement})
@@ -107,14 +110,16 @@ func TestPlacesOfParents(t *testing.T) {
 	}
 }
 
-// TestClearedTPM: the hierarchy's seed is another, the key is gone for good, and
-// that is what the error says, whatever the file.
+// TestClearedTPM checks the error after the seed of the hierarchy has changed: the
+// key is lost for good, whether or not the file has changed.
 func TestClearedTPM(t *testing.T) {
+	t.Parallel()
 	for name, gone := range map[string]func(*fixture){
 		"cleared":  func(f *fixture) { f.Tool("tpm2_clear") },
 		"replaced": func(f *fixture) { f.Replace() },
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			key := f.create(t, tpmkey.ECDSAP256, "1234")
 			mustSign(t, key, "1234", crypto.SHA256)
@@ -149,9 +154,10 @@ func TestClearedTPM(t *testing.T) {
 	}
 }
 
-// TestClearedWhileInUse: also without a pin, a key stays with the storage key
-// under which it was loaded first.
+// TestClearedWhileInUse checks that a key without a pin keeps the storage key under
+// which it was first loaded.
 func TestClearedWhileInUse(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
 	mustSign(t, key, "1234", crypto.SHA256)
@@ -171,9 +177,10 @@ func TestClearedWhileInUse(t *testing.T) {
 	}
 }
 
-// TestPersistentParentReplaced: a key that names a handle is refused when there
-// is another storage key.
+// TestPersistentParentReplaced checks that a key that names a handle is refused if a
+// different storage key is there.
 func TestPersistentParentReplaced(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.persist(t, "-G", "ecc")
 	file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Parent: 0x81000001, Auth: []byte("1234")})
@@ -193,9 +200,10 @@ func TestPersistentParentReplaced(t *testing.T) {
 	}
 }
 
-// TestDamagedFile: the storage key is the one that is remembered, so it is not
-// the TPM that changed.
+// TestDamagedFile damages a file while the remembered storage key is there: the error
+// must blame the file and not the TPM.
 func TestDamagedFile(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	mustSign(t, key, "", crypto.SHA256)
@@ -227,9 +235,10 @@ func TestDamagedFile(t *testing.T) {
 	}
 }
 
-// TestWrappedAnew: a file with another private part may be under another
-// storage key, and then that one is kept to.
+// TestWrappedAnew checks that a file with a new private part may be under a different
+// storage key, and keeps that one from then on.
 func TestWrappedAnew(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
 	again := f.pinned(t, key.File(), bytes.Repeat([]byte{1}, 34), true)
@@ -246,8 +255,9 @@ func TestWrappedAnew(t *testing.T) {
 	}
 }
 
-// TestPinnedBudget: remembering costs no command.
+// TestPinnedBudget checks that remembering costs no command.
 func TestPinnedBudget(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
 	mustSign(t, key, "1234", crypto.SHA256)
@@ -258,8 +268,8 @@ func TestPinnedBudget(t *testing.T) {
 	}
 }
 
-// interposer sits on the bus. It puts the public area of a key of its own into
-// the answers that carry a storage key's, the Name too unless that is kept.
+// interposer sits on the bus. It replaces the public area of a storage key in
+// responses by that of its own key, and the Name as well unless keepName is set.
 type interposer struct {
 	tpmtest.Conn
 	own      *tpm2.TPM2BPublic
@@ -323,11 +333,13 @@ func (f *fixture) interposed(t *testing.T, keepName bool) *tpmkey.TPM {
 	return tpm
 }
 
-// TestInterposer: a storage key that is not the one remembered is refused before
-// a session is started with it, wherever it is offered.
+// TestInterposer checks that a storage key other than the remembered one is refused
+// before a session is started with it, wherever it is offered.
 func TestInterposer(t *testing.T) {
+	t.Parallel()
 	for name, persistent := range map[string]bool{"transient": false, "persistent": true} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			key := f.create(t, tpmkey.ECDSAP256, "1234")
 			mustSign(t, key, "1234", crypto.SHA256)
@@ -364,8 +376,9 @@ func TestInterposer(t *testing.T) {
 	}
 }
 
-// TestInterposerWithTheRightName: the Name in an answer is not believed.
+// TestInterposerWithTheRightName checks that the Name in a response is not trusted.
 func TestInterposerWithTheRightName(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
 	f.Close(t)
@@ -382,8 +395,10 @@ func TestInterposerWithTheRightName(t *testing.T) {
 	}
 }
 
-// TestCreatePinned: the PIN of a new key does not go to another storage key.
+// TestCreatePinned checks that the PIN of a new key is not sent to a different
+// storage key.
 func TestCreatePinned(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	mustSign(t, key, "", crypto.SHA256)
@@ -402,9 +417,10 @@ func TestCreatePinned(t *testing.T) {
 	}
 }
 
-// TestSessionsAreNotShared: a session that is salted to one storage key does not
-// serve a key under another, which may not trust it.
+// TestSessionsAreNotShared checks that a session that is salted to one storage key is
+// not used for keys under another.
 func TestSessionsAreNotShared(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
 	file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Parent: keyfile.ParentEndorsement, Auth: []byte("1234")})

@@ -28,8 +28,8 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// createBound makes a key bound to PCRs and returns what comes back from its
-// file's octets.
+// createBound creates a key that is bound to PCRs, and returns it as read back from
+// its file.
 func (f *fixture) createBound(t testing.TB, pin string, pcrs ...int) *tpmkey.Key {
 	t.Helper()
 	file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Auth: []byte(pin), PCRs: pcrs})
@@ -51,7 +51,7 @@ func reread(t testing.TB, file *keyfile.TPMKey) *keyfile.TPMKey {
 	return file
 }
 
-// tools closes the TPM, lets fn use it with tpm2-tools, and opens it again.
+// tools closes the TPM, calls fn, which uses it with tpm2-tools, and opens it again.
 func (f *fixture) tools(t testing.TB, fn func()) {
 	t.Helper()
 	f.Close(t)
@@ -66,6 +66,7 @@ func (f *fixture) extend(t testing.TB, pcr string) {
 }
 
 func TestBoundToPCRs(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		pin  string
 		pcrs []int
@@ -76,6 +77,7 @@ func TestBoundToPCRs(t *testing.T) {
 		"more than 8 PCRs": {"", []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 23}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			key := f.createBound(t, tt.pin, tt.pcrs...)
 			if got := key.AuthRequired(); got != (tt.pin != "") {
@@ -110,6 +112,7 @@ func TestBoundToPCRs(t *testing.T) {
 }
 
 func TestBoundRSA(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for _, pin := range []string{"", "1234"} {
 		file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.RSA2048, Auth: []byte(pin), PCRs: []int{7}})
@@ -122,9 +125,10 @@ func TestBoundRSA(t *testing.T) {
 	}
 }
 
-// TestBoundKeyFile: the file is what create_tpm2_key writes, octet for octet, and
-// the attributes leave no way around the policy.
+// TestBoundKeyFile checks that the file is octet for octet what create_tpm2_key
+// writes, and that the attributes leave no way around the policy.
 func TestBoundKeyFile(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for pin, codes := range map[string][]uint32{"": {keyfile.PolicyPCR}, "1234": {uint32(tpm2.TPMCCPolicyAuthValue), keyfile.PolicyPCR}} {
 		file := f.createBound(t, pin, 7).File()
@@ -150,9 +154,10 @@ func TestBoundKeyFile(t *testing.T) {
 	}
 }
 
-// TestBoundNotWithoutPolicy: what the policy is good for. The auth value alone,
-// as any tool could give it, does not sign.
+// TestBoundNotWithoutPolicy checks that the auth value alone, as any tool could give
+// it, does not sign.
 func TestBoundNotWithoutPolicy(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	file := f.createBound(t, "", 7).File()
 	dir := t.TempDir()
@@ -199,6 +204,7 @@ func TestBoundNotWithoutPolicy(t *testing.T) {
 }
 
 func TestWrongPINInPolicy(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.lockout("3", "1000")
 	key := f.createBound(t, "right", 7)
@@ -223,8 +229,10 @@ func TestWrongPINInPolicy(t *testing.T) {
 	mustSign(t, f.createBound(t, "", 7), "", crypto.SHA256)
 }
 
-// TestPINInPolicyIsNotOnTheWire, and it may have zeros in it.
+// TestPINInPolicyIsNotOnTheWire looks for PINs, some with zeros in them, in
+// everything that is sent.
 func TestPINInPolicyIsNotOnTheWire(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for _, pin := range []string{"a PIN of mine", "with\x00zero", strings.Repeat("long ", 20)} {
 		f.Forget()
@@ -240,8 +248,9 @@ func TestPINInPolicyIsNotOnTheWire(t *testing.T) {
 	}
 }
 
-// TestPCRErrorCostsNoTry: the PCRs are looked at before the PIN is.
+// TestPCRErrorCostsNoTry checks that the TPM compares the PCRs before the PIN.
 func TestPCRErrorCostsNoTry(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	file := f.createBound(t, "right", 7).File()
 	f.extend(t, "7")
@@ -257,9 +266,10 @@ func TestPCRErrorCostsNoTry(t *testing.T) {
 	})
 }
 
-// TestCommandsPerPolicySignature holds the numbers in docs/measurements.md. The
-// first two commands look around, and are for TPMs without a resource manager.
+// TestCommandsPerPolicySignature checks the numbers in docs/measurements.md. The
+// commands in look are for TPMs without a resource manager.
 func TestCommandsPerPolicySignature(t *testing.T) {
+	t.Parallel()
 	look := []string{"ReadClock", "GetCapability"}
 	for name, tt := range map[string]struct {
 		pin  string
@@ -269,6 +279,7 @@ func TestCommandsPerPolicySignature(t *testing.T) {
 		"PCR and PIN": {"1234", []string{"ContextLoad", "StartAuthSession", "FlushContext", "PolicyAuthValue", "PolicyPCR", "Sign", "FlushContext"}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			key := f.createBound(t, tt.pin, 7)
 			got := f.steadyCommands(func() { mustSign(t, key, tt.pin, crypto.SHA256) })
@@ -279,9 +290,10 @@ func TestCommandsPerPolicySignature(t *testing.T) {
 	}
 }
 
-// TestPCRChangesMeanwhile: a PCR that is extended between the policy and the
-// signature costs another run, not the signature.
+// TestPCRChangesMeanwhile extends a PCR between the policy and the signature. The
+// policy must run again, and the signature must succeed.
 func TestPCRChangesMeanwhile(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for _, pin := range []string{"", "1234"} {
 		key := f.createBound(t, pin, 7)
@@ -309,6 +321,7 @@ func TestPCRChangesMeanwhile(t *testing.T) {
 }
 
 func TestCreateBoundRefused(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for _, pcrs := range [][]int{{24}, {-1}, {7, 100}} {
 		if _, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.ECDSAP256, PCRs: pcrs}); err == nil {
@@ -317,8 +330,9 @@ func TestCreateBoundRefused(t *testing.T) {
 	}
 }
 
-// TestCreateBoundBankOff: a TPM whose SHA-256 bank is turned off.
+// TestCreateBoundBankOff has a TPM whose SHA-256 bank is disabled.
 func TestCreateBoundBankOff(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	file := f.createBound(t, "", 7).File()
 	f.tools(t, func() {
@@ -336,7 +350,8 @@ func TestCreateBoundBankOff(t *testing.T) {
 	}
 }
 
-// pcrPolicy makes the policy digest of PCRs as they are, by tpm2-tools.
+// pcrPolicy returns the policy digest of the current PCR values, computed by
+// tpm2-tools.
 func (f *fixture) pcrPolicy(t testing.TB, selection string) []byte {
 	t.Helper()
 	dir := t.TempDir()
@@ -351,7 +366,7 @@ func (f *fixture) pcrPolicy(t testing.TB, selection string) []byte {
 	return data
 }
 
-// pcrValue reads a PCR by tpm2-tools.
+// pcrValue reads a PCR with tpm2-tools.
 func (f *fixture) pcrValue(t testing.TB, selection string) []byte {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "pcr")
@@ -363,8 +378,7 @@ func (f *fixture) pcrValue(t testing.TB, selection string) []byte {
 	return data
 }
 
-// signer is who signs policies: a software key that the TPM knows the public
-// part of.
+// signer signs policies. It is a software key whose public part the TPM knows.
 type signer struct {
 	key  *ecdsa.PrivateKey
 	area []byte // TPM2B_PUBLIC
@@ -397,8 +411,8 @@ func (f *fixture) signer(t testing.TB) *signer {
 	return s
 }
 
-// authorization is a PolicyAuthorize in the file's form, with the signature over
-// a policy digest, or without for nil.
+// authorization returns a PolicyAuthorize in the file's form, with the signature over
+// a policy digest, or without one for nil.
 func (s *signer) authorization(t testing.TB, approved []byte) keyfile.Policy {
 	t.Helper()
 	b := append(bytes.Clone(s.area), 0, byte(len(s.ref)))
@@ -422,7 +436,8 @@ func (s *signer) authorization(t testing.TB, approved []byte) keyfile.Policy {
 	return keyfile.Policy{CommandCode: uint32(tpm2.TPMCCPolicyAuthorize), CommandPolicy: b}
 }
 
-// approve signs the state of a PCR as it is, and returns what goes into the file.
+// approve signs the current state of a PCR, and returns the signed policy for the
+// file.
 func (f *fixture) approve(t testing.TB, s *signer, name, pcr string) keyfile.AuthPolicy {
 	t.Helper()
 	value := sha256.Sum256(f.pcrValue(t, "sha256:"+pcr))
@@ -433,8 +448,8 @@ func (f *fixture) approve(t testing.TB, s *signer, name, pcr string) keyfile.Aut
 	}}
 }
 
-// createSigned makes a key by tpm2-tools that is used by what the signer approves.
-// With auth the policy goes on with PolicyAuthValue.
+// createSigned creates a key with tpm2-tools that is used by what the signer
+// approves. With a pin, PolicyAuthValue follows.
 func (f *fixture) createSigned(t testing.TB, s *signer, pin string) *keyfile.TPMKey {
 	t.Helper()
 	dir := t.TempDir()
@@ -481,14 +496,16 @@ func (f *fixture) createSigned(t testing.TB, s *signer, pin string) *keyfile.TPM
 	return file
 }
 
-// TestSignedPolicies: a key that works in the states which its signer approves,
-// also in one that was approved after the key was made.
+// TestSignedPolicies uses a key in the states that its signer approves, one of them
+// approved after the key was created.
 func TestSignedPolicies(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		pin string
 		ref []byte
 	}{"plain": {}, "with a PIN": {pin: "1234"}, "with a policyRef": {ref: []byte("for ssh")}} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			f.Close(t)
 			s := f.signer(t)
@@ -530,9 +547,10 @@ func TestSignedPolicies(t *testing.T) {
 	}
 }
 
-// TestSignedPolicyFalsified: a signature that is not the signer's opens nothing,
-// and does not keep the next policy from being tried.
+// TestSignedPolicyFalsified checks that a signature that is not the signer's is
+// refused, and that the next policy is tried anyway.
 func TestSignedPolicyFalsified(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.Close(t)
 	s := f.signer(t)
@@ -552,8 +570,10 @@ func TestSignedPolicyFalsified(t *testing.T) {
 	mustSign(t, f.key(t, file), "", crypto.SHA256)
 }
 
-// TestPolicyRefused: what cannot be run is named before the key is offered.
+// TestPolicyRefused checks that a policy that cannot be run is refused by name before
+// the key is offered.
 func TestPolicyRefused(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	bound := f.createBound(t, "", 7).File()
 	pcr := bound.Policy[0]
@@ -595,11 +615,13 @@ func TestPolicyRefused(t *testing.T) {
 	mustSign(t, f.key(t, signed), "", crypto.SHA256)
 }
 
-// TestOtherHashes: a key whose nameAlg is another hash has policy sessions with
-// that, and takes longer PINs.
+// TestOtherHashes uses keys with a different nameAlg: their policy sessions have that
+// hash, and their PINs may be longer.
 func TestOtherHashes(t *testing.T) {
+	t.Parallel()
 	for name, hash := range map[string]crypto.Hash{"sha384": crypto.SHA384, "sha512": crypto.SHA512} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			f.Close(t)
 			dir := t.TempDir()
@@ -630,9 +652,10 @@ func TestOtherHashes(t *testing.T) {
 	}
 }
 
-// TestBoundKeyInTools: tpm2-tools sign with a key that was made here, by the
-// policy and not without it.
+// TestBoundKeyInTools signs with tpm2-tools and a key that was created here, by its
+// policy.
 func TestBoundKeyInTools(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	file := f.createBound(t, "1234", 7).File()
 	f.Close(t)
@@ -657,8 +680,10 @@ func TestBoundKeyInTools(t *testing.T) {
 	}
 }
 
-// TestDraftForm: the draft's order of a PolicyPCR, which others may write.
+// TestDraftForm reads a PolicyPCR in the draft's order, which other programs may
+// write.
 func TestDraftForm(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	file := f.createBound(t, "", 7).File()
 	bare := file.Policy[0].CommandPolicy
@@ -667,9 +692,10 @@ func TestDraftForm(t *testing.T) {
 	mustSign(t, f.key(t, reread(t, file)), "", crypto.SHA256)
 }
 
-// TestUnneededPolicy: with userWithAuth the auth value is enough, whatever the
-// file says of a policy.
+// TestUnneededPolicy checks that with userWithAuth the auth value is enough, whatever
+// policy the file has.
 func TestUnneededPolicy(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	file := f.create(t, tpmkey.ECDSAP256, "1234").File()
 	file.Policy = []keyfile.Policy{{CommandCode: 0x151}}
@@ -677,6 +703,7 @@ func TestUnneededPolicy(t *testing.T) {
 }
 
 func TestCheckPCRs(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	file := f.createBound(t, "", 7, 11).File()
 	pcrs, err := file.Policy[0].PCRs(32)
@@ -693,9 +720,10 @@ func TestCheckPCRs(t *testing.T) {
 	}
 }
 
-// TestPolicyBroken breaks each command of signatures by policy in each way. The
-// next signature is right, and nothing stays in the TPM.
+// TestPolicyBroken breaks each command of signatures by policy in each way. The next
+// signature must be correct, and nothing may stay in the TPM.
 func TestPolicyBroken(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.Close(t)
 	s := f.signer(t)
@@ -735,8 +763,9 @@ func TestPolicyBroken(t *testing.T) {
 	}
 }
 
-// TestPolicyRetried: "not now" is waited for at each command.
+// TestPolicyRetried checks that each command is retried after "not now".
 func TestPolicyRetried(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.createBound(t, "1234", 7)
 	mustSign(t, key, "1234", crypto.SHA256)

@@ -15,15 +15,17 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// foreignRSA makes an RSA 2048 key by tpm2-tools under the draft's parent.
+// foreignRSA creates an RSA 2048 key with tpm2-tools under the draft's parent.
 func (f *fixture) foreignRSA(t *testing.T, attributes string) *tpmkey.Key {
 	t.Helper()
 	primary := f.primaryContext(t)
 	return f.key(t, f.foreign(t, primary, 0x40000001, "-G", "rsa2048", "-a", attributes))
 }
 
-// TestDecryptOnlyRSA: keys made by create_tpm2_key may decrypt, not sign.
+// TestDecryptOnlyRSA signs with RSA keys that may decrypt but not sign, as
+// create_tpm2_key makes them.
 func TestDecryptOnlyRSA(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.foreignRSA(t, "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|decrypt")
 	for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA256, crypto.SHA512} {
@@ -34,8 +36,8 @@ func TestDecryptOnlyRSA(t *testing.T) {
 	}
 }
 
-// withoutSHA512 makes the TPM a chip that knows no SHA-512: it does not list
-// it, and does not sign with it.
+// withoutSHA512 makes the TPM a chip without SHA-512: it does not list it, and does
+// not sign with it.
 func (f *fixture) withoutSHA512() {
 	f.Inject(tpmtest.Fault{Command: "GetCapability", Times: 1 << 30, Effect: tpmtest.Change(func(answer []byte) []byte {
 		const entry = "\x00\x0d\x00\x00\x00\x04" // TPMS_ALG_PROPERTY of SHA-512
@@ -55,6 +57,7 @@ func (f *fixture) withoutSHA512() {
 }
 
 func TestRSAWithoutSHA512(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for _, pin := range []string{"", "1234"} {
 		f.tpm = f.newTPM(t)
@@ -78,6 +81,7 @@ func TestRSAWithoutSHA512(t *testing.T) {
 }
 
 func TestSignOnlyRSA(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.foreignRSA(t, "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign")
 	mustSign(t, key, "", crypto.SHA256)
@@ -96,6 +100,7 @@ func TestSignOnlyRSA(t *testing.T) {
 }
 
 func TestUnsupportedAlgorithm(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	f.Inject(tpmtest.Fault{Command: "TestParms", Times: 1, Effect: tpmtest.Code(uint32(tpm2.TPMRCValue) | 0x1C0)})
 	_, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.RSA4096})
@@ -109,6 +114,7 @@ func TestUnsupportedAlgorithm(t *testing.T) {
 }
 
 func TestCapabilities(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	c, err := f.tpm.Capabilities(testContext(t))
 	if err != nil {

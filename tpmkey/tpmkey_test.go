@@ -43,7 +43,7 @@ func start(t testing.TB) *fixture {
 	return f
 }
 
-// newTPM returns a TPM of its own over the same chip, closed with the test.
+// newTPM returns another TPM over the same chip, closed at the end of the test.
 func (f *fixture) newTPM(t testing.TB) *tpmkey.TPM {
 	t.Helper()
 	tpm := tpmkey.New(func(ctx context.Context) (tpmkey.Conn, error) { return f.Open(ctx) })
@@ -55,7 +55,7 @@ func (f *fixture) newTPM(t testing.TB) *tpmkey.TPM {
 	return tpm
 }
 
-// create makes a key and returns it ready for use.
+// create creates a key and returns it ready for use.
 func (f *fixture) create(t testing.TB, a tpmkey.Algorithm, pin string) *tpmkey.Key {
 	t.Helper()
 	file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: a, Auth: []byte(pin)})
@@ -81,9 +81,9 @@ func (f *fixture) commands(fn func()) []string {
 	return f.Commands()
 }
 
-// steadyCommands is commands for an fn that may be repeated: what it sends when
-// the device stayed open since the call before. A TPM that serves one client at
-// a time is let go of every second, whatever the machine was doing meanwhile.
+// steadyCommands is commands for an fn that may be repeated. It returns what fn sends
+// while the device stays open: a TPM that serves one client at a time is closed every
+// second.
 func (f *fixture) steadyCommands(fn func()) []string {
 	for {
 		fn()
@@ -111,7 +111,7 @@ func testContext(t testing.TB) context.Context {
 	return ctx
 }
 
-// message is signed by tests, hashed as asked.
+// message is what tests sign, hashed as they need it.
 const message = "the main job: a key in the TPM logs you in"
 
 func digest(h crypto.Hash) []byte {
@@ -144,6 +144,7 @@ func verifies(pub crypto.PublicKey, h crypto.Hash, sig []byte) bool {
 }
 
 func TestCreateAndSign(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		algorithm tpmkey.Algorithm
 		hashes    []crypto.Hash
@@ -171,12 +172,14 @@ func TestCreateAndSign(t *testing.T) {
 	}
 }
 
-// TestCommandsPerSignature holds the budget of the design: three commands, with
+// TestCommandsPerSignature checks that a warm signature takes three commands, with
 // and without a PIN, and no parent in the TPM.
 func TestCommandsPerSignature(t *testing.T) {
+	t.Parallel()
 	steady := []string{"ContextLoad", "Sign", "FlushContext"}
 	for name, pin := range map[string]string{"no PIN": "", "PIN": "1234"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := start(t)
 			key := f.create(t, tpmkey.ECDSAP256, pin)
 			mustSign(t, key, pin, crypto.SHA256)
@@ -191,6 +194,7 @@ func TestCommandsPerSignature(t *testing.T) {
 }
 
 func TestPublicKeyFile(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	for pin, wantEmpty := range map[string]bool{"": true, "1234": false} {
 		file, err := f.tpm.Create(testContext(t), tpmkey.Template{Algorithm: tpmkey.RSA2048, Auth: []byte(pin)})
@@ -211,7 +215,7 @@ func TestPublicKeyFile(t *testing.T) {
 	}
 }
 
-// Close closes the TPM ahead of the test's end, so that tools can get at it.
+// Close closes the TPM before the end of the test, so that tools can use it.
 func (f *fixture) Close(t testing.TB) {
 	t.Helper()
 	if err := f.tpm.Close(); err != nil {

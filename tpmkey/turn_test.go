@@ -12,8 +12,10 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// TestManyAtOnce: turns are given one at a time, and every signature is right.
+// TestManyAtOnce checks that one caller at a time uses the TPM, and that every
+// signature is correct.
 func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	keys := []struct {
 		key *tpmkey.Key
@@ -42,9 +44,10 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
-// TestLeavingTheLine: a client that goes away while it waits costs the TPM no
-// command, and one whose turn has begun costs no signature.
+// TestLeavingTheLine cancels two callers. The one that waits must cost the TPM no
+// command; the one whose turn has begun must get no signature.
 func TestLeavingTheLine(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	mustSign(t, key, "", crypto.SHA256)
@@ -79,9 +82,9 @@ func TestLeavingTheLine(t *testing.T) {
 	mustSign(t, key, "", crypto.SHA256)
 }
 
-// TestMuteTPM: a client does not wait longer for its place in the line than it
-// wants to, while the TPM keeps silent.
+// TestMuteTPM checks that a caller can give up waiting while the TPM is silent.
 func TestMuteTPM(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
 	mustSign(t, key, "", crypto.SHA256)
@@ -107,9 +110,10 @@ func TestMuteTPM(t *testing.T) {
 	}
 }
 
-// TestLetsOthersIn: on a TPM that serves one client at a time, two that are
-// never idle both get on.
+// TestLetsOthersIn checks that two programs that are never idle share a TPM that
+// serves one client at a time.
 func TestLetsOthersIn(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	a := f.create(t, tpmkey.ECDSAP256, "")
 	second := f.newTPM(t)
@@ -133,8 +137,9 @@ func TestLetsOthersIn(t *testing.T) {
 	wg.Wait()
 }
 
-// TestOpenFails: the device is tried anew each time.
+// TestOpenFails checks that the device is opened again at each try.
 func TestOpenFails(t *testing.T) {
+	t.Parallel()
 	broken := errors.New("no such device")
 	opened := 0
 	tpm := tpmkey.New(func(context.Context) (tpmkey.Conn, error) { opened++; return nil, broken })

@@ -27,7 +27,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// bareKey is the storage key of a TPM that nobody has, P-256.
+// bareKey returns a P-256 storage key that is in no TPM.
 func bareKey(t testing.TB) *tpmkey.StorageKey {
 	t.Helper()
 	key, err := tpmkey.StorageKeyOf(&newECDSA(t, elliptic.P256()).PublicKey)
@@ -62,7 +62,7 @@ func unequalRSA(t *testing.T) *rsa.PrivateKey {
 	}
 }
 
-// exponent3 returns an RSA 2048 key with that exponent.
+// exponent3 returns an RSA 2048 key with the exponent 3.
 func exponent3(t *testing.T) *rsa.PrivateKey {
 	t.Helper()
 	for {
@@ -83,8 +83,9 @@ func exponent3(t *testing.T) *rsa.PrivateKey {
 	}
 }
 
-// TestWrapUnsupported: keys that no TPM takes are refused by their names.
+// TestWrapUnsupported checks that keys that no TPM takes are refused by name.
 func TestWrapUnsupported(t *testing.T) {
+	t.Parallel()
 	_, ed, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -125,8 +126,10 @@ func TestWrapUnsupported(t *testing.T) {
 	}
 }
 
-// TestWrapInconsistent: keys whose numbers contradict each other.
+// TestWrapInconsistent checks that keys whose numbers contradict each other are
+// refused.
 func TestWrapInconsistent(t *testing.T) {
+	t.Parallel()
 	ecc := func(change func(*ecdsa.PrivateKey)) crypto.PrivateKey {
 		key := *newECDSA(t, elliptic.P256())
 		change(&key)
@@ -175,9 +178,10 @@ func TestWrapInconsistent(t *testing.T) {
 	}
 }
 
-// TestWrapLeavesTheKey: the caller's key is as it was, and no two wrappings are
-// alike.
+// TestWrapLeavesTheKey checks that Wrap does not change the caller's key, and that
+// two results differ.
 func TestWrapLeavesTheKey(t *testing.T) {
+	t.Parallel()
 	to := bareKey(t)
 	for _, private := range []crypto.PrivateKey{newECDSA(t, elliptic.P384()), newRSA(t, 2048)} {
 		before, err := x509.MarshalPKCS8PrivateKey(private)
@@ -206,8 +210,9 @@ func TestWrapLeavesTheKey(t *testing.T) {
 	}
 }
 
-// TestWrapRSA4096: whether a TPM takes it is not for Wrap to know.
+// TestWrapRSA4096 checks that Wrap accepts RSA 4096, although not every TPM takes it.
 func TestWrapRSA4096(t *testing.T) {
+	t.Parallel()
 	file, err := tpmkey.Wrap(bareKey(t), newRSA(t, 4096), tpmkey.WrapOptions{Parent: 0x81000001})
 	if err != nil {
 		t.Fatal(err)
@@ -218,6 +223,7 @@ func TestWrapRSA4096(t *testing.T) {
 }
 
 func TestStorageKeyOfThisTPM(t *testing.T) {
+	t.Parallel()
 	f := start(t)
 	key, parent, err := f.tpm.StorageKey(testContext(t), 0)
 	if err != nil {
@@ -253,6 +259,7 @@ func TestStorageKeyOfThisTPM(t *testing.T) {
 }
 
 func TestStorageKeyOf(t *testing.T) {
+	t.Parallel()
 	rsaKey, err := tpmkey.StorageKeyOf(&newRSA(t, 2048).PublicKey)
 	if err != nil || !rsaKey.RSA() {
 		t.Fatalf("RSA 2048: %v", err)
@@ -288,7 +295,7 @@ func TestStorageKeyOf(t *testing.T) {
 	}
 }
 
-// storagePublic is H-2 with a point, to be changed.
+// storagePublic returns H-2 with a point, for tests that change it.
 func storagePublic(t testing.TB) tpm2.TPMTPublic {
 	t.Helper()
 	outer, err := tpm2.Unmarshal[tpm2.TPM2BPublic](bareKey(t).Marshal())
@@ -302,7 +309,7 @@ func storagePublic(t testing.TB) tpm2.TPMTPublic {
 	return *public
 }
 
-// withSymmetric is H-2 with another symmetric algorithm.
+// withSymmetric returns H-2 with a different symmetric algorithm.
 func withSymmetric(t testing.TB, alg tpm2.TPMAlgID, bits tpm2.TPMKeyBits, mode tpm2.TPMAlgID) tpm2.TPMTPublic {
 	p := storagePublic(t)
 	sym := tpm2.TPMTSymDefObject{Algorithm: alg}
@@ -313,7 +320,7 @@ func withSymmetric(t testing.TB, alg tpm2.TPMAlgID, bits tpm2.TPMKeyBits, mode t
 	return p
 }
 
-// camellia is H-2 with Camellia in place of AES, which go-tpm does not know.
+// camellia returns H-2 with Camellia, which go-tpm does not know, in place of AES.
 func camellia(t testing.TB) []byte {
 	tpm2b := bareKey(t).Marshal()
 	binary.BigEndian.PutUint16(tpm2b[12:], uint16(tpm2.TPMAlgCamellia))
@@ -321,6 +328,7 @@ func camellia(t testing.TB) []byte {
 }
 
 func TestParseStorageKeyRefuses(t *testing.T) {
+	t.Parallel()
 	with := func(change func(*tpm2.TPMTPublic)) []byte {
 		p := storagePublic(t)
 		change(&p)
@@ -371,7 +379,7 @@ func TestParseStorageKeyRefuses(t *testing.T) {
 	}
 }
 
-// bareRSA is H-1 with another size, which no TPM has as a primary.
+// bareRSA returns H-1 with a different size.
 func bareRSA(t testing.TB, bits int) []byte {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, bits)
@@ -390,9 +398,10 @@ func bareRSA(t testing.TB, bits int) []byte {
 	return tpm2.Marshal(tpm2.New2B(p))
 }
 
-// TestStorageKeyWithoutAName: a key file cannot say which of a hierarchy's other
-// keys it means.
+// TestStorageKeyWithoutAName wraps to storage keys that a key file cannot name by
+// their hierarchy.
 func TestStorageKeyWithoutAName(t *testing.T) {
+	t.Parallel()
 	private := newECDSA(t, elliptic.P256())
 	for name, tpm2b := range map[string][]byte{
 		"AES-256":  tpm2.Marshal(tpm2.New2B(withSymmetric(t, tpm2.TPMAlgAES, 256, tpm2.TPMAlgCFB))),
@@ -412,7 +421,8 @@ func TestStorageKeyWithoutAName(t *testing.T) {
 	}
 }
 
-// FuzzParseStorageKey: what is taken can be wrapped to, and is what it was.
+// FuzzParseStorageKey checks that everything that is accepted can be wrapped to and
+// stays the same key.
 func FuzzParseStorageKey(f *testing.F) {
 	private := newECDSA(f, elliptic.P256())
 	f.Add(bareKey(f).Marshal())
@@ -441,8 +451,8 @@ func FuzzParseStorageKey(f *testing.F) {
 	})
 }
 
-// FuzzWrap: numbers that somebody made up, as parsers of private keys hand them
-// over, are refused or make a file with the same public key.
+// FuzzWrap wraps arbitrary numbers, as parsers of private keys may return them. The
+// result must be an error or a file with the same public key.
 func FuzzWrap(f *testing.F) {
 	to := bareKey(f)
 	for _, c := range []elliptic.Curve{elliptic.P256(), elliptic.P521()} {
