@@ -26,13 +26,13 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What we take as PEM, encoding/pem takes for the same.
+		// encoding/pem must agree on what we accept as PEM.
 		block := findBlock(data)
 		if block == nil {
 			t.Fatalf("encoding/pem sees no block in %q", data)
 		}
 		if again, err := parseDER(block.Bytes); err != nil || !bytes.Equal(again.Pubkey, k.Pubkey) {
-			t.Fatalf("encoding/pem sees another block in %q", data)
+			t.Fatalf("encoding/pem sees a different block in %q", data)
 		}
 		if into, err := k.MarshalInto(data); err == nil {
 			if again, err := Parse(into); err != nil || !bytes.Equal(again.Privkey, k.Privkey) {
@@ -72,7 +72,7 @@ func FuzzParsePublic(f *testing.F) {
 			}
 			return
 		}
-		// Whatever was read makes a file, and comes back from it.
+		// What was read can be written to a file and read back.
 		k, err := NewLoadable(data, []byte{0, 1, 1}, ParentOwner, true)
 		if err != nil {
 			t.Fatal(err)

@@ -55,7 +55,7 @@ var goldens = []struct {
 	bits      int
 	scheme    uint16
 }{
-	// These two have emptyAuth as tpm2_encodeobject 5.4 writes it: inverted.
+	// tpm2_encodeobject 5.4 writes emptyAuth inverted.
 	{"tools-p256", Loadable, false, ParentOwner, algECC, 256, algECDSA},
 	{"tools-p384-pin", Loadable, true, ParentOwner, algECC, 384, algECDSA},
 	{"tools-rsa2048", Loadable, false, ParentOwner, algRSA, 2048, algNull},

@@ -444,7 +444,7 @@ func TestErrorSaysWhere(t *testing.T) {
 	at := bytes.Index(der, f.privkey)
 	f.privkey = []byte{0x05, 0}
 	_, err := f.parse()
-	// The content is shorter now, so the head of the SEQUENCE is too.
+	// The content is shorter now, and so is the header of the SEQUENCE.
 	wantError(t, err, ErrFormat, fmt.Sprintf("privkey at octet %d", at-1))
 }
 

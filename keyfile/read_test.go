@@ -190,7 +190,7 @@ func unprivileged(t *testing.T, f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		// The thread ends with the goroutine: it is never unlocked.
+		// The thread is never unlocked, so it ends with the goroutine.
 		runtime.LockOSThread()
 		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETFSUID, 65534, 0, 0); errno != 0 {
 			t.Error(errno)

@@ -44,7 +44,7 @@ func TestMarshalInto(t *testing.T) {
 			}
 		}
 	}
-	// Without its last newline, too.
+	// The last newline may be missing.
 	if got, err := k.MarshalInto(bytes.TrimSuffix(old, []byte("\n"))); err != nil || !bytes.Equal(got, block) {
 		t.Errorf("%v, %q", err, got)
 	}

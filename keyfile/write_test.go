@@ -184,14 +184,14 @@ func TestReplace(t *testing.T) {
 	wantFile(t, path, []byte("new"), 0o640)
 	old := make([]byte, 10)
 	if n, _ := open.Read(old); string(old[:n]) != "old" {
-		t.Errorf("who had the file open now reads %q", old[:n])
+		t.Errorf("a reader that had the file open now reads %q", old[:n])
 	}
 	wantNames(t, dir, "key")
 }
 
-// TestReplaceForAnother replaces another user's key as root. The owner must stay the
+// TestReplaceKeepsOwner replaces another user's key as root. The owner must stay the
 // same.
-func TestReplaceForAnother(t *testing.T) {
+func TestReplaceKeepsOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can give a file away")
 	}
@@ -304,8 +304,8 @@ func TestWriteFullDisk(t *testing.T) {
 	wantPathError(t, Replace(old, make([]byte, 65<<10), 0o600), old, syscall.ENOSPC)
 	wantFile(t, old, []byte("old"), 0o600)
 	wantNames(t, dir, "old")
-	// Without links there are two files for a moment: the second may be the
-	// one for which there is no room.
+	// Without links there are two files for a moment, and the second may not
+	// fit.
 	path := filepath.Join(dir, "half")
 	wantPathError(t, withoutLinks(path, make([]byte, 40<<10), 0o600), path, syscall.ENOSPC)
 	wantNames(t, dir, "old")

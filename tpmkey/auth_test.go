@@ -33,7 +33,7 @@ func TestWrongPIN(t *testing.T) {
 	}
 	mustSign(t, key, "right", crypto.SHA256)
 
-	// An answer that was right does not give a try back; the third one locks.
+	// A correct PIN does not give a try back. The third wrong one locks.
 	_, err := key.Sign(testContext(t), []byte("wrong"), digest(crypto.SHA256), crypto.SHA256)
 	var wrong *tpmkey.AuthError
 	if !errors.As(err, &wrong) || wrong.Left != 0 {
@@ -44,7 +44,7 @@ func TestWrongPIN(t *testing.T) {
 	if !errors.As(err, &locked) || locked.Wait != 1000*time.Second {
 		t.Fatalf("Sign while locked: %v, want a LockoutError that says 1000 s", err)
 	}
-	// A key without a PIN carries noDA and goes on.
+	// A key without a PIN has noDA and keeps working.
 	mustSign(t, f.create(t, tpmkey.ECDSAP256, ""), "", crypto.SHA256)
 
 	f.Close(t)

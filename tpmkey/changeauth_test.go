@@ -219,7 +219,7 @@ func TestChangeAuthByPolicy(t *testing.T) {
 		if _, err := key.ChangeAuth(testContext(t), []byte("wrong"), []byte("new")); !isAuthError(err) || f.counter(t) != before+1 {
 			t.Errorf("a wrong PIN: %v, %d tries", err, f.counter(t)-before)
 		}
-		// The new file could not be tried.
+		// The new file could not sign.
 		f.extend(t, "7")
 		var state *tpmkey.PCRError
 		if _, err := f.key(t, changed.File()).ChangeAuth(testContext(t), []byte("new"), []byte("other")); !errors.As(err, &state) {
@@ -260,7 +260,7 @@ func TestChangeAuthRefused(t *testing.T) {
 			t.Errorf("%v, by %v, want %q", err, sent, why)
 		}
 	}
-	// This is why: the TPM itself takes no auth value for it (TPM_RC_AUTH_TYPE).
+	// The TPM itself accepts no auth value for it (TPM_RC_AUTH_TYPE).
 	f.tools(t, func() {
 		dir := t.TempDir()
 		pub, priv, context := filepath.Join(dir, "pub"), filepath.Join(dir, "priv"), filepath.Join(dir, "context")
@@ -392,7 +392,7 @@ func TestChangeAuthBroken(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	file := f.create(t, tpmkey.ECDSAP256, "old").File()
-	// The TPM's first use of a lockout counter is one more command (TPM_RC_RETRY).
+	// The first use of the TPM's lockout counter costs one more command (TPM_RC_RETRY).
 	mustSign(t, f.key(t, file), "old", crypto.SHA256)
 	fresh := func() *tpmkey.Key {
 		f.Close(t)
@@ -439,9 +439,9 @@ func TestChangeAuthBroken(t *testing.T) {
 	}
 }
 
-// TestChangeAuthLie has a TPM that reports success and returns the old private part.
+// TestChangeAuthUnchanged has a TPM that reports success and returns the old private part.
 // ChangeAuth must notice, and must not report a wrong PIN.
-func TestChangeAuthLie(t *testing.T) {
+func TestChangeAuthUnchanged(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "old")

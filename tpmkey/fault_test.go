@@ -180,7 +180,7 @@ func TestKilledInTheMiddle(t *testing.T) {
 	}
 }
 
-func TestAnotherTPM(t *testing.T) {
+func TestDifferentTPM(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
@@ -242,9 +242,9 @@ func TestFalsifiedResponse(t *testing.T) {
 	mustSign(t, key, "1234", crypto.SHA256)
 }
 
-// TestSlotsTakenByOthers fills the TPM's three slots. The signature must continue
+// TestNoFreeSlots fills the TPM's three slots. The signature must continue
 // when one becomes free.
-func TestSlotsTakenByOthers(t *testing.T) {
+func TestNoFreeSlots(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
@@ -257,7 +257,7 @@ func TestSlotsTakenByOthers(t *testing.T) {
 	free := func(ctx context.Context, c tpmtest.Conn, cmd []byte) ([]byte, error) {
 		answer, err := c.Send(ctx, cmd)
 		if err == nil && tpmtest.ReturnCode(answer) == uint32(tpm2.TPMRCObjectMemory) && len(taken) > 0 {
-			// The owner of that slot is done with it.
+			// The other program frees its slot.
 			flush := tpmtest.NewCommand(uint32(tpm2.TPMCCFlushContext), binary.BigEndian.AppendUint32(nil, uint32(taken[0])))
 			taken = taken[1:]
 			if _, err := c.Send(ctx, flush); err != nil {
@@ -291,9 +291,9 @@ func (f *fixture) takeSlot(t *testing.T) tpm2.TPMHandle {
 	return rsp.ObjectHandle
 }
 
-// TestOthersHandlesAreLeftAlone checks that after a broken connection only our own
+// TestForeignHandlesAreKept checks that after a broken connection only our own
 // object is flushed, although the TPM gives out handles again.
-func TestOthersHandlesAreLeftAlone(t *testing.T) {
+func TestForeignHandlesAreKept(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
@@ -302,7 +302,7 @@ func TestOthersHandlesAreLeftAlone(t *testing.T) {
 	if _, err := key.Sign(testContext(t), nil, digest(crypto.SHA256), crypto.SHA256); err == nil {
 		t.Fatal("signed over a dropped connection")
 	}
-	// Our key is in the first slot still. Somebody takes the second.
+	// Our key is still in the first slot. Another program takes the second.
 	other := f.takeSlot(t)
 	mustSign(t, key, "", crypto.SHA256)
 	f.Close(t)

@@ -70,7 +70,7 @@ func FuzzAnswers(f *testing.F) {
 	f.Fuzz(func(t *testing.T, which uint8, octets []byte) {
 		tpm := tpmkey.New(func(context.Context) (tpmkey.Conn, error) { return &liar{octets}, nil })
 		defer tpm.Close()
-		// The retries of what passes would wait; nobody has the time.
+		// Retries would take too long.
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
 		file := files[int(which)%len(files)]
@@ -86,10 +86,10 @@ func FuzzAnswers(f *testing.F) {
 		}
 		_, _ = tpm.Capabilities(ctx)
 		if out, err := tpm.ImportPrivate(ctx, private, tpmkey.WrapOptions{}); err == nil && !samePublic(out.Public.Key, &private.PublicKey) {
-			t.Error("another key was imported")
+			t.Error("a different key was imported")
 		}
 		if out, err := tpm.Import(ctx, file); err == nil && !samePublic(out.Public.Key, file.Public.Key) {
-			t.Error("another key was imported")
+			t.Error("a different key was imported")
 		}
 		_, _, _ = tpm.StorageKey(ctx, 0x81000001)
 		_, _ = tpm.Create(ctx, tpmkey.Template{Algorithm: tpmkey.ECDSAP256, Auth: []byte("1234")})

@@ -82,7 +82,7 @@ func (f *fixture) imported(t testing.TB, file *keyfile.TPMKey, private crypto.Pr
 	}
 	key := f.key(t, file)
 	if !samePublic(key.Public(), publicOf(private)) {
-		t.Fatal("the imported key has another public key")
+		t.Fatal("the imported key has a different public key")
 	}
 	return key
 }
@@ -286,13 +286,13 @@ func TestImportIsNotOnTheWire(t *testing.T) {
 				t.Errorf("%s was sent in clear", what)
 			}
 		}
-		// The recorder would have seen it: the modulus is no secret.
+		// The modulus is no secret, so the recorder must have seen it.
 		if !f.Sent(rsaKey.N.Bytes()) {
 			t.Error("the recorder did not see the public key either")
 		}
 	}
 	f.waitIdle(t)
-	// One turn, the session-less minimum: nothing is asked that is not needed.
+	// One turn, without a session and without needless commands.
 	want := []string{"TestParms", "ReadClock", "GetCapability", "CreatePrimary", "ContextSave", "Import", "Load", "FlushContext", "FlushContext"}
 	f.tpm = f.newTPM(t)
 	if got := f.commands(func() { f.importPrivate(t, ecc, tpmkey.WrapOptions{Auth: []byte(long)}) }); !slices.Equal(got, want) {
@@ -347,7 +347,7 @@ func TestWrapAndImport(t *testing.T) {
 			}
 			key := f.imported(t, file, private)
 			mustSign(t, key, pin, hashesOf(key.Public())[0])
-			// The agent loads importable files as they are, too.
+			// The agent can also load importable files as they are.
 			mustSign(t, f.key(t, wrapped), pin, hashesOf(key.Public())[0])
 		}
 	}
@@ -385,9 +385,9 @@ func TestToolsImport(t *testing.T) {
 				t.Errorf("%T, PIN %q: the signature of tpm2_sign does not verify", private, pin)
 			}
 			if !bytes.Equal(read(t, at("name")), wrapped.Public.Name()) {
-				t.Errorf("%T: tpm2_load shows another Name", private)
+				t.Errorf("%T: tpm2_load shows a different Name", private)
 			}
-			// And what tpm2_import made is a key file's content here.
+			// The result of tpm2_import works in a key file.
 			f.tpm = f.newTPM(t)
 			mustSign(t, f.key(t, loadable(t, wrapped.Pubkey, read(t, at("priv")), keyfile.ParentOwner)), pin, crypto.SHA256)
 			f.Close(t)
@@ -439,7 +439,7 @@ func TestImportOfDuplicates(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !samePublic(file.Public.Key, public.Key) {
-		t.Error("another public key")
+		t.Error("the public key is different")
 	}
 	mustSign(t, f.key(t, throughFile(t, file)), "1234", crypto.SHA256)
 }
@@ -817,7 +817,7 @@ func TestImportEndsWithTheClient(t *testing.T) {
 				}
 			})
 			if slices.Contains(got, "Load") {
-				t.Errorf("the key was loaded for nobody: %v", got)
+				t.Errorf("the key was loaded after the caller had gone: %v", got)
 			}
 			f.Disarm()
 			f.importPrivate(t, private, tpmkey.WrapOptions{})
@@ -896,9 +896,9 @@ func (f *fixture) waitIdleNow(t *testing.T) {
 	f.tpm = f.newTPM(t)
 }
 
-// TestImportedIsAnother has a TPM that loads a different object than it was sent. The
+// TestDifferentObjectLoaded has a TPM that loads a different object than it was sent. The
 // Name must reveal it.
-func TestImportedIsAnother(t *testing.T) {
+func TestDifferentObjectLoaded(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	f.Inject(tpmtest.Fault{Command: "Load", Effect: tpmtest.Change(func(answer []byte) []byte {
@@ -906,7 +906,7 @@ func TestImportedIsAnother(t *testing.T) {
 		return answer
 	})})
 	if file, err := f.tpm.ImportPrivate(testContext(t), newECDSA(t, elliptic.P256()), tpmkey.WrapOptions{}); err == nil || file != nil || !strings.Contains(err.Error(), "another key") {
-		t.Errorf("ImportPrivate: %v, want a word about another key", err)
+		t.Errorf("ImportPrivate: %v, want an error about another key", err)
 	}
 	if n := f.Disarm(); n != 0 {
 		t.Fatal("Load was not sent")

@@ -116,7 +116,7 @@ func TestOwnerParentIsFoundPersistent(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.persist(t, "-G", "ecc", "-a", storageAttributes)
-	// With an owner password nothing can be created under the owner anyway.
+	// With an owner password no primary can be created.
 	f.Tool("tpm2_changeauth", "-c", "owner", "secret")
 	f.tpm = f.newTPM(t)
 	key = f.key(t, key.File())
@@ -125,7 +125,7 @@ func TestOwnerParentIsFoundPersistent(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("commands %v, want %v", got, want)
 	}
-	// A PIN's session is salted to that parent.
+	// The session for a PIN is salted to that parent.
 	pin := f.create(t, tpmkey.ECDSAP256, "1234")
 	mustSign(t, pin, "1234", crypto.SHA256)
 	if p := pin.File().Parent; p != 0x81000001 {
@@ -253,7 +253,7 @@ func TestParentThatIsNoStorageKey(t *testing.T) {
 	if !errors.As(err, &unsupported) {
 		t.Errorf("Create under a signing key: %v, want an UnsupportedError", err)
 	}
-	// It does not hinder keys of the owner hierarchy.
+	// Keys of the owner hierarchy still work.
 	mustSign(t, f.create(t, tpmkey.ECDSAP256, ""), "", crypto.SHA256)
 }
 

@@ -52,7 +52,7 @@ func TestParentOfKey(t *testing.T) {
 	if first.At != "owner" || len(first.Name) != 34 || !bytes.Equal(first.Name, key.ParentName()) {
 		t.Fatalf("parent %+v", first)
 	}
-	// The same storage key at another place has the same Name.
+	// The same storage key in a different place has the same Name.
 	f.Close(t)
 	f.persist(t, "-G", "ecc", "-a", storageAttributes)
 	f.tpm = f.newTPM(t)
@@ -144,7 +144,7 @@ func TestClearedTPM(t *testing.T) {
 					t.Errorf("file changed %v: loaded %v", changed, loaded)
 				}
 			}
-			// Without a memory it is what it was.
+			// If nothing is remembered, it is no ParentChangedError.
 			err := signError(t, f.key(t, key.File()), "1234")
 			var parent *tpmkey.ParentChangedError
 			if !errors.Is(err, tpmkey.ErrWrongTPM) || errors.As(err, &parent) {
@@ -166,7 +166,7 @@ func TestClearedWhileInUse(t *testing.T) {
 	key = f.key(t, key.File())
 	mustSign(t, key, "1234", crypto.SHA256)
 	f.Replace()
-	// The line is open still; the first try finds it broken.
+	// The connection is still open; the first try finds it broken.
 	err := signError(t, key, "1234")
 	var parent *tpmkey.ParentChangedError
 	if !errors.As(err, &parent) {
@@ -217,7 +217,7 @@ func TestDamagedFile(t *testing.T) {
 	if strings.Contains(err.Error(), "another TPM") {
 		t.Errorf("damaged: %v", err)
 	}
-	// The private part is as it was, and the attributes are not.
+	// Change the attributes, and leave the private part.
 	other := *key.File()
 	other.Pubkey = bytes.Clone(other.Pubkey)
 	other.Pubkey[8] ^= 0x04 // noDA
@@ -235,9 +235,9 @@ func TestDamagedFile(t *testing.T) {
 	}
 }
 
-// TestWrappedAnew checks that a file with a new private part may be under a different
+// TestWrappedAgain checks that a file with a new private part may be under a different
 // storage key, and keeps that one from then on.
-func TestWrappedAnew(t *testing.T) {
+func TestWrappedAgain(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "1234")
@@ -360,8 +360,8 @@ func TestInterposer(t *testing.T) {
 				_, err = victim.Sign(testContext(t), []byte("1234"), digest(crypto.SHA256), crypto.SHA256)
 				return err
 			}
-			// This is what is to be kept from: the session's salt is known
-			// to the interposer. It shows that this one is at work.
+			// Without a pin the interposer learns the session's salt. This
+			// shows that it works.
 			if err := sign(nil); err == nil || !slices.Contains(f.Commands(), "StartAuthSession") {
 				t.Fatalf("without a pin: %v, %v", err, f.Commands())
 			}

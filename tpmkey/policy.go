@@ -78,8 +78,8 @@ func policyHash(alg uint16) (crypto.Hash, bool) {
 	return h, uint16(hashAlg(h)) == alg
 }
 
-// signedPolicies returns the signed policies that can be run. The error is that of
-// the first one that cannot, and nil if another one can.
+// signedPolicies returns the signed policies that can be run. If none can, the error
+// is that of the first one.
 func signedPolicies(list []keyfile.AuthPolicy, by *keyfile.Authorization, hash crypto.Hash) ([]signedPolicy, error) {
 	var usable []signedPolicy
 	err := error(&UnsupportedError{What: "key file", Why: "it is used by signed policies (PolicyAuthorize), and has none yet"})

@@ -86,7 +86,7 @@ func TestBoundToPCRs(t *testing.T) {
 			for range 3 {
 				mustSign(t, key, tt.pin, crypto.SHA256)
 			}
-			f.extend(t, "10") // another one, but for the last case
+			f.extend(t, "10") // not in the policy, except in the last case
 			if !slices.Contains(tt.pcrs, 10) {
 				mustSign(t, f.key(t, key.File()), tt.pin, crypto.SHA256)
 				f.extend(t, "7")
@@ -104,7 +104,7 @@ func TestBoundToPCRs(t *testing.T) {
 			if !strings.HasPrefix(err.Error(), want) {
 				t.Errorf("error %q, want %q", err, want)
 			}
-			// The state comes back, and the key with it.
+			// After a restart the PCRs have their old values, and the key works.
 			f.tools(t, func() { f.Restart() })
 			mustSign(t, f.key(t, key.File()), tt.pin, crypto.SHA256)
 		})
@@ -692,9 +692,9 @@ func TestDraftForm(t *testing.T) {
 	mustSign(t, f.key(t, reread(t, file)), "", crypto.SHA256)
 }
 
-// TestUnneededPolicy checks that with userWithAuth the auth value is enough, whatever
+// TestPolicyNotNeeded checks that with userWithAuth the auth value is enough, whatever
 // policy the file has.
-func TestUnneededPolicy(t *testing.T) {
+func TestPolicyNotNeeded(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	file := f.create(t, tpmkey.ECDSAP256, "1234").File()

@@ -93,7 +93,7 @@ func TestSignOnlyRSA(t *testing.T) {
 	_, err := key.Sign(testContext(t), nil, digest(crypto.SHA512), crypto.SHA512)
 	var unsupported *tpmkey.UnsupportedError
 	if !errors.As(err, &unsupported) || !slices.Contains(unsupported.Supported, "rsa-sha2-256") {
-		t.Errorf("SHA-512 that nobody can do: %v, want an UnsupportedError that names rsa-sha2-256", err)
+		t.Errorf("SHA-512 without support: %v, want an UnsupportedError that names rsa-sha2-256", err)
 	}
 	mustSign(t, key, "", crypto.SHA256)
 	f.Disarm()

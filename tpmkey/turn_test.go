@@ -44,9 +44,9 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
-// TestLeavingTheLine cancels two callers. The one that waits must cost the TPM no
+// TestLeavingTheQueue cancels two callers. The one that waits must cost the TPM no
 // command; the one whose turn has begun must get no signature.
-func TestLeavingTheLine(t *testing.T) {
+func TestLeavingTheQueue(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
@@ -69,21 +69,21 @@ func TestLeavingTheLine(t *testing.T) {
 	}()
 	leave()
 	if err := <-results; !errors.Is(err, context.Canceled) {
-		t.Errorf("the one who waited: %v, want context.Canceled", err)
+		t.Errorf("the caller that waited: %v, want context.Canceled", err)
 	}
 	hangUp()
 	close(release)
 	if err := <-results; !errors.Is(err, context.Canceled) {
-		t.Errorf("the one whose turn it was: %v, want context.Canceled", err)
+		t.Errorf("the caller whose turn it was: %v, want context.Canceled", err)
 	}
 	if n := count(f.Commands(), "Sign"); n != 0 {
-		t.Errorf("%d signatures were made that nobody waits for", n)
+		t.Errorf("%d signatures were made for callers that have gone", n)
 	}
 	mustSign(t, key, "", crypto.SHA256)
 }
 
-// TestMuteTPM checks that a caller can give up waiting while the TPM is silent.
-func TestMuteTPM(t *testing.T) {
+// TestSilentTPM checks that a caller can give up waiting while the TPM is silent.
+func TestSilentTPM(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	key := f.create(t, tpmkey.ECDSAP256, "")
@@ -110,9 +110,9 @@ func TestMuteTPM(t *testing.T) {
 	}
 }
 
-// TestLetsOthersIn checks that two programs that are never idle share a TPM that
+// TestSharesTheTPM checks that two programs that are never idle share a TPM that
 // serves one client at a time.
-func TestLetsOthersIn(t *testing.T) {
+func TestSharesTheTPM(t *testing.T) {
 	t.Parallel()
 	f := start(t)
 	a := f.create(t, tpmkey.ECDSAP256, "")

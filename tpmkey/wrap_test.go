@@ -205,7 +205,7 @@ func TestWrapLeavesTheKey(t *testing.T) {
 			t.Errorf("%T: wrapped twice in the same way", private)
 		}
 		if !samePublic(a.Public.Key, publicOf(private)) {
-			t.Errorf("%T: another public key", private)
+			t.Errorf("%T: the public key is different", private)
 		}
 	}
 }
@@ -236,7 +236,7 @@ func TestStorageKeyOfThisTPM(t *testing.T) {
 	f.Tool("tpm2_readpublic", "-Q", "-c", "0x80000000", "-o", filepath.Join(dir, "pem"), "-f", "pem")
 	f.Tool("tpm2_flushcontext", "-t")
 	if !bytes.Equal(key.Marshal(), read(t, filepath.Join(dir, "tpm2b"))) || !bytes.Equal(key.Name(), read(t, filepath.Join(dir, "name"))) {
-		t.Error("not the key that tpm2-tools show")
+		t.Error("not the key that tpm2-tools shows")
 	}
 	if parent != keyfile.ParentOwner || key.RSA() {
 		t.Errorf("parent %#x, RSA %v", parent, key.RSA())
@@ -254,7 +254,7 @@ func TestStorageKeyOfThisTPM(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(bare.Marshal(), key.Marshal()) || !samePublic(bare.Public(), key.Public()) {
-		t.Error("the key of the PEM file is another")
+		t.Error("the key of the PEM file is different")
 	}
 }
 
@@ -264,7 +264,7 @@ func TestStorageKeyOf(t *testing.T) {
 	if err != nil || !rsaKey.RSA() {
 		t.Fatalf("RSA 2048: %v", err)
 	}
-	// Its other fields are those of the template.
+	// Its other fields must be those of the template.
 	if want := "\x00\x01\x00\x0b\x00\x03\x04\x72\x00\x00\x00\x06\x00\x80\x00\x43\x00\x10\x08\x00\x00\x00\x00\x00\x01\x00"; !strings.HasPrefix(string(rsaKey.Marshal()[2:]), want) {
 		t.Errorf("public area %x", rsaKey.Marshal())
 	}
@@ -478,7 +478,7 @@ func FuzzWrap(f *testing.F) {
 			return
 		}
 		if !samePublic(throughFile(t, file).Public.Key, publicOf(private)) {
-			t.Fatal("another public key")
+			t.Fatal("the public key is different")
 		}
 	})
 }
