@@ -87,7 +87,7 @@ func (k *Key) changeAuth(l *link, h tpm2.NamedHandle, from, to []byte) (private 
 	name := k.ParentName()
 	err = k.tpm.withSession(l, *k.source, name, func(s *session) error {
 		return k.tpm.withParent(l, *k.source, func(p *parent) error {
-			if err := p.mustBe(*k.source, name); err != nil {
+			if err := p.mustBe(name); err != nil {
 				return fmt.Errorf("changing the auth value under %v: %w", *k.source, err)
 			}
 			if err := l.alive(); err != nil {
@@ -113,10 +113,10 @@ func (k *Key) with(private []byte, emptyAuth bool) (*Key, error) {
 	file := *k.file
 	file.Privkey, file.EmptyAuth = private, emptyAuth
 	data, err := file.Marshal()
-	if err != nil {
-		return nil, fmt.Errorf("the key as the TPM wrapped it: %w", err)
+	var read *keyfile.TPMKey
+	if err == nil {
+		read, err = keyfile.Parse(data)
 	}
-	read, err := keyfile.Parse(data)
 	if err != nil {
 		return nil, fmt.Errorf("the key as the TPM wrapped it: %w", err)
 	}

@@ -40,20 +40,14 @@ var algorithms = [...]struct {
 
 // String returns the algorithm as "ECDSA P-256" or "RSA 2048".
 func (a Algorithm) String() string {
-	if !a.known() {
-		return fmt.Sprintf("algorithm %d", int(a))
+	if a.known() {
+		return algorithms[a-1].name
 	}
-	return algorithms[a-1].name
+	return fmt.Sprintf("algorithm %d", int(a))
 }
 
-// Bits returns the size of the curve's field or of the modulus, in bits. It is 0
-// for an unknown algorithm.
-func (a Algorithm) Bits() int {
-	if !a.known() {
-		return 0
-	}
-	return algorithms[a-1].bits
-}
+// Bits returns the size of the curve's field or of the modulus, in bits.
+func (a Algorithm) Bits() int { return algorithms[a-1].bits }
 
 func (a Algorithm) known() bool { return a >= 1 && int(a) <= len(algorithms) }
 

@@ -47,12 +47,12 @@ type AuthError struct {
 }
 
 func (e *AuthError) Error() string {
-	switch {
-	case e.Left < 0:
+	switch e.Left {
+	case -1:
 		return "wrong PIN"
-	case e.Left == 0:
+	case 0:
 		return "wrong PIN, and the TPM is locked now"
-	case e.Left == 1:
+	case 1:
 		return "wrong PIN (1 try left before the TPM locks)"
 	default:
 		return fmt.Sprintf("wrong PIN (%d tries left before the TPM locks)", e.Left)

@@ -46,11 +46,11 @@ func externalECDSA(k *ecdsa.PrivateKey) (*external, error) {
 	if k.D == nil {
 		return nil, errors.New("the ECDSA key has no private part")
 	}
+	var scalar []byte
 	point, err := eccPoint(&k.PublicKey)
-	if err != nil {
-		return nil, fmt.Errorf("the ECDSA key is not consistent: %w", err)
+	if err == nil {
+		scalar, err = k.Bytes()
 	}
-	scalar, err := k.Bytes()
 	if err != nil {
 		return nil, fmt.Errorf("the ECDSA key is not consistent: %w", err)
 	}

@@ -61,11 +61,8 @@ func (t *TPM) Import(ctx context.Context, file *keyfile.TPMKey) (*keyfile.TPMKey
 // *rsa.PrivateKey, under a storage key of this TPM and returns its key file. It is
 // [Wrap] and [TPM.Import] in one turn. It refuses the same keys before anything is
 // sent, and asks the TPM first whether it has the algorithm. Neither the key nor the
-// PIN crosses the bus in clear, and the TPM stores nothing.
-//
-// If the owner hierarchy has a password and the key is for the owner hierarchy, it
-// is put under the storage key at 0x81000001, if there is one, and its file names
-// that as its parent.
+// PIN crosses the bus in clear, and the TPM stores nothing. An owner hierarchy with a
+// password is handled as by [TPM.Create].
 func (t *TPM) ImportPrivate(ctx context.Context, private crypto.PrivateKey, o WrapOptions) (*keyfile.TPMKey, error) {
 	key, err := newExternal(private)
 	if err != nil {
@@ -80,7 +77,7 @@ func (t *TPM) ImportPrivate(ctx context.Context, private crypto.PrivateKey, o Wr
 // importUnder wraps a key to the storage key sk of this TPM, and imports it.
 func (t *TPM) importUnder(l *link, key *external, o WrapOptions, sk storageKey) (file *keyfile.TPMKey, err error) {
 	err = t.withParent(l, sk, func(p *parent) error {
-		to, err := p.storageKey(sk)
+		to, err := p.storageKey()
 		if err != nil {
 			return err
 		}
@@ -92,7 +89,7 @@ func (t *TPM) importUnder(l *link, key *external, o WrapOptions, sk storageKey) 
 		if err != nil {
 			return err
 		}
-		h, err := k.loadWith(l, p, sk)
+		h, err := k.loadWith(l, p)
 		if err != nil {
 			return err
 		}
@@ -160,14 +157,16 @@ func (k *Key) private(l *link, p *parent) ([]byte, error) {
 		InSymSeed:    tpm2.TPM2BEncryptedSecret{Buffer: k.file.Secret[2:]},
 		Symmetric:    tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
 	})
-	if err != nil {
-		return nil, err
+	if err == nil {
+		return rsp.OutPrivate.Buffer, nil
 	}
-	return rsp.OutPrivate.Buffer, nil
+	importing := fmt.Sprintf("importing the key under %v", p.key)
+	if wrapsOther(p, err) {
+		const why = "the key was wrapped for another storage key, or for another TPM, or this TPM was cleared since, or the key file is damaged"
+		return nil, &wrongParentError{importing, why, p.identity(), err}
+	}
+	return nil, fmt.Errorf("%s: %w", importing, err)
 }
-
-// seedParameter is the number of inSymSeed among the parameters of TPM2_Import.
-const seedParameter = 4
 
 // wrapsOther reports whether err says that the key was wrapped for a different storage
 // key than p. Either the integrity value is wrong, or the seed cannot be decrypted at
@@ -182,5 +181,5 @@ func wrapsOther(p *parent, err error) bool {
 		return false
 	}
 	ofParameter, n := f1.Parameter()
-	return ofParameter && n == seedParameter
+	return ofParameter && n == 4 // inSymSeed
 }

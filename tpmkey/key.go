@@ -136,12 +136,8 @@ func hashAlg(h crypto.Hash) tpm2.TPMAlgID {
 // nameHash returns the hash of a nameAlg: SHA-384, SHA-512, or SHA-256 for all
 // others, which keys for SSH do not have.
 func nameHash(alg uint16) crypto.Hash {
-	switch tpm2.TPMAlgID(alg) {
-	case tpm2.TPMAlgSHA384:
-		return crypto.SHA384
-	case tpm2.TPMAlgSHA512:
-		return crypto.SHA512
-	default:
-		return crypto.SHA256
+	if h, err := tpm2.TPMIAlgHash(alg).Hash(); err == nil && h != crypto.SHA1 {
+		return h
 	}
+	return crypto.SHA256
 }

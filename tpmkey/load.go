@@ -81,7 +81,7 @@ func (k *Key) loadFromFile(l *link) (tpm2.TPMHandle, error) {
 // loadUnder puts the storage key sk into the TPM and loads the key under it.
 func (k *Key) loadUnder(l *link, sk storageKey) (h tpm2.TPMHandle, err error) {
 	err = k.tpm.withParent(l, sk, func(p *parent) (err error) {
-		h, err = k.loadWith(l, p, sk)
+		h, err = k.loadWith(l, p)
 		return err
 	})
 	if err != nil && h != 0 {
@@ -91,19 +91,19 @@ func (k *Key) loadUnder(l *link, sk storageKey) (h tpm2.TPMHandle, err error) {
 	return h, err
 }
 
-// loadWith runs TPM2_Load under p, which is sk. A key that was wrapped elsewhere
-// needs TPM2_Import first. If p is not the storage key that is remembered, nothing
-// is sent to the TPM.
-func (k *Key) loadWith(l *link, p *parent, sk storageKey) (tpm2.TPMHandle, error) {
+// loadWith runs TPM2_Load under p. A key that was wrapped elsewhere needs TPM2_Import
+// first. If p is not the storage key that is remembered, nothing is sent to the TPM.
+func (k *Key) loadWith(l *link, p *parent) (tpm2.TPMHandle, error) {
 	if err := l.alive(); err != nil {
 		return 0, err
 	}
-	if err := p.mustBe(sk, k.pinned()); err != nil {
-		return 0, fmt.Errorf("loading the key under %v: %w", sk, err)
+	loading := fmt.Sprintf("loading the key under %v", p.key)
+	if err := p.mustBe(k.pinned()); err != nil {
+		return 0, fmt.Errorf("%s: %w", loading, err)
 	}
 	private, err := k.private(l, p)
 	if err != nil {
-		return 0, underErr("importing", sk, p, err, wrapsOther(p, err))
+		return 0, err
 	}
 	if err := l.alive(); err != nil {
 		return 0, err
@@ -116,24 +116,18 @@ func (k *Key) loadWith(l *link, p *parent, sk storageKey) (tpm2.TPMHandle, error
 	})
 	if err != nil {
 		l.unhold(k.name, err)
-		return 0, underErr("loading", sk, p, err, isRC(err, tpm2.TPMRCIntegrity))
+		if isRC(err, tpm2.TPMRCIntegrity) {
+			return 0, &wrongParentError{loading, ErrWrongTPM.Error(), p.identity(), err}
+		}
+		return 0, fmt.Errorf("%s: %w", loading, err)
 	}
 	if !bytes.Equal(rsp.Name.Buffer, k.name.Buffer) {
 		return 0, errors.Join(errors.New("TPM2_Load: the TPM loaded another key than the file's"), l.release(rsp.ObjectHandle, k.name))
 	}
-	at := k.place(p, sk)
+	at := k.place(p)
 	k.parent.Store(&at)
 	k.imported = private
 	return rsp.ObjectHandle, nil
-}
-
-// underErr adds the storage key to err. wrong means that the key may load under
-// another storage key.
-func underErr(doing string, sk storageKey, p *parent, err error, wrong bool) error {
-	if wrong {
-		return &wrongParentError{doing, sk.String(), p.identity(sk), err}
-	}
-	return fmt.Errorf("%s the key under %v: %w", doing, sk, err)
 }
 
 // wrongParent reports whether the key may load under another storage key.

@@ -44,16 +44,13 @@ func (k *Key) Lockout(ctx context.Context) (Lockout, error) {
 // inLockout is a bit of TPMA_PERMANENT (TPM 2.0 Part 2, 8.6).
 const inLockout = 1 << 9
 
-// propertyPermanent is TPM_PT_PERMANENT, the first of the properties that change
-// (TPM 2.0 Part 2, 6.13). Those of the lockout are 14 to 16 after it.
-const (
-	propertyPermanent tpm2.TPMPT = 0x200
-	lockoutProperties uint32     = 17
-)
+// lockoutProperties is the number of properties from TPM_PT_PERMANENT to
+// TPM_PT_LOCKOUT_INTERVAL (TPM 2.0 Part 2, 6.13).
+const lockoutProperties = 17
 
 // lockout reads the properties of the lockout, in one command.
 func (l *link) lockout() (Lockout, error) {
-	p, err := properties(l, propertyPermanent, lockoutProperties)
+	p, err := properties(l, tpm2.TPMPTPermanent, lockoutProperties)
 	if err != nil {
 		return Lockout{}, err
 	}
@@ -64,7 +61,7 @@ func (l *link) lockout() (Lockout, error) {
 	}
 	lo.Tries = max(lo.Max-lo.Counter, 0)
 	switch {
-	case p[propertyPermanent]&inLockout != 0:
+	case p[tpm2.TPMPTPermanent]&inLockout != 0:
 		lo.Tries = 0
 	case lo.Interval == 0 && lo.Tries > 0:
 		lo.Tries = -1 // it does not count (TPM 2.0 Part 3, 25.3)

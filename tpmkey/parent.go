@@ -1,6 +1,7 @@
 package tpmkey
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -41,19 +42,12 @@ func (sk storageKey) String() string {
 		return fmt.Sprintf("the persistent storage key %#x", uint32(sk.persistent))
 	}
 	names := map[template]string{eccH: "P-256", rsaH: "RSA 2048", eccL: "P-256 with a zero-filled template"}
-	return fmt.Sprintf("the %s primary storage key of the %s hierarchy", names[sk.template], hierarchyName(sk.hierarchy))
+	return fmt.Sprintf("the %s primary storage key of the %s hierarchy", names[sk.template], hierarchies[sk.hierarchy])
 }
 
 // hierarchies names the hierarchies, as users write them.
 var hierarchies = map[tpm2.TPMHandle]string{
 	tpm2.TPMRHOwner: "owner", tpm2.TPMRHEndorsement: "endorsement", tpm2.TPMRHPlatform: "platform", tpm2.TPMRHNull: "null",
-}
-
-func hierarchyName(h tpm2.TPMHandle) string {
-	if name := hierarchies[h]; name != "" {
-		return name
-	}
-	return fmt.Sprintf("%#x", uint32(h))
 }
 
 // storageKeyAt returns the storage key of a handle in a [Template] or
@@ -78,12 +72,7 @@ func storageKeyAt(parent uint32) (storageKey, error) {
 }
 
 // fileParent returns the handle by which a key file names the storage key.
-func (sk storageKey) fileParent() uint32 {
-	if sk.persistent != 0 {
-		return uint32(sk.persistent)
-	}
-	return uint32(sk.hierarchy)
-}
+func (sk storageKey) fileParent() uint32 { return uint32(cmp.Or(sk.persistent, sk.hierarchy)) }
 
 // orSRK calls fn with the storage key for a new key. If that is the owner's primary
 // and the owner hierarchy has a password, orSRK calls fn again with the storage
@@ -102,6 +91,7 @@ func (t *TPM) orSRK(l *link, sk storageKey, fn func(storageKey) error) error {
 
 // parent is a storage key in the TPM. Its handle is valid inside withParent only.
 type parent struct {
+	key    storageKey
 	handle tpm2.TPMHandle
 	name   tpm2.TPM2BName
 	public *tpm2.TPMTPublic
@@ -119,7 +109,7 @@ func (p *parent) auth(s tpm2.Session) tpm2.AuthHandle {
 // instead of up to a second. In between it takes no slot in the TPM.
 func (t *TPM) withParent(l *link, sk storageKey, fn func(*parent) error) error {
 	if sk.persistent != 0 {
-		p, err := t.persistentParent(l, sk.persistent)
+		p, err := persistentParent(l, sk.persistent)
 		if err != nil {
 			return err
 		}
@@ -174,17 +164,17 @@ func createPrimary(l *link, sk storageKey) (*parent, error) {
 		}
 		return nil, fmt.Errorf("creating %v: %w", sk, err)
 	}
-	public, name, err := l.named("TPM2_CreatePrimary", rsp.OutPublic, rsp.Name)
+	public, err := named(rsp.OutPublic, rsp.Name)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("creating %v: %w", sk, err), l.flush(rsp.ObjectHandle))
+		return nil, errors.Join(fmt.Errorf("creating %v: TPM2_CreatePrimary: %w", sk, err), l.flush(rsp.ObjectHandle))
 	}
-	l.hold(name)
-	return &parent{handle: rsp.ObjectHandle, name: name, public: public}, nil
+	l.hold(rsp.Name)
+	return &parent{key: sk, handle: rsp.ObjectHandle, name: rsp.Name, public: public}, nil
 }
 
 // persistentParent reads the public area of a persistent storage key. An object
 // that is not a restricted decryption key cannot be a parent and is refused.
-func (t *TPM) persistentParent(l *link, h tpm2.TPMHandle) (*parent, error) {
+func persistentParent(l *link, h tpm2.TPMHandle) (*parent, error) {
 	rsp, err := execute(l, "TPM2_ReadPublic", tpm2.ReadPublic{ObjectHandle: h})
 	if err != nil {
 		if isRC(err, tpm2.TPMRCHandle) {
@@ -192,14 +182,14 @@ func (t *TPM) persistentParent(l *link, h tpm2.TPMHandle) (*parent, error) {
 		}
 		return nil, fmt.Errorf("reading the storage key %#x: %w", uint32(h), err)
 	}
-	public, name, err := l.named("TPM2_ReadPublic", rsp.OutPublic, rsp.Name)
+	public, err := named(rsp.OutPublic, rsp.Name)
 	if err != nil {
-		return nil, fmt.Errorf("reading the storage key %#x: %w", uint32(h), err)
+		return nil, fmt.Errorf("reading the storage key %#x: TPM2_ReadPublic: %w", uint32(h), err)
 	}
 	if a := public.ObjectAttributes; !a.Restricted || !a.Decrypt || a.SignEncrypt {
 		return nil, &UnsupportedError{What: fmt.Sprintf("parent %#x", uint32(h)), Why: "the object there is not a storage key"}
 	}
-	return &parent{handle: h, name: name, public: public}, nil
+	return &parent{key: storageKey{persistent: h}, handle: h, name: rsp.Name, public: public}, nil
 }
 
 // srk is the object at [srkHandle]. It is read once per connection.
@@ -213,7 +203,7 @@ func (t *TPM) readSRK(l *link) (*parent, error) {
 	if t.srk.known {
 		return t.srk.parent, nil
 	}
-	p, err := t.persistentParent(l, srkHandle)
+	p, err := persistentParent(l, srkHandle)
 	_, unsupported := errors.AsType[*UnsupportedError](err)
 	if err != nil && !errors.Is(err, ErrNoParent) && !unsupported {
 		return nil, err
@@ -238,7 +228,12 @@ func (t *TPM) candidates(l *link, k *keyfile.TPMKey) ([]candidate, error) {
 	if k.Parent>>24 == 0x81 {
 		return []candidate{{storageKey: storageKey{persistent: tpm2.TPMHandle(k.Parent)}}}, nil
 	}
-	named := storageKey{hierarchy: hierarchyOf(k.Parent), template: eccH}
+	// 0 (from old versions of tpm2tss-genkey) and transient handles (which mean nothing
+	// outside the process that wrote them) mean the owner hierarchy.
+	named := storageKey{hierarchy: tpm2.TPMRHOwner, template: eccH}
+	if k.Parent>>24 == 0x40 {
+		named.hierarchy = tpm2.TPMHandle(k.Parent)
+	}
 	if k.RSAParent {
 		named.template = rsaH
 	}
@@ -266,16 +261,6 @@ func (t *TPM) candidates(l *link, k *keyfile.TPMKey) ([]candidate, error) {
 
 // is reports whether p is a storage key of the algorithm. A nil p is not.
 func (p *parent) is(alg tpm2.TPMAlgID) bool { return p != nil && p.public.Type == alg }
-
-// hierarchyOf returns the hierarchy that a key file's parent field means. 0 (from
-// old versions of tpm2tss-genkey) and transient handles (which mean nothing outside
-// the process that wrote them) mean the owner hierarchy.
-func hierarchyOf(parent uint32) tpm2.TPMHandle {
-	if parent>>24 != 0x40 {
-		return tpm2.TPMRHOwner
-	}
-	return tpm2.TPMHandle(parent)
-}
 
 // public returns the template's public area. go-tpm's templates differ from the
 // draft's in their unique field only.

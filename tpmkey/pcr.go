@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -20,16 +21,14 @@ func matchPCRs(l *link, hash crypto.Hash, want *keyfile.PCRs) error {
 		return err
 	}
 	e := &PCRError{}
+	var banks []string
 	for _, s := range want.Selections {
-		if len(s.PCRs) == 0 {
-			continue
+		if len(s.PCRs) > 0 {
+			banks = append(banks, s.Bank())
+			e.PCRs = append(e.PCRs, s.PCRs...)
 		}
-		if e.Bank != "" {
-			e.Bank += ", "
-		}
-		e.Bank += s.Bank()
-		e.PCRs = append(e.PCRs, s.PCRs...)
 	}
+	e.Bank = strings.Join(banks, ", ")
 	slices.Sort(e.PCRs)
 	e.PCRs = slices.Compact(e.PCRs)
 	return e

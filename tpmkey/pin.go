@@ -78,17 +78,17 @@ func (sk storageKey) at() string {
 		return fmt.Sprintf("%#x", uint32(sk.persistent))
 	}
 	suffix := map[template]string{rsaH: "-rsa", eccL: "-zeros"}
-	return hierarchyName(sk.hierarchy) + suffix[sk.template]
+	return hierarchies[sk.hierarchy] + suffix[sk.template]
 }
 
-func (p *parent) identity(sk storageKey) Parent { return Parent{bytes.Clone(p.name.Buffer), sk.at()} }
+func (p *parent) identity() Parent { return Parent{bytes.Clone(p.name.Buffer), p.key.at()} }
 
 // place returns the key's storage key. If it was found at [srkHandle] and is known
 // to be the owner's primary, its place is the owner's: that stays true when the
 // handle is evicted.
-func (k *Key) place(p *parent, sk storageKey) Parent {
-	at := p.identity(sk)
-	if sk.persistent == 0 || k.file.Parent == uint32(sk.persistent) {
+func (k *Key) place(p *parent) Parent {
+	at := p.identity()
+	if p.key.persistent == 0 || k.file.Parent == uint32(p.key.persistent) {
 		return at
 	}
 	for primary, known := range k.tpm.parents {
@@ -102,19 +102,16 @@ func (k *Key) place(p *parent, sk storageKey) Parent {
 // named decodes the public area of a response and computes its Name, which must be
 // the one in the response. A copied Name would pin nothing: an interposer that
 // replaces the public area can leave the Name as it was.
-func (l *link) named(command string, area tpm2.TPM2BPublic, claimed tpm2.TPM2BName) (*tpm2.TPMTPublic, tpm2.TPM2BName, error) {
+func named(area tpm2.TPM2BPublic, claimed tpm2.TPM2BName) (*tpm2.TPMTPublic, error) {
 	public, err := area.Contents()
 	if err != nil {
-		return nil, claimed, fmt.Errorf("%s: the public area: %w", command, err)
+		return nil, err
 	}
 	name, err := tpm2.ObjectName(public)
-	if err != nil {
-		return nil, claimed, fmt.Errorf("%s: the Name of the public area: %w", command, err)
+	if err == nil && !bytes.Equal(name.Buffer, claimed.Buffer) {
+		err = errors.New("the Name in the response is not that of its public area")
 	}
-	if !bytes.Equal(name.Buffer, claimed.Buffer) {
-		return nil, claimed, fmt.Errorf("%s: the Name in the response is not that of its public area", command)
-	}
-	return public, *name, nil
+	return public, err
 }
 
 // pinned returns the Name that the key's storage key must have, nil for any.
@@ -129,35 +126,27 @@ func (k *Key) pinned() []byte {
 }
 
 // mustBe checks that the storage key has the Name want. A nil want accepts any.
-func (p *parent) mustBe(sk storageKey, want []byte) error {
+func (p *parent) mustBe(want []byte) error {
 	if want == nil || bytes.Equal(want, p.name.Buffer) {
 		return nil
 	}
-	return &ParentChangedError{Want: bytes.Clone(want), Have: p.identity(sk)}
+	return &ParentChangedError{Want: bytes.Clone(want), Have: p.identity()}
 }
 
-// wrongParentError is the TPM's refusal to load a key under this storage key.
+// wrongParentError is the TPM's refusal to load a key under a storage key.
 type wrongParentError struct {
-	doing  string // "loading" or "importing"
-	under  string
+	doing  string // such as "loading the key under …"
+	why    string // a guess at the cause
 	parent Parent
 	err    error // of TPM2_Load or TPM2_Import
 }
 
-func (e *wrongParentError) Error() string {
-	why := ErrWrongTPM.Error()
-	if e.doing == "importing" {
-		why = "the key was wrapped for another storage key, or for another TPM, or this TPM was cleared since, or the key file is damaged"
-	}
-	return fmt.Sprintf("%s the key under %s: %s: %v", e.doing, e.under, why, e.err)
-}
+func (e *wrongParentError) Error() string { return fmt.Sprintf("%s: %s: %v", e.doing, e.why, e.err) }
 
 func (e *wrongParentError) Unwrap() []error { return []error{ErrWrongTPM, e.err} }
 
-// plain returns the error without a guess at its cause.
-func (e *wrongParentError) plain() error {
-	return fmt.Errorf("%s the key under %s: %w", e.doing, e.under, e.err)
-}
+// plain returns the error without the guess.
+func (e *wrongParentError) plain() error { return fmt.Errorf("%s: %w", e.doing, e.err) }
 
 // refusal returns why a key does not load, from the storage keys that refused it
 // and the errors that matter. If the storage key that is remembered is among them,

@@ -14,22 +14,11 @@ import (
 // That is rare once a machine has started.
 const pcrTries = 5
 
-// byPolicy signs with the loaded key h in a policy session that has run the key's
-// policy. Each signature needs its own session: the PCRs may have changed since the
-// last one.
+// byPolicy signs with the loaded key h in a policy session. Each signature needs its own
+// session: the PCRs may have changed since the last one.
 func (k *Key) byPolicy(l *link, h tpm2.NamedHandle, s *signing) (err error) {
 	for range pcrTries {
-		err = k.withPolicySession(l, func(ses *session) error {
-			auth, err := k.policy.run(l, ses)
-			if err != nil {
-				return err
-			}
-			var value []byte
-			if auth {
-				value = s.value
-			}
-			return k.sign(l, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: ses.use(value, 0)}, s)
-		})
+		err = l.making(firstSession, func() error { return k.signByPolicy(l, h, s) })
 		if !isRC(err, tpm2.TPMRCPCRChanged) {
 			break
 		}
@@ -37,32 +26,35 @@ func (k *Key) byPolicy(l *link, h tpm2.NamedHandle, s *signing) (err error) {
 	return err
 }
 
-// withPolicySession calls fn with a new policy session, and flushes it unless its
-// last use did.
-func (k *Key) withPolicySession(l *link, fn func(*session) error) error {
-	return l.making(firstSession, func() error {
-		s, err := k.startPolicySession(l)
-		if s == nil {
-			return err
-		}
-		defer clear(s.key)
-		if err == nil {
-			err = fn(s)
-		}
-		if !s.ended && l.broken == nil {
-			err = errors.Join(err, l.flush(s.handle))
-		}
-		return err
-	})
-}
-
-// startPolicySession starts a policy session. If an auth value will be proved in it,
-// it is salted to the key's parent. PCRs alone are no secret.
-func (k *Key) startPolicySession(l *link) (*session, error) {
+// signByPolicy starts a policy session, runs the key's policy in it, signs, and flushes
+// the session unless its last use did. If the auth value will be proved in it, the session
+// is salted to the key's parent. PCRs alone are no secret.
+func (k *Key) signByPolicy(l *link, h tpm2.NamedHandle, s *signing) (err error) {
+	var ses *session
 	if k.policy.usesAuth() {
-		return k.tpm.saltedSession(l, *k.source, k.ParentName(), tpm2.TPMSEPolicy, k.policy.hash)
+		ses, err = k.tpm.saltedSession(l, *k.source, k.ParentName(), tpm2.TPMSEPolicy, k.policy.hash)
+	} else {
+		ses, err = startSession(l, nil, tpm2.TPMSEPolicy, k.policy.hash)
 	}
-	return startSession(l, nil, tpm2.TPMSEPolicy, k.policy.hash)
+	if ses == nil {
+		return err
+	}
+	var auth bool
+	if err == nil {
+		auth, err = k.policy.run(l, ses)
+	}
+	if err == nil {
+		var value []byte
+		if auth {
+			value = s.value
+		}
+		err = k.sign(l, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: ses.use(value, 0)}, s)
+	}
+	clear(ses.key)
+	if !ses.ended && l.broken == nil {
+		err = errors.Join(err, l.flush(ses.handle))
+	}
+	return err
 }
 
 // run runs the policy in the session, and reports whether the policy asks for the

@@ -65,7 +65,11 @@ func (t *TPM) withSession(l *link, sk storageKey, want []byte, fn func(*session)
 	}
 	kept := t.session != nil
 	if !kept {
-		if err := t.startSession(l, sk, want); err != nil {
+		err := l.making(firstSession, func() (err error) {
+			t.session, err = t.saltedSession(l, sk, want, tpm2.TPMSEHMAC, sessionHash)
+			return err
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -92,18 +96,11 @@ func sessionGone(err error) bool {
 	return ofSession
 }
 
-func (t *TPM) startSession(l *link, sk storageKey, want []byte) error {
-	return l.making(firstSession, func() (err error) {
-		t.session, err = t.saltedSession(l, sk, want, tpm2.TPMSEHMAC, sessionHash)
-		return err
-	})
-}
-
 // saltedSession starts a session that is salted to the storage key sk, whose Name must
 // be want; nil accepts any.
 func (t *TPM) saltedSession(l *link, sk storageKey, want []byte, kind tpm2.TPMSE, hash crypto.Hash) (s *session, err error) {
 	err = t.withParent(l, sk, func(p *parent) (err error) {
-		if err := p.mustBe(sk, want); err != nil {
+		if err := p.mustBe(want); err != nil {
 			return fmt.Errorf("salting a session to %v: %w", sk, err)
 		}
 		s, err = startSession(l, p, kind, hash)

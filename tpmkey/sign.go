@@ -1,6 +1,7 @@
 package tpmkey
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -11,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 	"golang.org/x/crypto/cryptobyte"
@@ -192,16 +194,11 @@ func digestInfo(hash crypto.Hash) []byte {
 // encoded message (RFC 8017, 9.2).
 func decryptRSA(l *link, key tpm2.AuthHandle, pub *rsa.PublicKey, hash crypto.Hash, digest []byte) ([]byte, error) {
 	tail := append(digestInfo(hash), digest...)
-	block := make([]byte, pub.Size())
-	pad := len(block) - len(tail) - 3
+	pad := pub.Size() - len(tail) - 3
 	if pad < 8 {
 		return nil, &UnsupportedError{What: "RSA signature over " + hash.String(), Why: "the key is too short for it"}
 	}
-	block[1] = 1
-	for i := range pad {
-		block[2+i] = 0xFF
-	}
-	copy(block[3+pad:], tail)
+	block := slices.Concat([]byte{0, 1}, bytes.Repeat([]byte{0xFF}, pad), []byte{0}, tail)
 	rsp, err := execute(l, "TPM2_RSA_Decrypt", tpm2.RSADecrypt{
 		KeyHandle:  key,
 		CipherText: tpm2.TPM2BPublicKeyRSA{Buffer: block},
@@ -210,12 +207,10 @@ func decryptRSA(l *link, key tpm2.AuthHandle, pub *rsa.PublicKey, hash crypto.Ha
 	if err != nil {
 		return nil, err
 	}
-	sig := make([]byte, pub.Size())
-	if len(rsp.Message.Buffer) > len(sig) {
+	if len(rsp.Message.Buffer) > pub.Size() {
 		return nil, l.damaged("TPM2_RSA_Decrypt")
 	}
-	copy(sig[len(sig)-len(rsp.Message.Buffer):], rsp.Message.Buffer)
-	return sig, nil
+	return append(make([]byte, pub.Size()-len(rsp.Message.Buffer)), rsp.Message.Buffer...), nil
 }
 
 // verify checks a signature in software. A fault in the chip or on the bus can
@@ -235,13 +230,10 @@ func (k *Key) verify(s *signing) bool {
 // A wrong one costs one try. The errors are those of [Key.Sign].
 func (k *Key) CheckAuth(ctx context.Context, auth []byte) error {
 	hash := crypto.SHA256
-	switch pub := k.Public().(type) {
-	case *ecdsa.PublicKey:
+	if pub, ok := k.Public().(*ecdsa.PublicKey); ok {
 		hash, _ = curveHash(pub.Curve)
-	case *rsa.PublicKey:
-		if k.file.Public.SchemeHash == uint16(tpm2.TPMAlgSHA512) {
-			hash = crypto.SHA512
-		}
+	} else if k.file.Public.SchemeHash == uint16(tpm2.TPMAlgSHA512) {
+		hash = crypto.SHA512
 	}
 	digest := make([]byte, hash.Size())
 	rand.Read(digest)

@@ -162,7 +162,7 @@ func (t *TPM) StorageKey(ctx context.Context, at uint32) (key *StorageKey, handl
 		return t.orSRK(l, named, func(sk storageKey) error {
 			handle = sk.fileParent()
 			return t.withParent(l, sk, func(p *parent) (err error) {
-				key, err = p.storageKey(sk)
+				key, err = p.storageKey()
 				return err
 			})
 		})
@@ -174,10 +174,10 @@ func (t *TPM) StorageKey(ctx context.Context, at uint32) (key *StorageKey, handl
 }
 
 // storageKey returns the public part of p, for wrapping.
-func (p *parent) storageKey(sk storageKey) (*StorageKey, error) {
+func (p *parent) storageKey() (*StorageKey, error) {
 	key, err := ParseStorageKey(tpm2.Marshal(tpm2.New2B(*p.public)))
 	if err != nil {
-		return nil, fmt.Errorf("%v: %w", sk, err)
+		return nil, fmt.Errorf("%v: %w", p.key, err)
 	}
 	return key, nil
 }

@@ -12,17 +12,11 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// WrapOptions describes the result of wrapping a private key.
+// WrapOptions describes the result of wrapping a private key. The fields are those of
+// [Template]; nothing is encrypted to a storage key that does not have ParentName.
 type WrapOptions struct {
-	// Auth is the PIN as typed; empty for none. It has the same effect as in
-	// [Template].
-	Auth []byte
-	// Parent is the handle by which the key file names the storage key, as
-	// in [Template]; 0 is the owner hierarchy.
-	Parent uint32
-	// ParentName is the Name that the storage key must have, nil for any. If
-	// it has a different one, the result is a [ParentChangedError], and nothing
-	// is encrypted to it.
+	Auth       []byte
+	Parent     uint32
 	ParentName []byte
 }
 
@@ -93,7 +87,7 @@ func namable(to *StorageKey, named storageKey) error {
 		return nil
 	}
 	return &UnsupportedError{
-		What:      "this storage key as the " + hierarchyName(named.hierarchy) + " hierarchy's",
+		What:      "this storage key as the " + hierarchies[named.hierarchy] + " hierarchy's",
 		Why:       "a key file can name only those of the TCG's templates (P-256 and RSA 2048) by their hierarchy",
 		Supported: []string{"the storage key's persistent handle as parent"},
 	}
