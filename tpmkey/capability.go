@@ -79,8 +79,8 @@ func (t *TPM) hasHash(l *link, hash crypto.Hash) (bool, error) {
 	return t.hashes[hashAlg(hash)], nil
 }
 
-// properties reads count TPM properties, from first on. One that is missing in
-// the result is unknown, not 0.
+// properties reads count TPM properties, from first on. One that is missing in the
+// result is unknown, not 0.
 func properties(l *link, first tpm2.TPMPT, count uint32) (map[tpm2.TPMPT]uint32, error) {
 	list, err := query(l, tpm2.TPMCapTPMProperties, uint32(first), uint32(first)+count-1, (*tpm2.TPMUCapabilities).TPMProperties,
 		func(list *tpm2.TPMLTaggedTPMProperty) []tpm2.TPMSTaggedProperty { return list.TPMProperty },
@@ -92,9 +92,9 @@ func properties(l *link, first tpm2.TPMPT, count uint32) (map[tpm2.TPMPT]uint32,
 	return m, err
 }
 
-// query runs TPM2_GetCapability (TPM 2.0 Part 3, 30.2) for the values from first
-// to last. The TPM may return fewer than it was asked for, with moreData set;
-// then query asks again.
+// query runs TPM2_GetCapability (TPM 2.0 Part 3, 30.2) for the values from first to
+// last. The TPM may return fewer than it was asked for, with moreData set; then query
+// asks again.
 func query[L, T any](l *link, what tpm2.TPMCap, first, last uint32, decode func(*tpm2.TPMUCapabilities) (*L, error), items func(*L) []T, number func(T) uint32) ([]T, error) {
 	const name = "TPM2_GetCapability"
 	var all []T

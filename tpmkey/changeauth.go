@@ -11,16 +11,15 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// ChangeAuth gives the key a new auth value and returns the changed key, with its
-// new file ([Key.File]). old and new are PINs as typed, nil for none; ChangeAuth
-// does not change them. The public area stays the same, and so does whether the
-// key takes part in the lockout. In the file only EmptyAuth and the private part
-// change.
+// ChangeAuth gives the key a new auth value and returns the changed key, with its new
+// file ([Key.File]). old and new are PINs as typed, nil for none; ChangeAuth does not
+// change them. The public area stays the same, and so does whether the key takes part
+// in the lockout. In the file only EmptyAuth and the private part change.
 //
 // The TPM stores nothing (TPM2_ObjectChangeAuth): this Key and its file remain valid
 // with the old auth value. Before ChangeAuth returns the new key, it has read its
-// file back from what [keyfile.TPMKey.Marshal] wrote and has signed with the new
-// auth value. Neither auth value crosses the bus in clear.
+// file back from what [keyfile.TPMKey.Marshal] wrote and has signed with the new auth
+// value. Neither auth value crosses the bus in clear.
 //
 // A wrong old auth value gives an [AuthError] and costs one try. A key that is not
 // [Key.Changeable] gives an [UnsupportedError] before anything is sent. The other
@@ -61,9 +60,9 @@ func (k *Key) ChangeAuth(ctx context.Context, old, new []byte) (*Key, error) {
 	return changed, nil
 }
 
-// Changeable returns why the auth value of a key cannot be changed, nil if it can.
-// It does not use the TPM. The old auth value authorizes the change, even if it does
-// not authorize the use of the key (the ADMIN role of TPM 2.0 Part 1, 19.2).
+// Changeable returns why the auth value of a key cannot be changed, nil if it can. It
+// does not use the TPM. The old auth value authorizes the change, even if it does not
+// authorize the use of the key (the ADMIN role of TPM 2.0 Part 1, 19.2).
 func (k *Key) Changeable() error {
 	var why string
 	switch {

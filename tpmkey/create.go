@@ -46,37 +46,43 @@ func (a Algorithm) String() string {
 	return fmt.Sprintf("algorithm %d", int(a))
 }
 
-// Bits returns the size of the curve's field or of the modulus, in bits.
-func (a Algorithm) Bits() int { return algorithms[a-1].bits }
+// Bits returns the size of the curve's field or of the modulus, in bits. It is 0 for
+// an unknown algorithm.
+func (a Algorithm) Bits() int {
+	if a.known() {
+		return algorithms[a-1].bits
+	}
+	return 0
+}
 
 func (a Algorithm) known() bool { return a >= 1 && int(a) <= len(algorithms) }
 
 // Template describes a new key.
 type Template struct {
 	Algorithm Algorithm
-	// Auth is the PIN as typed; empty for none. The TPM's lockout protects a
-	// key with a PIN. A key without a PIN is exempt from the lockout, so that
-	// wrong PINs for other keys do not stop it.
+	// Auth is the PIN as typed; empty for none. The TPM's lockout protects a key
+	// with a PIN. A key without a PIN is exempt from the lockout, so that wrong
+	// PINs for other keys do not stop it.
 	Auth []byte
 	// Parent is the handle of the storage key: 0 for the owner hierarchy, a
-	// hierarchy (keyfile.ParentOwner, …), which means its primary storage key,
-	// or a persistent storage key 0x81xxxxxx.
+	// hierarchy (keyfile.ParentOwner, …), which means its primary storage key, or
+	// a persistent storage key 0x81xxxxxx.
 	Parent uint32
-	// ParentName is the Name that the storage key must have, nil for any. If
-	// it has a different one, Create fails with a [ParentChangedError] before
+	// ParentName is the Name that the storage key must have, nil for any. If it
+	// has a different one, Create fails with a [ParentChangedError] before
 	// anything about the new key has crossed the bus.
 	ParentName []byte
-	// PCRs, 0 to 23 of the SHA-256 bank, bind the key to their current values:
-	// it signs only while they have these values.
+	// PCRs, 0 to 23 of the SHA-256 bank, bind the key to their current values: it
+	// signs only while they have these values.
 	PCRs []int
 }
 
 // Create makes a key inside the TPM and returns it wrapped by its parent. It leaves
 // nothing in the TPM. The PIN crosses the bus encrypted.
 //
-// If the owner hierarchy has a password and the key is for the owner hierarchy, it
-// is created under the storage key at 0x81000001, if there is one, and its file
-// names that as its parent.
+// If the owner hierarchy has a password and the key is for the owner hierarchy, it is
+// created under the storage key at 0x81000001, if there is one, and its file names
+// that as its parent.
 //
 // Errors: [UnsupportedError], [ErrOwnerAuth], [ErrNoParent], [ParentChangedError], a
 // [tpm2.TPMRC] for other refusals of the TPM, and the error from opening the TPM.
@@ -104,8 +110,8 @@ func (t *TPM) newKey(ctx context.Context, parent uint32, a Algorithm, fn func(*l
 	return file, err
 }
 
-// supported refuses an algorithm that the TPM does not have, and names those that
-// it has.
+// supported refuses an algorithm that the TPM does not have, and names those that it
+// has.
 func supported(l *link, a Algorithm) error {
 	if !a.known() {
 		return fmt.Errorf("no such algorithm: %d", a)

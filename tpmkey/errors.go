@@ -13,9 +13,9 @@ import (
 
 // Errors that a caller may branch on. They come wrapped.
 var (
-	// ErrWrongTPM means that a key does not load under any storage key that
-	// this TPM has for it. To a TPM, a damaged key file looks the same; if
-	// the storage key is known to be the right one, the error is [ErrDamaged].
+	// ErrWrongTPM means that a key does not load under any storage key that this
+	// TPM has for it. To a TPM, a damaged key file looks the same; if the storage
+	// key is known to be the right one, the error is [ErrDamaged].
 	ErrWrongTPM = errors.New("the key was made under another storage key, or in another TPM, or this TPM was cleared since, or the key file is damaged")
 	// ErrDamaged means that a key file is damaged: the TPM has the storage key
 	// under which the key was loaded before, and refuses to load the file.
@@ -39,9 +39,9 @@ func (e *commandError) Unwrap() error { return e.rc }
 
 // AuthError means that the auth value (the PIN) is wrong or missing.
 type AuthError struct {
-	// Left is how many more wrong auth values the TPM takes before it locks
-	// every protected object of the machine. It is -1 if that is unknown, or
-	// if the key does not take part in the lockout.
+	// Left is how many more wrong auth values the TPM takes before it locks every
+	// protected object of the machine. It is -1 if that is unknown, or if the key
+	// does not take part in the lockout.
 	Left int
 	err  error
 }
@@ -61,15 +61,15 @@ func (e *AuthError) Error() string {
 
 func (e *AuthError) Unwrap() error { return e.err }
 
-// WrongAuth returns true. Callers that do not import this package recognize the
-// error by it.
+// WrongAuth returns true. Callers that do not import this package recognize the error
+// by it.
 func (e *AuthError) WrongAuth() bool { return true }
 
 // TriesLeft returns Left and reports whether it is known.
 func (e *AuthError) TriesLeft() (n int, known bool) { return e.Left, e.Left >= 0 }
 
-// LockoutError means that the TPM takes no auth value because there were too
-// many wrong ones, for any key and from any program on this machine.
+// LockoutError means that the TPM takes no auth value because there were too many
+// wrong ones, for any key and from any program on this machine.
 type LockoutError struct {
 	// Wait is the longest time until the TPM forgets one wrong try. It is 0 if
 	// the TPM does not say.
@@ -87,8 +87,8 @@ func (e *LockoutError) Error() string {
 
 func (e *LockoutError) Unwrap() error { return e.err }
 
-// LockedOut returns Wait. Callers that do not import this package recognize the
-// error by it.
+// LockedOut returns Wait. Callers that do not import this package recognize the error
+// by it.
 func (e *LockoutError) LockedOut() time.Duration { return e.Wait }
 
 // PCRError means that the TPM refuses to use a key because PCRs do not have the
@@ -98,9 +98,9 @@ type PCRError struct {
 	// PCRs are those of the policy. The file has only the digest of all their
 	// values, so it is unknown which of them differ.
 	PCRs []int
-	// Signed means that a signed policy requires the values. Policy is its
-	// name and may be empty. Otherwise the values are those from the time when
-	// the key was created.
+	// Signed means that a signed policy requires the values. Policy is its name
+	// and may be empty. Otherwise the values are those from the time when the key
+	// was created.
 	Signed bool
 	Policy string
 }

@@ -89,8 +89,8 @@ func externalRSA(k *rsa.PrivateKey) (*external, error) {
 	return &external{a, tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, modulus), k.Primes[0].FillBytes(make([]byte, half/8))}, nil
 }
 
-// algorithmOf returns the algorithm of a public key. It returns an
-// [UnsupportedError] if there is none.
+// algorithmOf returns the algorithm of a public key. It returns an [UnsupportedError]
+// if there is none.
 func algorithmOf(pub crypto.PublicKey) (Algorithm, error) {
 	what := fmt.Sprintf("%T", pub)
 	switch pub := pub.(type) {

@@ -102,10 +102,11 @@ func (t *TPM) importUnder(l *link, key *external, o WrapOptions, sk storageKey) 
 	return file, err
 }
 
-// foundUnder returns the storage key that the new file must name. A key of the owner's
-// may have loaded under the key at 0x81000001. If that is the owner's primary, the
-// file keeps naming the hierarchy, which stays valid when the handle is evicted. For
-// an RSA key this is not checked: a chip may need a minute to create the primary.
+// foundUnder returns the storage key that the new file must name. A key of the
+// owner's may have loaded under the key at 0x81000001. If that is the owner's
+// primary, the file keeps naming the hierarchy, which stays valid when the handle is
+// evicted. For an RSA key this is not checked: a chip may need a minute to create the
+// primary.
 func (k *Key) foundUnder(l *link) (storageKey, error) {
 	sk := *k.source
 	if sk.persistent != srkHandle || k.file.Parent == uint32(srkHandle) {
@@ -140,8 +141,8 @@ func (k *Key) loadable(sk storageKey) (*keyfile.TPMKey, error) {
 	return file, nil
 }
 
-// private returns the key's TPM2B_PRIVATE without its size, for loading under p. It is
-// in the file, or comes from TPM2_Import for a key that was wrapped elsewhere. The
+// private returns the key's TPM2B_PRIVATE without its size, for loading under p. It
+// is in the file, or comes from TPM2_Import for a key that was wrapped elsewhere. The
 // result of TPM2_Import is kept in memory once it has loaded.
 func (k *Key) private(l *link, p *parent) ([]byte, error) {
 	if k.file.Type != keyfile.Importable {
@@ -168,10 +169,10 @@ func (k *Key) private(l *link, p *parent) ([]byte, error) {
 	return nil, fmt.Errorf("%s: %w", importing, err)
 }
 
-// wrapsOther reports whether err says that the key was wrapped for a different storage
-// key than p. Either the integrity value is wrong, or the seed cannot be decrypted at
-// all, for example one for an RSA key by an ECC key. libtpms reports a failure of OAEP
-// as TPM_RC_FAILURE.
+// wrapsOther reports whether err says that the key was wrapped for a different
+// storage key than p. Either the integrity value is wrong, or the seed cannot be
+// decrypted at all, for example one for an RSA key by an ECC key. libtpms reports a
+// failure of OAEP as TPM_RC_FAILURE.
 func wrapsOther(p *parent, err error) bool {
 	if isRC(err, tpm2.TPMRCIntegrity) || p.is(tpm2.TPMAlgRSA) && isRC(err, tpm2.TPMRCFailure) {
 		return true

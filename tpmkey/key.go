@@ -1,6 +1,7 @@
 package tpmkey
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -21,15 +22,15 @@ type Key struct {
 	file     *keyfile.TPMKey
 	name     tpm2.TPM2BName
 	nameHash crypto.Hash
-	// pin is the Name of the storage key that the caller remembers, nil for
-	// none. pinChanged: the key file has changed since. See [Key.Pin].
+	// pin is the Name of the storage key that the caller remembers, nil for none.
+	// pinChanged: the key file has changed since. See [Key.Pin].
 	pin        []byte
 	pinChanged bool
 	// policy authorizes the use of the key; nil if its auth value does.
 	policy *policy
 
-	// parent is the storage key under which the key has loaded. Only the
-	// holder of the TPM's turn sets it.
+	// parent is the storage key under which the key has loaded. Only the holder
+	// of the TPM's turn sets it.
 	parent atomic.Pointer[Parent]
 	// Only the holder of the TPM's turn may touch the fields below.
 	source   *storageKey // under which the key has loaded
@@ -37,8 +38,8 @@ type Key struct {
 	saved    savedContext
 }
 
-// Key returns the key of a key file. It does not use the TPM. A key that can
-// never sign for SSH gives an [UnsupportedError] that says why.
+// Key returns the key of a key file. It does not use the TPM. A key that can never
+// sign for SSH gives an [UnsupportedError] that says why.
 func (t *TPM) Key(file *keyfile.TPMKey) (*Key, error) {
 	if err := usable(file.Public); err != nil {
 		return nil, err
@@ -59,10 +60,10 @@ func (k *Key) File() *keyfile.TPMKey { return k.file }
 // Public returns the public key: an *ecdsa.PublicKey or an *rsa.PublicKey.
 func (k *Key) Public() crypto.PublicKey { return k.file.Public.Key }
 
-// AuthRequired reports whether to ask for the auth value before the first
-// [Key.Sign]. It is a hint from the key file; the TPM decides. It is false for a
-// key that does not take part in the lockout, because trying the empty auth value
-// costs nothing, and for a key whose policy does not ask for the auth value.
+// AuthRequired reports whether to ask for the auth value before the first [Key.Sign].
+// It is a hint from the key file; the TPM decides. It is false for a key that does
+// not take part in the lockout, because trying the empty auth value costs nothing,
+// and for a key whose policy does not ask for the auth value.
 func (k *Key) AuthRequired() bool { return k.file.UsesAuth() && !k.file.Public.Attributes.NoDA() }
 
 // usable returns why a key can never sign for SSH, nil if it can.
@@ -77,7 +78,7 @@ func usable(p *keyfile.Public) error {
 	}
 	switch pub := p.Key.(type) {
 	case *ecdsa.PublicKey:
-		hash, ok := curveHash(pub.Curve)
+		hash, ok := curveHashes[pub.Curve]
 		switch {
 		case !p.Attributes.Sign():
 			return refuse("it has no sign attribute")
@@ -103,35 +104,18 @@ func usable(p *keyfile.Public) error {
 	return nil
 }
 
-// curveHash returns the hash that SSH fixes for a curve (RFC 5656, 6.2.1).
-func curveHash(c elliptic.Curve) (crypto.Hash, bool) {
-	switch c {
-	case elliptic.P256():
-		return crypto.SHA256, true
-	case elliptic.P384():
-		return crypto.SHA384, true
-	case elliptic.P521():
-		return crypto.SHA512, true
-	default:
-		return 0, false
-	}
+// curveHashes are the hashes that SSH fixes for the curves (RFC 5656, 6.2.1).
+var curveHashes = map[elliptic.Curve]crypto.Hash{
+	elliptic.P256(): crypto.SHA256, elliptic.P384(): crypto.SHA384, elliptic.P521(): crypto.SHA512,
+}
+
+// hashAlgs are the TPM's numbers of hashes.
+var hashAlgs = map[crypto.Hash]tpm2.TPMAlgID{
+	crypto.SHA1: tpm2.TPMAlgSHA1, crypto.SHA256: tpm2.TPMAlgSHA256, crypto.SHA384: tpm2.TPMAlgSHA384, crypto.SHA512: tpm2.TPMAlgSHA512,
 }
 
 // hashAlg returns the TPM's number of a hash, TPM_ALG_NULL if it has none.
-func hashAlg(h crypto.Hash) tpm2.TPMAlgID {
-	switch h {
-	case crypto.SHA1:
-		return tpm2.TPMAlgSHA1
-	case crypto.SHA256:
-		return tpm2.TPMAlgSHA256
-	case crypto.SHA384:
-		return tpm2.TPMAlgSHA384
-	case crypto.SHA512:
-		return tpm2.TPMAlgSHA512
-	default:
-		return tpm2.TPMAlgNull
-	}
-}
+func hashAlg(h crypto.Hash) tpm2.TPMAlgID { return cmp.Or(hashAlgs[h], tpm2.TPMAlgNull) }
 
 // nameHash returns the hash of a nameAlg: SHA-384, SHA-512, or SHA-256 for all
 // others, which keys for SSH do not have.

@@ -6,15 +6,15 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// leftovers is what broken connections may have left in a TPM that has no
-// resource manager.
+// leftovers is what broken connections may have left in a TPM that has no resource
+// manager.
 type leftovers struct {
 	objects []string // Names
 	unnamed []unnamed
 }
 
-// unnamed is something in the TPM that has no Name, or whose Name is not known:
-// a session, or what a command created whose response was lost.
+// unnamed is something in the TPM that has no Name, or whose Name is not known: a
+// session, or what a command created whose response was lost.
 type unnamed struct {
 	boot   bootCount      // the run of the TPM that it belongs to
 	handle tpm2.TPMHandle // 0 if it was in the lost response
@@ -41,8 +41,8 @@ const (
 	firstTransient tpm2.TPMHandle = 0x80000000
 )
 
-// making calls fn, which sends a command that creates something of this kind. On
-// a TPM without resource manager it first records what is there, which takes two
+// making calls fn, which sends a command that creates something of this kind. On a
+// TPM without resource manager it first records what is there, which takes two
 // commands. Signatures without a policy do not come here.
 func (l *link) making(kind tpm2.TPMHandle, fn func() error) error {
 	if l.conn.Managed() {
@@ -64,10 +64,10 @@ func (l *link) making(kind tpm2.TPMHandle, fn func() error) error {
 	return err
 }
 
-// clearLost flushes what earlier connections left. If the TPM refuses to list or
-// to flush something, the caller's commands are tried anyway: they fail
-// themselves if there is no room. Only a broken connection is an error (see
-// l.broken), and nothing is forgotten then.
+// clearLost flushes what earlier connections left. If the TPM refuses to list or to
+// flush something, the caller's commands are tried anyway: they fail themselves if
+// there is no room. Only a broken connection is an error (see l.broken), and nothing
+// is forgotten then.
 func (t *TPM) clearLost(l *link) {
 	lost := t.lost
 	t.lost = leftovers{}
@@ -82,8 +82,8 @@ func (t *TPM) clearLost(l *link) {
 	}
 }
 
-// clearObjects flushes objects by their Names: a handle may have been given to
-// an object of another program since.
+// clearObjects flushes objects by their Names: a handle may have been given to an
+// object of another program since.
 func (l *link) clearObjects(names []string) {
 	handles, _ := l.handles(firstTransient)
 	for _, h := range handles {
@@ -95,8 +95,8 @@ func (l *link) clearObjects(names []string) {
 }
 
 // clearUnnamed flushes what u stands for, unless the TPM was reset since. What
-// appeared since a command whose response was lost is taken for its result: the
-// TPM serves one client at a time.
+// appeared since a command whose response was lost is taken for its result: the TPM
+// serves one client at a time.
 func (l *link) clearUnnamed(u unnamed) {
 	now, err := l.readBootCount()
 	if err != nil || now != u.boot {
@@ -114,8 +114,8 @@ func (l *link) clearUnnamed(u unnamed) {
 	}
 }
 
-// bootCount tells one run of a TPM from the next (TPMS_CLOCK_INFO of TPM 2.0
-// Part 2, 10.11.1).
+// bootCount tells one run of a TPM from the next (TPMS_CLOCK_INFO of TPM 2.0 Part 2,
+// 10.11.1).
 type bootCount struct{ reset, restart uint32 }
 
 func (l *link) readBootCount() (bootCount, error) {

@@ -11,8 +11,8 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 )
 
-// headerSize is the length of a command or response header: tag, size, and
-// command code or response code (TPM 2.0 Part 1, 18).
+// headerSize is the length of a command or response header: tag, size, and command
+// code or response code (TPM 2.0 Part 1, 18).
 const headerSize = 10
 
 // How long to wait before a command is retried: first, at most, and altogether.
@@ -22,9 +22,9 @@ const (
 	retryTotal = 10 * time.Second
 )
 
-// link is the connection as one turn sees it. It implements go-tpm's
-// transport.TPM. It sets the deadline of each command, retries the commands that
-// the TPM cannot run at the moment, and notices a broken connection.
+// link is the connection as one turn sees it. It implements go-tpm's transport.TPM.
+// It sets the deadline of each command, retries the commands that the TPM cannot run
+// at the moment, and notices a broken connection.
 type link struct {
 	ctx      context.Context // of the caller whose turn it is
 	conn     Conn
@@ -103,9 +103,9 @@ func execute[R any](l *link, name string, command interface {
 	return rsp, l.command(name, err)
 }
 
-// command adds the command's name to err, as go-tpm's Execute returned it. If err
-// is neither a response code nor a broken connection, the response could not be
-// decoded or authenticated: the connection is not used again.
+// command adds the command's name to err, as go-tpm's Execute returned it. If err is
+// neither a response code nor a broken connection, the response could not be decoded
+// or authenticated: the connection is not used again.
 func (l *link) command(name string, err error) error {
 	if err == nil {
 		return nil
@@ -119,8 +119,8 @@ func (l *link) command(name string, err error) error {
 	return fmt.Errorf("%s: %w", name, err)
 }
 
-// damaged gives up a connection whose response has a correct frame and
-// unexpected content.
+// damaged gives up a connection whose response has a correct frame and unexpected
+// content.
 func (l *link) damaged(name string) error {
 	return l.command(name, errors.New("the response is damaged"))
 }
@@ -150,10 +150,10 @@ func (l *link) pause(code tpm2.TPMCC, wait time.Duration) bool {
 	}
 }
 
-// deadline is how long a command may take. The kernel's driver gives up on a
-// silent chip after 2 minutes, and after 5 for commands that generate keys
-// (drivers/char/tpm/tpm2-cmd.c). A working chip needs a few seconds at most for
-// all other commands.
+// deadline is how long a command may take. The kernel's driver gives up on a silent
+// chip after 2 minutes, and after 5 for commands that generate keys
+// (drivers/char/tpm/tpm2-cmd.c). A working chip needs a few seconds at most for all
+// other commands.
 func deadline(code tpm2.TPMCC) time.Duration {
 	if code == tpm2.TPMCCCreate || code == tpm2.TPMCCCreatePrimary {
 		return 5 * time.Minute
@@ -161,9 +161,8 @@ func deadline(code tpm2.TPMCC) time.Duration {
 	return time.Minute
 }
 
-// passing reports whether rc means that the TPM cannot run the command now: it
-// tests itself, or other programs use all its slots (TPM 2.0 Part 2, 6.6.3,
-// warnings).
+// passing reports whether rc means that the TPM cannot run the command now: it tests
+// itself, or other programs use all its slots (TPM 2.0 Part 2, 6.6.3, warnings).
 func passing(rc tpm2.TPMRC) bool {
 	switch rc {
 	case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting,

@@ -18,8 +18,8 @@ func (k *Key) withLoaded(l *link, fn func(tpm2.NamedHandle) error) error {
 	return errors.Join(err, l.release(h, k.name))
 }
 
-// load puts the key into the TPM: from its saved context, which needs no parent,
-// or else from its file. A saved context is lost when the TPM is reset.
+// load puts the key into the TPM: from its saved context, which needs no parent, or
+// else from its file. A saved context is lost when the TPM is reset.
 func (k *Key) load(l *link) (tpm2.TPMHandle, error) {
 	if k.saved != nil {
 		h, err := l.loadContext(k.saved, k.name)
@@ -40,8 +40,8 @@ func (k *Key) load(l *link) (tpm2.TPMHandle, error) {
 	return h, nil
 }
 
-// loadFromFile loads the key under the storage key that worked before, or else
-// under the first of the candidates that the TPM takes.
+// loadFromFile loads the key under the storage key that worked before, or else under
+// the first of the candidates that the TPM takes.
 func (k *Key) loadFromFile(l *link) (tpm2.TPMHandle, error) {
 	if k.source != nil {
 		h, err := k.loadUnder(l, *k.source)
@@ -135,8 +135,8 @@ func wrongParent(err error) bool {
 	return errors.Is(err, ErrWrongTPM) || errors.Is(err, ErrNoParent)
 }
 
-// contextGone reports whether err is a permanent refusal of TPM2_ContextLoad: the
-// TPM was reset since the context was saved, or it is a different TPM.
+// contextGone reports whether err is a permanent refusal of TPM2_ContextLoad: the TPM
+// was reset since the context was saved, or it is a different TPM.
 func contextGone(err error) bool {
 	refused, ok := errors.AsType[*commandError](err)
 	return ok && !passing(refused.rc)

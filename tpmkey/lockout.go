@@ -7,12 +7,12 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// Lockout is the state of a TPM's protection against guessing (TPM 2.0 Part 1,
-// 19.8). The TPM counts the wrong auth values of all protected objects together.
+// Lockout is the state of a TPM's protection against guessing (TPM 2.0 Part 1, 19.8).
+// The TPM counts the wrong auth values of all protected objects together.
 type Lockout struct {
-	// Tries is how many wrong auth values the TPM takes before it locks. 0
-	// means that it is locked. -1 means that there is no limit: the key does
-	// not take part, or the TPM does not count.
+	// Tries is how many wrong auth values the TPM takes before it locks. 0 means
+	// that it is locked. -1 means that there is no limit: the key does not take
+	// part, or the TPM does not count.
 	Tries int
 	// Wait is the longest time until the TPM gives one try back, while the
 	// machine runs. It is 0 if there is none to give back, or if it is unknown.
@@ -32,8 +32,8 @@ func (t *TPM) Lockout(ctx context.Context) (lo Lockout, err error) {
 	return lo, err
 }
 
-// Lockout asks the TPM how many wrong auth values it takes for this key. A key
-// that does not take part in the lockout has no limit, and the TPM is not asked.
+// Lockout asks the TPM how many wrong auth values it takes for this key. A key that
+// does not take part in the lockout has no limit, and the TPM is not asked.
 func (k *Key) Lockout(ctx context.Context) (Lockout, error) {
 	if k.file.Public.Attributes.NoDA() || k.policy != nil && !k.policy.usesAuth() {
 		return Lockout{Tries: -1}, nil
@@ -41,16 +41,10 @@ func (k *Key) Lockout(ctx context.Context) (Lockout, error) {
 	return k.tpm.Lockout(ctx)
 }
 
-// inLockout is a bit of TPMA_PERMANENT (TPM 2.0 Part 2, 8.6).
-const inLockout = 1 << 9
-
-// lockoutProperties is the number of properties from TPM_PT_PERMANENT to
-// TPM_PT_LOCKOUT_INTERVAL (TPM 2.0 Part 2, 6.13).
-const lockoutProperties = 17
-
 // lockout reads the properties of the lockout, in one command.
 func (l *link) lockout() (Lockout, error) {
-	p, err := properties(l, tpm2.TPMPTPermanent, lockoutProperties)
+	const count = 17 // as far as TPM_PT_LOCKOUT_INTERVAL (TPM 2.0 Part 2, 6.13)
+	p, err := properties(l, tpm2.TPMPTPermanent, count)
 	if err != nil {
 		return Lockout{}, err
 	}
@@ -61,7 +55,7 @@ func (l *link) lockout() (Lockout, error) {
 	}
 	lo.Tries = max(lo.Max-lo.Counter, 0)
 	switch {
-	case p[tpm2.TPMPTPermanent]&inLockout != 0:
+	case p[tpm2.TPMPTPermanent]&(1<<9) != 0: // inLockout (TPM 2.0 Part 2, 8.6)
 		lo.Tries = 0
 	case lo.Interval == 0 && lo.Tries > 0:
 		lo.Tries = -1 // it does not count (TPM 2.0 Part 3, 25.3)
@@ -73,8 +67,8 @@ func (l *link) lockout() (Lockout, error) {
 }
 
 // authError converts a refusal of an auth value into an [AuthError] or
-// [LockoutError], with the state of the lockout if the TPM tells it. It returns
-// other errors as they are.
+// [LockoutError], with the state of the lockout if the TPM tells it. It returns other
+// errors as they are.
 func (l *link) authError(err error) error {
 	switch {
 	case isRC(err, tpm2.TPMRCBadAuth):

@@ -11,12 +11,12 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// srkHandle is where the TCG's provisioning guidance, systemd and Windows put
-// the storage root key.
+// srkHandle is where the TCG's provisioning guidance, systemd and Windows put the
+// storage root key.
 const srkHandle tpm2.TPMHandle = 0x81000001
 
-// storageKey is one way to get a parent: a persistent object, or a primary key
-// that is created in a hierarchy from a template.
+// storageKey is one way to get a parent: a persistent object, or a primary key that
+// is created in a hierarchy from a template.
 type storageKey struct {
 	persistent tpm2.TPMHandle
 	hierarchy  tpm2.TPMHandle
@@ -32,8 +32,8 @@ const (
 	eccH template = iota + 1
 	// rsaH is H-1: RSA 2048, unique of size zero.
 	rsaH
-	// eccL is go-tpm's ECCSRKTemplate: P-256, unique of 32 and 32 zeros.
-	// Some tools create keys under it, and write files that name H-2.
+	// eccL is go-tpm's ECCSRKTemplate: P-256, unique of 32 and 32 zeros. Some
+	// tools create keys under it, and write files that name H-2.
 	eccL
 )
 
@@ -50,8 +50,8 @@ var hierarchies = map[tpm2.TPMHandle]string{
 	tpm2.TPMRHOwner: "owner", tpm2.TPMRHEndorsement: "endorsement", tpm2.TPMRHPlatform: "platform", tpm2.TPMRHNull: "null",
 }
 
-// storageKeyAt returns the storage key of a handle in a [Template] or
-// [WrapOptions]. 0 is the owner's primary.
+// storageKeyAt returns the storage key of a handle in a [Template] or [WrapOptions].
+// 0 is the owner's primary.
 func storageKeyAt(parent uint32) (storageKey, error) {
 	switch {
 	case parent == 0:
@@ -75,8 +75,8 @@ func storageKeyAt(parent uint32) (storageKey, error) {
 func (sk storageKey) fileParent() uint32 { return uint32(cmp.Or(sk.persistent, sk.hierarchy)) }
 
 // orSRK calls fn with the storage key for a new key. If that is the owner's primary
-// and the owner hierarchy has a password, orSRK calls fn again with the storage
-// key at [srkHandle], provided that there is one.
+// and the owner hierarchy has a password, orSRK calls fn again with the storage key
+// at [srkHandle], provided that there is one.
 func (t *TPM) orSRK(l *link, sk storageKey, fn func(storageKey) error) error {
 	err := fn(sk)
 	if sk.hierarchy != tpm2.TPMRHOwner || !errors.Is(err, ErrOwnerAuth) {
@@ -172,8 +172,8 @@ func createPrimary(l *link, sk storageKey) (*parent, error) {
 	return &parent{key: sk, handle: rsp.ObjectHandle, name: rsp.Name, public: public}, nil
 }
 
-// persistentParent reads the public area of a persistent storage key. An object
-// that is not a restricted decryption key cannot be a parent and is refused.
+// persistentParent reads the public area of a persistent storage key. An object that
+// is not a restricted decryption key cannot be a parent and is refused.
 func persistentParent(l *link, h tpm2.TPMHandle) (*parent, error) {
 	rsp, err := execute(l, "TPM2_ReadPublic", tpm2.ReadPublic{ObjectHandle: h})
 	if err != nil {
@@ -219,17 +219,16 @@ type candidate struct {
 	guess bool
 }
 
-// candidates returns the storage keys to try for a key file, in order. The
-// owner's primary is first tried at its usual persistent handle: this needs no
-// primary to be created, and no owner password. The mistakes of other tools come
-// last. An RSA primary is never created on a guess, because that may take a chip a
-// minute.
+// candidates returns the storage keys to try for a key file, in order. The owner's
+// primary is first tried at its usual persistent handle: this needs no primary to be
+// created, and no owner password. The mistakes of other tools come last. An RSA
+// primary is never created on a guess, because that may take a chip a minute.
 func (t *TPM) candidates(l *link, k *keyfile.TPMKey) ([]candidate, error) {
 	if k.Parent>>24 == 0x81 {
 		return []candidate{{storageKey: storageKey{persistent: tpm2.TPMHandle(k.Parent)}}}, nil
 	}
-	// 0 (from old versions of tpm2tss-genkey) and transient handles (which mean nothing
-	// outside the process that wrote them) mean the owner hierarchy.
+	// 0 (from old versions of tpm2tss-genkey) and transient handles (which mean
+	// nothing outside the process that wrote them) mean the owner hierarchy.
 	named := storageKey{hierarchy: tpm2.TPMRHOwner, template: eccH}
 	if k.Parent>>24 == 0x40 {
 		named.hierarchy = tpm2.TPMHandle(k.Parent)

@@ -34,8 +34,8 @@ func matchPCRs(l *link, hash crypto.Hash, want *keyfile.PCRs) error {
 	return e
 }
 
-// pcrDigest returns the digest of PCR values, in the order of TPM2_PolicyPCR (TPM
-// 2.0 Part 1, 17.5). All values are from the same moment.
+// pcrDigest returns the digest of PCR values, in the order of TPM2_PolicyPCR (TPM 2.0
+// Part 1, 17.5). All values are from the same moment.
 func pcrDigest(l *link, hash crypto.Hash, selections []keyfile.PCRSelection) ([]byte, error) {
 	for range pcrTries {
 		digest, err := readPCRs(l, hash, selections)

@@ -12,22 +12,21 @@ import (
 
 // Parent identifies a storage key.
 type Parent struct {
-	// Name is nameAlg and digest of its public area (TPM 2.0 Part 1, 16). It
-	// was computed here, not copied from the TPM's response.
+	// Name is nameAlg and digest of its public area (TPM 2.0 Part 1, 16). It was
+	// computed here, not copied from the TPM's response.
 	Name []byte
-	// At is where it was found: "0x81000001" for a persistent handle; a
-	// hierarchy ("owner") for the primary of the draft's P-256 template;
-	// "owner-rsa" and "owner-zeros" for other templates. The seed of the
-	// hierarchy determines the key there: a different Name in the same place
-	// means a different TPM, or one that was cleared.
+	// At is where it was found: "0x81000001" for a persistent handle; a hierarchy
+	// ("owner") for the primary of the draft's P-256 template; "owner-rsa" and
+	// "owner-zeros" for other templates. The seed of the hierarchy determines the
+	// key there: a different Name in the same place means a different TPM, or one
+	// that was cleared.
 	At string
 }
 
-// ParentChangedError means that the TPM does not have the storage key under which
-// a key was loaded before: it is a different TPM, or it was cleared, or a
-// persistent key was replaced, or an interposer on the bus substitutes a key of
-// its own. No session was started with the new storage key. The error wraps
-// [ErrWrongTPM].
+// ParentChangedError means that the TPM does not have the storage key under which a
+// key was loaded before: it is a different TPM, or it was cleared, or a persistent
+// key was replaced, or an interposer on the bus substitutes a key of its own. No
+// session was started with the new storage key. The error wraps [ErrWrongTPM].
 type ParentChangedError struct {
 	Want []byte // the Name that is remembered
 	Have Parent // what the TPM has in that place
@@ -42,13 +41,13 @@ func (e *ParentChangedError) Error() string {
 
 func (e *ParentChangedError) Unwrap() error { return ErrWrongTPM }
 
-// Pin tells the key which storage key it was loaded under in earlier runs. parent
-// is the Name of that storage key, nil if none is remembered. From then on only
-// the storage key with that Name is used, and a session is salted to no other.
-// changed says that the private part of the key file is not the one that was
-// loaded then; other storage keys are then tried as well, because the key may have
-// been wrapped again. A key without a pin keeps the first storage key under which
-// it loads. Pin must be called before the key is used.
+// Pin tells the key which storage key it was loaded under in earlier runs. parent is
+// the Name of that storage key, nil if none is remembered. From then on only the
+// storage key with that Name is used, and a session is salted to no other. changed
+// says that the private part of the key file is not the one that was loaded then;
+// other storage keys are then tried as well, because the key may have been wrapped
+// again. A key without a pin keeps the first storage key under which it loads. Pin
+// must be called before the key is used.
 func (k *Key) Pin(parent []byte, changed bool) { k.pin, k.pinChanged = parent, changed }
 
 // Parent returns the storage key under which the key has loaded. Its Name is nil
@@ -60,12 +59,12 @@ func (k *Key) Parent() Parent {
 	return Parent{}
 }
 
-// ParentName returns the Name of the storage key under which the key has
-// loaded, nil before the first time.
+// ParentName returns the Name of the storage key under which the key has loaded, nil
+// before the first time.
 func (k *Key) ParentName() []byte { return k.Parent().Name }
 
-// Load loads the key into the TPM and flushes it again, to check that it belongs
-// to this TPM. It needs no PIN. The errors are those of [Key.Sign].
+// Load loads the key into the TPM and flushes it again, to check that it belongs to
+// this TPM. It needs no PIN. The errors are those of [Key.Sign].
 func (k *Key) Load(ctx context.Context) error {
 	return k.tpm.withTurn(ctx, func(l *link) error {
 		return k.withLoaded(l, func(tpm2.NamedHandle) error { return nil })
@@ -83,9 +82,9 @@ func (sk storageKey) at() string {
 
 func (p *parent) identity() Parent { return Parent{bytes.Clone(p.name.Buffer), p.key.at()} }
 
-// place returns the key's storage key. If it was found at [srkHandle] and is known
-// to be the owner's primary, its place is the owner's: that stays true when the
-// handle is evicted.
+// place returns the key's storage key. If it was found at [srkHandle] and is known to
+// be the owner's primary, its place is the owner's: that stays true when the handle
+// is evicted.
 func (k *Key) place(p *parent) Parent {
 	at := p.identity()
 	if p.key.persistent == 0 || k.file.Parent == uint32(p.key.persistent) {
@@ -148,10 +147,10 @@ func (e *wrongParentError) Unwrap() []error { return []error{ErrWrongTPM, e.err}
 // plain returns the error without the guess.
 func (e *wrongParentError) plain() error { return fmt.Errorf("%s: %w", e.doing, e.err) }
 
-// refusal returns why a key does not load, from the storage keys that refused it
-// and the errors that matter. If the storage key that is remembered is among them,
-// the file is damaged (perhaps only in its public part). If not, the key belongs to
-// a different TPM.
+// refusal returns why a key does not load, from the storage keys that refused it and
+// the errors that matter. If the storage key that is remembered is among them, the
+// file is damaged (perhaps only in its public part). If not, the key belongs to a
+// different TPM.
 func (k *Key) refusal(tried []*wrongParentError, errs []error) error {
 	err := errors.Join(errs...)
 	want, loaded := k.pin, k.parent.Load()

@@ -12,13 +12,13 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// policy is what a policy session must run before it authorizes the use of a key
-// (TPM 2.0 Part 1, 19.7). It is decoded from the key file, and its commands give
-// the key's policy digest.
+// policy is what a policy session must run before it authorizes the use of a key (TPM
+// 2.0 Part 1, 19.7). It is decoded from the key file, and its commands give the key's
+// policy digest.
 type policy struct {
 	hash crypto.Hash
-	// signed are the alternatives that come first, if a signer decides what
-	// may be done with the key. One of them must run.
+	// signed are the alternatives that come first, if a signer decides what may
+	// be done with the key. One of them must run.
 	signed []signedPolicy
 	steps  []step
 }

@@ -10,12 +10,12 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// pcrTries is how often something is tried because a PCR was extended meanwhile.
-// That is rare once a machine has started.
+// pcrTries is how often something is tried because a PCR was extended meanwhile. That
+// is rare once a machine has started.
 const pcrTries = 5
 
-// byPolicy signs with the loaded key h in a policy session. Each signature needs its own
-// session: the PCRs may have changed since the last one.
+// byPolicy signs with the loaded key h in a policy session. Each signature needs its
+// own session: the PCRs may have changed since the last one.
 func (k *Key) byPolicy(l *link, h tpm2.NamedHandle, s *signing) (err error) {
 	for range pcrTries {
 		err = l.making(firstSession, func() error { return k.signByPolicy(l, h, s) })
@@ -26,9 +26,9 @@ func (k *Key) byPolicy(l *link, h tpm2.NamedHandle, s *signing) (err error) {
 	return err
 }
 
-// signByPolicy starts a policy session, runs the key's policy in it, signs, and flushes
-// the session unless its last use did. If the auth value will be proved in it, the session
-// is salted to the key's parent. PCRs alone are no secret.
+// signByPolicy starts a policy session, runs the key's policy in it, signs, and
+// flushes the session unless its last use did. If the auth value will be proved in
+// it, the session is salted to the key's parent. PCRs alone are no secret.
 func (k *Key) signByPolicy(l *link, h tpm2.NamedHandle, s *signing) (err error) {
 	var ses *session
 	if k.policy.usesAuth() {
@@ -118,8 +118,8 @@ func (p *policy) runSteps(l *link, s *session, steps []step) (auth bool, err err
 	return auth, nil
 }
 
-// runPCR runs TPM2_PolicyPCR (TPM 2.0 Part 3, 23.7). If the TPM refuses, runPCR
-// reads the PCRs to find out whether their values are the reason.
+// runPCR runs TPM2_PolicyPCR (TPM 2.0 Part 3, 23.7). If the TPM refuses, runPCR reads
+// the PCRs to find out whether their values are the reason.
 func (p *policy) runPCR(l *link, s *session, pcrs *keyfile.PCRs) error {
 	selection, err := tpm2.Unmarshal[tpm2.TPMLPCRSelection](pcrs.Selection)
 	if err != nil {
@@ -154,8 +154,8 @@ func (sp *signedPolicy) authorize(l *link, s *session) error {
 	return err
 }
 
-// ticket loads the signer's public key and lets the TPM verify the signature with
-// it. The ticket proves to TPM2_PolicyAuthorize that it did.
+// ticket loads the signer's public key and lets the TPM verify the signature with it.
+// The ticket proves to TPM2_PolicyAuthorize that it did.
 func (sp *signedPolicy) ticket(l *link) (*tpm2.TPMTTKVerified, error) {
 	signature, err := tpm2.Unmarshal[tpm2.TPMTSignature](sp.by.Signature)
 	if err != nil {
@@ -186,8 +186,8 @@ func (sp *signedPolicy) ticket(l *link) (*tpm2.TPMTTKVerified, error) {
 }
 
 // CheckPCRs compares the PCRs of the TPM with the values that a PolicyPCR requires,
-// for a key with this nameAlg. It returns nil if they agree, and a [PCRError] if
-// they do not.
+// for a key with this nameAlg. It returns nil if they agree, and a [PCRError] if they
+// do not.
 func (t *TPM) CheckPCRs(ctx context.Context, nameAlg uint16, pcrs *keyfile.PCRs) error {
 	hash, ok := policyHash(nameAlg)
 	if !ok {

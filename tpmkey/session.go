@@ -18,10 +18,10 @@ import (
 )
 
 const (
-	// sessionAge and sessionUses bound the life of an authorization session
-	// that never gets idle. A resource manager saves and loads the session
-	// around every use by another program, and a session that is kept
-	// forever blocks the TPM's context counter (TPM_RC_CONTEXT_GAP).
+	// sessionAge and sessionUses bound the life of an authorization session that
+	// never gets idle. A resource manager saves and loads the session around
+	// every use by another program, and a session that is kept forever blocks the
+	// TPM's context counter (TPM_RC_CONTEXT_GAP).
 	sessionAge  = time.Minute
 	sessionUses = 10000
 
@@ -30,14 +30,13 @@ const (
 	sessionKeyAE = 16            // octets of the AES key for parameter encryption
 )
 
-// session is an HMAC or policy session in the TPM (TPM 2.0 Part 1, 19.6). It is
-// bound to no object, so one HMAC session serves every key under one storage key,
-// each with its own auth value. A session that proves an auth value is salted.
+// session is an HMAC or policy session in the TPM (TPM 2.0 Part 1, 19.6). It is bound
+// to no object, so one HMAC session serves every key under one storage key, each with
+// its own auth value. A session that proves an auth value is salted.
 //
-// go-tpm's own sessions fix the auth value at their start, and cut it at the
-// first zero octet where they should trim zeros at the end. The TPM would refuse
-// one in eight auth values that are digests, and count each refusal as a wrong
-// PIN.
+// go-tpm's own sessions fix the auth value at their start, and cut it at the first
+// zero octet where they should trim zeros at the end. The TPM would refuse one in
+// eight auth values that are digests, and count each refusal as a wrong PIN.
 type session struct {
 	handle      tpm2.TPMHandle
 	hash        crypto.Hash
@@ -54,9 +53,9 @@ type session struct {
 // withSession calls fn with the authorization session that is kept, or with a new
 // one. The session is salted to the storage key sk, whose Name must be want; nil
 // accepts any. A session that is salted to a different storage key is ended: the
-// holder of that storage key's private part could compute the session key and
-// guess the auth value from the HMAC. If the TPM was reset and does not know the
-// kept session, withSession calls fn again with a new one.
+// holder of that storage key's private part could compute the session key and guess
+// the auth value from the HMAC. If the TPM was reset and does not know the kept
+// session, withSession calls fn again with a new one.
 func (t *TPM) withSession(l *link, sk storageKey, want []byte, fn func(*session) error) error {
 	if s := t.session; s != nil && (s.uses >= sessionUses || time.Since(s.started) > sessionAge || want != nil && !bytes.Equal(s.salted, want)) {
 		if err := t.endSession(l); err != nil {
@@ -82,8 +81,8 @@ func (t *TPM) withSession(l *link, sk storageKey, want []byte, fn func(*session)
 	return err
 }
 
-// sessionGone reports whether err says that the first session of a command does
-// not exist.
+// sessionGone reports whether err says that the first session of a command does not
+// exist.
 func sessionGone(err error) bool {
 	if isRC(err, tpm2.TPMRCReferenceS0) {
 		return true
@@ -96,8 +95,8 @@ func sessionGone(err error) bool {
 	return ofSession
 }
 
-// saltedSession starts a session that is salted to the storage key sk, whose Name must
-// be want; nil accepts any.
+// saltedSession starts a session that is salted to the storage key sk, whose Name
+// must be want; nil accepts any.
 func (t *TPM) saltedSession(l *link, sk storageKey, want []byte, kind tpm2.TPMSE, hash crypto.Hash) (s *session, err error) {
 	err = t.withParent(l, sk, func(p *parent) (err error) {
 		if err := p.mustBe(want); err != nil {
@@ -233,9 +232,9 @@ func (u *sessionUse) Validate(rc tpm2.TPMRC, cc tpm2.TPMCC, parms []byte, _ []tp
 	return nil
 }
 
-// mac computes the HMAC of Part 1, 19.6.5, equation 17 (unbound session), keyed
-// with the session key and the entity's auth value. A policy session that has
-// neither has no HMAC.
+// mac computes the HMAC of Part 1, 19.6.5, equation 17 (unbound session), keyed with
+// the session key and the entity's auth value. A policy session that has neither has
+// no HMAC.
 func (u *sessionUse) mac(pHash, nonceNewer, nonceOlder, addNonces []byte, attributes byte) []byte {
 	key := slices.Concat(u.key, u.auth)
 	if len(key) == 0 {

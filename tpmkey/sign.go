@@ -26,18 +26,18 @@ type signing struct {
 	sig    []byte // the result
 }
 
-// Sign signs digest in the TPM. digest is the hash opts.HashFunc() of a message.
-// The signature is encoded like that of a [crypto.Signer]: ASN.1 for ECDSA, PKCS
-// #1 v1.5 for RSA. auth is the PIN as typed, nil for none; Sign does not change
-// it. RSA keys sign SHA-1 hashes as well; the caller decides whether to allow it.
+// Sign signs digest in the TPM. digest is the hash opts.HashFunc() of a message. The
+// signature is encoded like that of a [crypto.Signer]: ASN.1 for ECDSA, PKCS #1 v1.5
+// for RSA. auth is the PIN as typed, nil for none; Sign does not change it. RSA keys
+// sign SHA-1 hashes as well; the caller decides whether to allow it.
 //
-// Sign waits for its turn at the TPM and gives up when ctx ends, unless the TPM
-// has started to sign. It verifies the signature in software, and never returns
-// one that does not verify.
+// Sign waits for its turn at the TPM and gives up when ctx ends, unless the TPM has
+// started to sign. It verifies the signature in software, and never returns one that
+// does not verify.
 //
 // Errors: [AuthError], [LockoutError], [PCRError], [ErrWrongTPM], [ErrNoParent],
-// [ErrOwnerAuth], [UnsupportedError], a [tpm2.TPMRC] for other refusals of the
-// TPM, and the error from opening the TPM.
+// [ErrOwnerAuth], [UnsupportedError], a [tpm2.TPMRC] for other refusals of the TPM,
+// and the error from opening the TPM.
 func (k *Key) Sign(ctx context.Context, auth, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	s := &signing{hash: opts.HashFunc(), digest: digest, value: authValue(auth, k.nameHash)}
 	defer clear(s.value)
@@ -81,9 +81,9 @@ func (k *Key) check(s *signing) error {
 	return nil
 }
 
-// authValue returns a copy of the PIN as the TPM takes it. A PIN that is longer
-// than the digests of the key's nameAlg is replaced by its digest, as tpm2-tss
-// does: the TPM refuses longer values.
+// authValue returns a copy of the PIN as the TPM takes it. A PIN that is longer than
+// the digests of the key's nameAlg is replaced by its digest, as tpm2-tss does: the
+// TPM refuses longer values.
 func authValue(pin []byte, nameAlg crypto.Hash) []byte {
 	if len(pin) <= nameAlg.Size() {
 		return append([]byte(nil), pin...)
@@ -97,10 +97,9 @@ func authValue(pin []byte, nameAlg crypto.Hash) []byte {
 	return value
 }
 
-// authorized signs with the loaded key h. A key without auth value is authorized
-// by an empty password; one with an auth value by an HMAC in a salted session, so
-// that the auth value never crosses the bus; and one with a policy by a policy
-// session.
+// authorized signs with the loaded key h. A key without auth value is authorized by
+// an empty password; one with an auth value by an HMAC in a salted session, so that
+// the auth value never crosses the bus; and one with a policy by a policy session.
 func (k *Key) authorized(l *link, h tpm2.NamedHandle, s *signing) (err error) {
 	switch {
 	case k.policy != nil:
@@ -119,8 +118,8 @@ func (k *Key) authorized(l *link, h tpm2.NamedHandle, s *signing) (err error) {
 }
 
 // sign makes the signature by TPM2_Sign where possible. An RSA key that may only
-// decrypt, and SHA-512 in a TPM that does not have it, need TPM2_RSA_Decrypt: it
-// is the private operation, here on a padded block.
+// decrypt, and SHA-512 in a TPM that does not have it, need TPM2_RSA_Decrypt: it is
+// the private operation, here on a padded block.
 func (k *Key) sign(l *link, key tpm2.AuthHandle, s *signing) (err error) {
 	if err := l.alive(); err != nil {
 		return err
@@ -148,8 +147,8 @@ func (k *Key) sign(l *link, key tpm2.AuthHandle, s *signing) (err error) {
 	return err
 }
 
-// tpm2Sign runs TPM2_Sign (TPM 2.0 Part 3, 20.2) and encodes the TPMT_SIGNATURE
-// (Part 2, 11.3.4).
+// tpm2Sign runs TPM2_Sign (TPM 2.0 Part 3, 20.2) and encodes the TPMT_SIGNATURE (Part
+// 2, 11.3.4).
 func tpm2Sign(l *link, key tpm2.AuthHandle, alg tpm2.TPMAlgID, hash crypto.Hash, digest []byte) ([]byte, error) {
 	p := appendSized(make([]byte, 0, 96), digest)
 	p = binary.BigEndian.AppendUint16(p, uint16(alg))
@@ -180,20 +179,18 @@ func tpm2Sign(l *link, key tpm2.AuthHandle, alg tpm2.TPMAlgID, hash crypto.Hash,
 	return asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(first), new(big.Int).SetBytes(second)})
 }
 
-// digestInfo returns the DER prefix of a DigestInfo (RFC 8017, 9.2, note 1).
-func digestInfo(hash crypto.Hash) []byte {
-	if hash == crypto.SHA1 {
-		return []byte{0x30, 0x21, 0x30, 0x09, 0x06, 0x05, 0x2b, 0x0e, 0x03, 0x02, 0x1a, 0x05, 0x00, 0x04, 0x14}
-	}
-	oid := map[crypto.Hash]byte{crypto.SHA256: 1, crypto.SHA384: 2, crypto.SHA512: 3}[hash]
-	n := byte(hash.Size())
-	return []byte{0x30, 17 + n, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, oid, 0x05, 0x00, 0x04, n}
+// digestInfo has the DER prefixes of a DigestInfo (RFC 8017, 9.2, note 1).
+var digestInfo = map[crypto.Hash]string{
+	crypto.SHA1:   "\x30\x21\x30\x09\x06\x05\x2b\x0e\x03\x02\x1a\x05\x00\x04\x14",
+	crypto.SHA256: "\x30\x31\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x01\x05\x00\x04\x20",
+	crypto.SHA384: "\x30\x41\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x02\x05\x00\x04\x30",
+	crypto.SHA512: "\x30\x51\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x03\x05\x00\x04\x40",
 }
 
-// decryptRSA makes an RSASSA-PKCS1-v1_5 signature by TPM2_RSA_Decrypt of the
-// encoded message (RFC 8017, 9.2).
+// decryptRSA makes an RSASSA-PKCS1-v1_5 signature by TPM2_RSA_Decrypt of the encoded
+// message (RFC 8017, 9.2).
 func decryptRSA(l *link, key tpm2.AuthHandle, pub *rsa.PublicKey, hash crypto.Hash, digest []byte) ([]byte, error) {
-	tail := append(digestInfo(hash), digest...)
+	tail := append([]byte(digestInfo[hash]), digest...)
 	pad := pub.Size() - len(tail) - 3
 	if pad < 8 {
 		return nil, &UnsupportedError{What: "RSA signature over " + hash.String(), Why: "the key is too short for it"}
@@ -226,12 +223,12 @@ func (k *Key) verify(s *signing) bool {
 	}
 }
 
-// CheckAuth lets the TPM check an auth value, by a signature over a random digest.
-// A wrong one costs one try. The errors are those of [Key.Sign].
+// CheckAuth lets the TPM check an auth value, by a signature over a random digest. A
+// wrong one costs one try. The errors are those of [Key.Sign].
 func (k *Key) CheckAuth(ctx context.Context, auth []byte) error {
 	hash := crypto.SHA256
 	if pub, ok := k.Public().(*ecdsa.PublicKey); ok {
-		hash, _ = curveHash(pub.Curve)
+		hash = curveHashes[pub.Curve]
 	} else if k.file.Public.SchemeHash == uint16(tpm2.TPMAlgSHA512) {
 		hash = crypto.SHA512
 	}

@@ -21,11 +21,11 @@ import (
 // that it is damaged. It comes wrapped in an error that says why.
 var ErrNotStorageKey = errors.New("not a storage key")
 
-// StorageKey is the public part of a storage key. Private keys can be wrapped to it, so
-// that only the TPM that has its private part can load them.
+// StorageKey is the public part of a storage key. Private keys can be wrapped to it,
+// so that only the TPM that has its private part can load them.
 //
-// It does not prove where it comes from. Unless it really belongs to a TPM, the person
-// you got it from can read what you wrap to it.
+// It does not prove where it comes from. Unless it really belongs to a TPM, the
+// person you got it from can read what you wrap to it.
 type StorageKey struct {
 	tpm2b  []byte
 	public *tpm2.TPMTPublic
@@ -33,9 +33,10 @@ type StorageKey struct {
 	parsed *keyfile.Public
 }
 
-// ParseStorageKey reads a TPM2B_PUBLIC, its size included. The key must be a restricted
-// decryption key, RSA of 2048 bits or more or ECC on one of the NIST curves, with AES in
-// CFB mode as its symmetric algorithm. Errors wrap [ErrNotStorageKey].
+// ParseStorageKey reads a TPM2B_PUBLIC, its size included. The key must be a
+// restricted decryption key, RSA of 2048 bits or more or ECC on one of the NIST
+// curves, with AES in CFB mode as its symmetric algorithm. Errors wrap
+// [ErrNotStorageKey].
 func ParseStorageKey(tpm2b []byte) (*StorageKey, error) {
 	parsed, err := keyfile.ParsePublic(tpm2b)
 	if err != nil {
@@ -49,12 +50,12 @@ func ParseStorageKey(tpm2b []byte) (*StorageKey, error) {
 	return key, nil
 }
 
-// parse sets s.public and s.kem. It returns why nothing can be wrapped to the key, if so. All
-// TPMs have AES, and the TCG's storage keys use nothing else.
+// parse sets s.public and s.kem. It returns why nothing can be wrapped to the key, if
+// so. All TPMs have AES, and the TCG's storage keys use nothing else.
 func (s *StorageKey) parse() error {
 	p := s.parsed
-	// The symmetric algorithm follows the size, type, nameAlg, attributes and policy.
-	// go-tpm cannot decode all of its values.
+	// The symmetric algorithm follows the size, type, nameAlg, attributes and
+	// policy. go-tpm cannot decode all of its values.
 	symmetric := tpm2.TPMAlgID(binary.BigEndian.Uint16(s.tpm2b[2+8+2+len(p.AuthPolicy):]))
 	switch {
 	case !p.Attributes.Decrypt() || p.Attributes.Sign():
@@ -97,35 +98,26 @@ func (s *StorageKey) parse() error {
 }
 
 // StorageKeyOf returns the storage key with a bare public key, such as systemd's
-// tpm2-srk-public-key.pem. It assumes the primary storage keys of key files: the TCG's
-// template H-2 for P-256, and H-1 for RSA 2048. Errors wrap [ErrNotStorageKey].
+// tpm2-srk-public-key.pem. It assumes the primary storage keys of key files: the
+// TCG's template H-2 for P-256, and H-1 for RSA 2048. Errors wrap [ErrNotStorageKey].
 func StorageKeyOf(pub crypto.PublicKey) (*StorageKey, error) {
 	var t tpm2.TPMTPublic
 	switch pub := pub.(type) {
 	case *ecdsa.PublicKey:
-		if pub.Curve != elliptic.P256() {
-			return nil, notTemplate("an ECDSA key on a curve other than P-256")
+		if point, err := eccPoint(pub); err == nil && pub.Curve == elliptic.P256() {
+			t = eccH.public()
+			t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point)
 		}
-		point, err := eccPoint(pub)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrNotStorageKey, err)
-		}
-		t = eccH.public()
-		t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, point)
 	case *rsa.PublicKey:
-		if pub.N == nil || pub.N.BitLen() != 2048 || pub.E != exponent {
-			return nil, notTemplate("an RSA key of a size other than 2048, or with an exponent other than 65537")
+		if pub.N != nil && pub.N.BitLen() == 2048 && pub.E == exponent {
+			t = rsaH.public()
+			t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: pub.N.Bytes()})
 		}
-		t = rsaH.public()
-		t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: pub.N.Bytes()})
-	default:
-		return nil, notTemplate("neither ECDSA nor RSA")
+	}
+	if t.Type == 0 {
+		return nil, fmt.Errorf("%w: a bare public key must be that of a primary storage key, P-256 or RSA 2048 with the exponent 65537", ErrNotStorageKey)
 	}
 	return ParseStorageKey(tpm2.Marshal(tpm2.New2B(t)))
-}
-
-func notTemplate(what string) error {
-	return fmt.Errorf("%w: %s, and a bare public key must be that of a primary storage key, P-256 or RSA 2048", ErrNotStorageKey, what)
 }
 
 // Marshal returns the TPM2B_PUBLIC, its size included.
@@ -134,8 +126,8 @@ func (s *StorageKey) Marshal() []byte { return bytes.Clone(s.tpm2b) }
 // Public returns the public key: an *ecdsa.PublicKey or an *rsa.PublicKey.
 func (s *StorageKey) Public() crypto.PublicKey { return s.parsed.Key }
 
-// Name returns the TPM's Name of the key, which covers its attributes as well. For the
-// result of [StorageKeyOf] it is right for TPMs that keep the leading zeros of
+// Name returns the TPM's Name of the key, which covers its attributes as well. For
+// the result of [StorageKeyOf] it is right for TPMs that keep the leading zeros of
 // coordinates, as most do.
 func (s *StorageKey) Name() []byte { return s.parsed.Name() }
 
@@ -150,9 +142,9 @@ func (s *StorageKey) fits(tp template) bool {
 }
 
 // StorageKey returns the public part of a storage key of this TPM, and the handle by
-// which key files name it. at is as the Parent of a [Template]: 0 is the owner's primary
-// storage key, or the one at 0x81000001 if the owner hierarchy has a password. The errors
-// are those of [TPM.Create].
+// which key files name it. at is as the Parent of a [Template]: 0 is the owner's
+// primary storage key, or the one at 0x81000001 if the owner hierarchy has a
+// password. The errors are those of [TPM.Create].
 func (t *TPM) StorageKey(ctx context.Context, at uint32) (key *StorageKey, handle uint32, err error) {
 	named, err := storageKeyAt(at)
 	if err != nil {

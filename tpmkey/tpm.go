@@ -10,37 +10,37 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Conn is an open TPM that takes whole commands and returns whole responses.
-// Only one goroutine uses it at a time.
+// Conn is an open TPM that takes whole commands and returns whole responses. Only one
+// goroutine uses it at a time.
 type Conn interface {
-	// Send transmits one command and returns its response. After an error
-	// the Conn must not be used again: the next response could belong to
-	// this command.
+	// Send transmits one command and returns its response. After an error the
+	// Conn must not be used again: the next response could belong to this
+	// command.
 	Send(ctx context.Context, command []byte) (response []byte, err error)
 	Close() error
-	// Managed reports whether a resource manager flushes what a client left
-	// in the TPM when it closes its Conn. Without one, a single client uses
-	// the TPM at a time, and what it leaves there stays.
+	// Managed reports whether a resource manager flushes what a client left in
+	// the TPM when it closes its Conn. Without one, a single client uses the TPM
+	// at a time, and what it leaves there stays.
 	Managed() bool
 }
 
 const (
-	// idleAfter is how long the device stays open, and the authorization
-	// session in the TPM, after the last use: long enough for a burst of
-	// signatures, short enough not to keep other programs waiting.
+	// idleAfter is how long the device stays open, and the authorization session
+	// in the TPM, after the last use: long enough for a burst of signatures,
+	// short enough not to keep other programs waiting.
 	idleAfter = 2 * time.Second
 	// holdFor is how long a TPM without resource manager stays open while
 	// signatures keep coming. Then other programs get a chance.
 	holdFor = time.Second
 )
 
-// TPM is one TPM and the queue of its callers. It opens the device when there is
-// work and closes it after some idle seconds. It is safe for use by several
-// goroutines; they get their turns in order of arrival.
+// TPM is one TPM and the queue of its callers. It opens the device when there is work
+// and closes it after some idle seconds. It is safe for use by several goroutines;
+// they get their turns in order of arrival.
 type TPM struct {
 	open func(context.Context) (Conn, error)
-	// queue has one unit, which is the turn. Only its holder may touch the
-	// fields below, and the state of a Key.
+	// queue has one unit, which is the turn. Only its holder may touch the fields
+	// below, and the state of a Key.
 	queue *semaphore.Weighted
 
 	conn    Conn
@@ -66,8 +66,8 @@ func New(open func(context.Context) (Conn, error)) *TPM {
 	return t
 }
 
-// Close waits for the turn in progress, flushes what the TPM still holds of ours
-// and closes the device. Later calls of other methods fail.
+// Close waits for the turn in progress, flushes what the TPM still holds of ours and
+// closes the device. Later calls of other methods fail.
 func (t *TPM) Close() error {
 	if err := t.queue.Acquire(context.Background(), 1); err != nil {
 		return err
@@ -78,13 +78,13 @@ func (t *TPM) Close() error {
 	return t.release()
 }
 
-// withTurn waits for its turn, then calls fn, which has the TPM to itself. A
-// caller whose ctx ends leaves the queue. Once fn runs, ctx can stop it only
-// between two commands (see [link.alive]): a TPM command cannot be cancelled, and
-// fn must flush what it loaded.
+// withTurn waits for its turn, then calls fn, which has the TPM to itself. A caller
+// whose ctx ends leaves the queue. Once fn runs, ctx can stop it only between two
+// commands (see [link.alive]): a TPM command cannot be cancelled, and fn must flush
+// what it loaded.
 //
-// If the connection broke since its last use, because the TPM was restarted or
-// the device was removed and came back, withTurn opens it again and repeats fn. A
+// If the connection broke since its last use, because the TPM was restarted or the
+// device was removed and came back, withTurn opens it again and repeats fn. A
 // connection that breaks during fn costs this turn.
 func (t *TPM) withTurn(ctx context.Context, fn func(*link) error) error {
 	if err := t.queue.Acquire(ctx, 1); err != nil {
@@ -120,8 +120,8 @@ func (t *TPM) withTurn(ctx context.Context, fn func(*link) error) error {
 	}
 }
 
-// connect opens the TPM unless it is open, and flushes what a broken connection
-// may have left in it.
+// connect opens the TPM unless it is open, and flushes what a broken connection may
+// have left in it.
 func (t *TPM) connect(ctx context.Context) (*link, error) {
 	if t.conn == nil {
 		conn, err := t.open(ctx)
@@ -142,8 +142,8 @@ func (t *TPM) connect(ctx context.Context) (*link, error) {
 	return l, nil
 }
 
-// endTurn closes a TPM that other programs may be waiting for. Otherwise it
-// starts the idle timer.
+// endTurn closes a TPM that other programs may be waiting for. Otherwise it starts
+// the idle timer.
 func (t *TPM) endTurn() {
 	switch {
 	case t.conn == nil:
@@ -182,8 +182,7 @@ func (t *TPM) release() error {
 	return err
 }
 
-// drop closes a broken connection and remembers what it may have left in the
-// TPM.
+// drop closes a broken connection and remembers what it may have left in the TPM.
 func (t *TPM) drop(l *link) {
 	_ = t.conn.Close() // it is broken already
 	if !t.conn.Managed() {

@@ -44,8 +44,7 @@ func (l *link) loadContext(saved savedContext, name tpm2.TPM2BName) (tpm2.TPMHan
 // hold records that an object with this Name is, or is about to be, in the TPM.
 func (l *link) hold(name tpm2.TPM2BName) { l.held = append(l.held, string(name.Buffer)) }
 
-// unhold removes the record, unless err leaves open whether the object is in the
-// TPM.
+// unhold removes the record, unless err leaves open whether the object is in the TPM.
 func (l *link) unhold(name tpm2.TPM2BName, err error) {
 	if _, refused := errors.AsType[*commandError](err); err != nil && !refused {
 		return
@@ -79,8 +78,7 @@ func newCommand(tag tpm2.TPMST, code tpm2.TPMCC, body []byte) []byte {
 	return append(c, body...)
 }
 
-// plain sends a command as it is and returns what follows the header of the
-// response.
+// plain sends a command as it is and returns what follows the header of the response.
 func (l *link) plain(name string, command []byte) ([]byte, error) {
 	rsp, err := l.Send(command)
 	if err != nil {
@@ -92,9 +90,9 @@ func (l *link) plain(name string, command []byte) ([]byte, error) {
 	return rsp[headerSize:], nil
 }
 
-// authorized sends a command on one key, with its authorization (TPM 2.0 Part 1,
-// 18.2 and Part 2, 10.13). It returns the parameters of the response, which it
-// has authenticated.
+// authorized sends a command on one key, with its authorization (TPM 2.0 Part 1, 18.2
+// and Part 2, 10.13). It returns the parameters of the response, which it has
+// authenticated.
 func (l *link) authorized(name string, code tpm2.TPMCC, key tpm2.AuthHandle, parameters []byte) ([]byte, error) {
 	names := []tpm2.TPM2BName{key.Name}
 	if err := key.Auth.NewNonceCaller(); err != nil {

@@ -93,8 +93,8 @@ func namable(to *StorageKey, named storageKey) error {
 	}
 }
 
-// object returns the public area of the key in the TPM: that of a new key, without the
-// attributes that say that the key has never been outside the TPM.
+// object returns the public area of the key in the TPM: that of a new key, without
+// the attributes that say that the key has never been outside the TPM.
 func (e *external) object(noDA bool) tpm2.TPMTPublic {
 	p := e.algorithm.public(noDA)
 	p.ObjectAttributes.FixedTPM = false
@@ -104,8 +104,8 @@ func (e *external) object(noDA bool) tpm2.TPMTPublic {
 	return p
 }
 
-// sensitive returns the TPMT_SENSITIVE (TPM 2.0 Part 2, 12.3.2.4) in one buffer, which
-// the caller must wipe. Its seed is empty: only storage keys need one.
+// sensitive returns the TPMT_SENSITIVE (TPM 2.0 Part 2, 12.3.2.4) in one buffer,
+// which the caller must wipe. Its seed is empty: only storage keys need one.
 func (e *external) sensitive(kind tpm2.TPMIAlgPublic, value []byte) []byte {
 	b := make([]byte, 0, 8+len(value)+len(e.secret))
 	b = binary.BigEndian.AppendUint16(b, uint16(kind))
