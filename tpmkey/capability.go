@@ -99,7 +99,7 @@ func query[L, T any](l *link, what tpm2.TPMCap, first, last uint32, decode func(
 	const name = "TPM2_GetCapability"
 	var all []T
 	for first <= last {
-		rsp, err := execute(l, name, tpm2.GetCapability{Capability: what, Property: first, PropertyCount: last - first + 1})
+		rsp, err := execute(l, name, tpm2.GetCapability{Capability: what, Property: first, PropertyCount: min(last-first+1, 64)})
 		if err != nil {
 			return nil, err
 		}
