@@ -3,6 +3,8 @@ package agent
 import (
 	"fmt"
 	"time"
+
+	"github.com/tpm-agent/tpm-agent/internal/peer"
 )
 
 // grant is consent to the use of a key that holds for some time. It is for one
@@ -10,24 +12,24 @@ import (
 // namespace, from the same place.
 type grant struct {
 	id       *identity
-	use      string // see Use.scope
+	use      string // see scope
 	process  *instance
 	mortal   bool
 	deadline time.Duration // by the agent's clock; if mortal
 }
 
 // scope is all of a use that its owner was told.
-func (u Use) scope() string { return fmt.Sprintf("%#v", u) }
+func scope(u Use) string { return fmt.Sprintf("%#v", u) }
 
 // granted says whether consent holds for what c asks.
 func (a *Agent) granted(id *identity, peer Peer, use Use) bool {
 	now := a.clock.Now()
-	running := peer.instance()
+	running := instanceOf(peer)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, g := range a.grants {
 		switch {
-		case g.id.line != id.line || g.id.Key != id.Key || g.use != use.scope():
+		case g.id.line != id.line || g.id.Key != id.Key || g.use != scope(use):
 		case g.mortal && now >= g.deadline:
 		case g.process == nil, running != nil && *running == *g.process:
 			return true
@@ -39,10 +41,10 @@ func (a *Agent) granted(id *identity, peer Peer, use Use) bool {
 // grant notes for how long consent holds. It does not outlast the agent's
 // being locked, or the key. since is Agent.forgotten from before it was asked for.
 func (a *Agent) grant(id *identity, peer Peer, use Use, how Grant, since uint64) {
-	g := &grant{id: id, use: use.scope()}
+	g := &grant{id: id, use: scope(use)}
 	switch how {
 	case GrantProcess:
-		if g.process = peer.instance(); g.process == nil {
+		if g.process = instanceOf(peer); g.process == nil {
 			return
 		}
 	case GrantMinutes:
@@ -63,7 +65,7 @@ func (a *Agent) grant(id *identity, peer Peer, use Use, how Grant, since uint64)
 // outlived grants are of no use any more.
 func (a *Agent) outlived(g *grant) bool {
 	if g.process != nil {
-		now := Peer{PID: g.process.pid}.instance()
+		now := instanceOf(Peer{PID: g.process.pid})
 		return now == nil || *now != *g.process
 	}
 	return g.mortal && a.clock.Now() >= g.deadline
@@ -88,9 +90,9 @@ type instance struct {
 	start uint64
 }
 
-// instance is the peer's; nil if it is not known.
-func (p Peer) instance() *instance {
-	if running, ok := lookAt(p.PID); ok {
+// instanceOf is the peer's; nil if it is not known.
+func instanceOf(p Peer) *instance {
+	if running, ok := peer.LookAt(p.PID); ok {
 		return &instance{running.PID, running.Start}
 	}
 	return nil

@@ -1,51 +1,22 @@
 package agent
 
 import (
-	"fmt"
 	"log/slog"
 	"net"
-	"strings"
-	"syscall"
+
+	"github.com/tpm-agent/tpm-agent/internal/peer"
 )
 
-// Peer is the process at the other end of a connection.
-type Peer struct {
-	PID, UID int // -1: not known
-}
+// Peer is [peer.Peer].
+type Peer = peer.Peer
 
 // peerOf asks the connection, if it can be asked.
 func peerOf(nc net.Conn) Peer {
 	if c, ok := nc.(interface{ Peer() (pid, uid int) }); ok {
 		pid, uid := c.Peer()
-		return Peer{pid, uid}
+		return Peer{PID: pid, UID: uid}
 	}
-	return Peer{-1, -1}
-}
-
-// Program is the name of the peer's program, or "" when that is not known or
-// the process has gone. It is read anew at every call. The process chose it:
-// good to tell a user who is asking, not to decide by.
-func (p Peer) Program() string {
-	if p.PID <= 0 {
-		return ""
-	}
-	// Three system calls, where os.ReadFile takes ten: a client waits.
-	fd, err := syscall.Open(fmt.Sprintf("/proc/%d/comm", p.PID), syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	if err != nil {
-		return ""
-	}
-	defer syscall.Close(fd)
-	var name [64]byte // of which the kernel fills 16 at most
-	n, err := syscall.Read(fd, name[:])
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSuffix(string(name[:n]), "\n")
-}
-
-// LogValue makes a group of pid and program.
-func (p Peer) LogValue() slog.Value {
-	return slog.GroupValue(slog.Int("pid", p.PID), slog.String("program", p.Program()))
+	return Peer{PID: -1, UID: -1}
 }
 
 // asker is a peer with its name of some moment, for it may be gone later.

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/agent"
-	"github.com/tpm-agent/tpm-agent/internal/procstat"
-	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/peer"
+	"github.com/tpm-agent/tpm-agent/internal/ptytest"
 )
 
 // clientOn is what a client in the foreground of a terminal asks.
@@ -401,11 +401,11 @@ func TestClientTerminalTimeout(t *testing.T) {
 }
 
 func TestProcess(t *testing.T) {
-	p := process{procstat.Stat{Terminal: 34817, Group: 7, Foreground: 7}}
+	p := process{peer.Stat{Terminal: 34817, Group: 7, Foreground: 7}}
 	if p.terminal() != unix.Mkdev(136, 1) || !p.inForeground() {
 		t.Errorf("terminal %#x, in the foreground: %t", p.terminal(), p.inForeground())
 	}
-	for _, p := range []procstat.Stat{{Terminal: 34817, Group: 7, Foreground: 8}, {Group: -1, Foreground: -1}} {
+	for _, p := range []peer.Stat{{Terminal: 34817, Group: 7, Foreground: 8}, {Group: -1, Foreground: -1}} {
 		if (process{p}).inForeground() {
 			t.Errorf("%+v is in the foreground", p)
 		}

@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/agent"
-	"github.com/tpm-agent/tpm-agent/internal/procstat"
+	"github.com/tpm-agent/tpm-agent/internal/peer"
 )
 
 // process is one that may have a terminal.
-type process struct{ procstat.Stat }
+type process struct{ peer.Stat }
 
 // readProcess reads /proc/PID/stat.
 func readProcess(pid int) (process, error) {
@@ -23,7 +23,7 @@ func readProcess(pid int) (process, error) {
 	if err != nil {
 		return process{}, err
 	}
-	stat, err := procstat.Parse(line)
+	stat, err := peer.Parse(line)
 	if err == nil && stat.PID != pid {
 		err = errors.New("it is of another process")
 	}

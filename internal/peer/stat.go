@@ -1,6 +1,6 @@
 // Package procstat reads what Linux says of a process in /proc/PID/stat,
 // proc_pid_stat(5).
-package procstat
+package peer
 
 import (
 	"bytes"

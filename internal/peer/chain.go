@@ -1,11 +1,9 @@
-package agent
+package peer
 
 import (
 	"fmt"
 	"slices"
 	"syscall"
-
-	"github.com/tpm-agent/tpm-agent/internal/procstat"
 )
 
 // Limits of Chain.
@@ -25,7 +23,7 @@ const (
 // user who is asking, not to decide by.
 func (p Peer) Chain() []string {
 	var names []string
-	child, ok := lookAt(p.PID)
+	child, ok := LookAt(p.PID)
 	for range maxAncestors {
 		if !ok {
 			break
@@ -36,8 +34,8 @@ func (p Peer) Chain() []string {
 		if len(names) == maxChain {
 			break
 		}
-		var next process
-		next, ok = lookAt(child.Parent)
+		var next Process
+		next, ok = LookAt(child.Parent)
 		ok = ok && child.isFrom(next)
 		child = next
 	}
@@ -45,24 +43,24 @@ func (p Peer) Chain() []string {
 	return names
 }
 
-// process is one that runs.
-type process struct {
-	procstat.Stat
-	uid uint32
+// Process is one that runs.
+type Process struct {
+	Stat
+	UID uint32
 }
 
 // isFrom says whether parent has started p and belongs to the chain. One that
 // is in another session took over an orphan; one that is younger has the pid
 // of a parent that has gone.
-func (p process) isFrom(parent process) bool {
+func (p Process) isFrom(parent Process) bool {
 	return parent.PID > 1 && parent.Session == p.Session && parent.PID != parent.Session &&
-		parent.uid == p.uid && parent.Start <= p.Start
+		parent.UID == p.UID && parent.Start <= p.Start
 }
 
-// lookAt reads from /proc. The directory stays that of one process, whatever
+// LookAt reads from /proc. The directory stays that of one process, whatever
 // becomes of its pid; its owner is the process's user, which that of the files
 // in it is not if it may not be traced.
-func lookAt(pid int) (p process, ok bool) {
+func LookAt(pid int) (p Process, ok bool) {
 	if pid <= 0 {
 		return p, false
 	}
@@ -85,7 +83,7 @@ func lookAt(pid int) (p process, ok bool) {
 	if err != nil {
 		return p, false
 	}
-	p.uid = owner.Uid
-	p.Stat, err = procstat.Parse(line[:n])
+	p.UID = owner.Uid
+	p.Stat, err = Parse(line[:n])
 	return p, err == nil
 }

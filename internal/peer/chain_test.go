@@ -1,4 +1,4 @@
-package agent
+package peer
 
 import (
 	"fmt"
@@ -8,8 +8,6 @@ import (
 	"slices"
 	"syscall"
 	"testing"
-
-	"github.com/tpm-agent/tpm-agent/internal/procstat"
 )
 
 // chainOf runs a script of the shell in a session of its own. It is to start
@@ -127,20 +125,20 @@ func TestChainEnds(t *testing.T) {
 
 // TestIsFrom: who is no parent although the pid says so.
 func TestIsFrom(t *testing.T) {
-	child := process{procstat.Stat{PID: 30, Parent: 20, Session: 10, Start: 100}, 1000}
+	child := Process{Stat{PID: 30, Parent: 20, Session: 10, Start: 100}, 1000}
 	for name, test := range map[string]struct {
-		change func(*process)
+		change func(*Process)
 		want   bool
 	}{
-		"parent":          {func(*process) {}, true},
-		"started at once": {func(p *process) { p.Start = 100 }, true},
-		"younger":         {func(p *process) { p.Start = 101 }, false},
-		"other user":      {func(p *process) { p.uid = 0 }, false},
-		"other session":   {func(p *process) { p.Session = 11 }, false},
-		"leader":          {func(p *process) { p.PID = 10 }, false},
-		"first process":   {func(p *process) { p.PID = 1 }, false},
+		"parent":          {func(*Process) {}, true},
+		"started at once": {func(p *Process) { p.Start = 100 }, true},
+		"younger":         {func(p *Process) { p.Start = 101 }, false},
+		"other user":      {func(p *Process) { p.UID = 0 }, false},
+		"other session":   {func(p *Process) { p.Session = 11 }, false},
+		"leader":          {func(p *Process) { p.PID = 10 }, false},
+		"first process":   {func(p *Process) { p.PID = 1 }, false},
 	} {
-		parent := process{procstat.Stat{PID: 20, Parent: 10, Session: 10, Start: 50}, 1000}
+		parent := Process{Stat{PID: 20, Parent: 10, Session: 10, Start: 50}, 1000}
 		test.change(&parent)
 		if got := child.isFrom(parent); got != test.want {
 			t.Errorf("%s: %v", name, got)
