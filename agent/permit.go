@@ -68,7 +68,7 @@ func (a *Agent) confirm(ctx context.Context, id *identity, peer Peer, use Use) *
 func (a *Agent) askConsent(ctx context.Context, id *identity, peer Peer, use Use) (Grant, *refusal) {
 	asking, done := a.whileWanted(ctx)
 	defer done()
-	how, err := a.prompter.Confirm(asking, ConfirmPrompt{Question{
+	how, err := a.prompter.Confirm(asking, ConfirmPrompt{Question: Question{
 		Name: id.Name, Comment: id.Comment, Fingerprint: id.fingerprint(), Peer: peer, Use: use,
 	}})
 	r := takenAway(asking)
