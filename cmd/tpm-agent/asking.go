@@ -9,7 +9,7 @@ import (
 
 // asking is what the options say about prompts.
 type asking struct {
-	ways    []prompt.Way // nil: as the environment has it
+	ways    []string // nil: as the environment has it
 	timeout time.Duration
 }
 

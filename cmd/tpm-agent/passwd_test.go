@@ -78,7 +78,7 @@ func TestPasswdOnTerminal(t *testing.T) {
 		s.costs(0, func() {
 			p := s.passwd("id")
 			p.WaitFor("One more wrong PIN locks the TPM.")
-			p.WaitFor("Try the PIN of keys/id.tpm all the same?")
+			p.WaitFor("Try the PIN of keys/id.tpm anyway?")
 			p.WaitFor("Type yes to go on, anything else to stop: ")
 			p.Type(answer)
 			p.WaitFor("the last try is left: refused at the prompt")

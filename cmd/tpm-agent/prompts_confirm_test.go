@@ -5,23 +5,23 @@ import (
 	"testing"
 )
 
-// step is a text on the screen, and the keys that are pressed then.
+// step is a text on the screen, and the keys that are pressed when it appears.
 type step struct {
 	text string
 	keys []string
 }
 
-// consents are how somebody says yes once, no, and yes until the agent is locked.
-var consents = map[string]struct{ once, no, untilLocked []step }{
+// consents are how a user allows one use, none, and all for a while.
+var consents = map[string]struct{ once, no, longer []step }{
 	"pinentry-curses": {
 		[]step{{"Allow once", []string{"Enter"}}},
 		[]step{{"Allow once", []string{"Tab", "Tab", "Enter"}}},
-		[]step{{"Allow once", []string{"Tab", "Enter"}}, {"This process", []string{"Tab", "Enter"}}, {"15 minutes", []string{"Tab", "Enter"}}},
+		[]step{{"15 minutes", []string{"Tab", "Enter"}}},
 	},
 	"pinentry-tty": {
-		[]step{{"[adl]?", []string{"a"}}},
-		[]step{{"[adl]?", []string{"d"}}},
-		[]step{{"[adl]?", []string{"l"}}, {"[pdl]?", []string{"l"}}, {"[mdu]?", []string{"u"}}},
+		[]step{{"[adm]?", []string{"a"}}},
+		[]step{{"[adm]?", []string{"d"}}},
+		[]step{{"[adm]?", []string{"m"}}},
 	},
 	"terminal": {
 		[]step{{"[y/p/m/l/N]", []string{"y", "Enter"}}},
@@ -30,8 +30,8 @@ var consents = map[string]struct{ once, no, untilLocked []step }{
 	},
 }
 
-// TestPromptConsent: with --confirm each use is asked about, until somebody says
-// for how long it is allowed; and again when that was forgotten.
+// With --confirm the agent asks about each use, until the user allows all for a
+// while, and again when that is forgotten.
 func TestPromptConsent(t *testing.T) {
 	const command, done = "./login plain 'echo $((6*7))in'", "42in"
 	for _, way := range terminalWays {
@@ -47,7 +47,7 @@ func TestPromptConsent(t *testing.T) {
 			}
 			p.steps(command+"; echo status $?", consent.no, "status 255")
 			d.whySays("refused at the prompt")
-			p.steps(command, consent.untilLocked, done)
+			p.steps(command, consent.longer, done)
 			for range 2 {
 				p.steps(command, nil, done)
 			}
@@ -60,8 +60,8 @@ func TestPromptConsent(t *testing.T) {
 	}
 }
 
-// steps runs a command and takes the steps one after the other. Without any it
-// is not asked for.
+// steps runs a command and takes the steps one after the other. Without steps
+// there must be no question.
 func (p *pane) steps(command string, steps []step, done string) {
 	p.t.Helper()
 	p.runs("clear; " + command)
@@ -73,7 +73,7 @@ func (p *pane) steps(command string, steps []step, done string) {
 	p.usable()
 }
 
-// lock is the command that has the agent forget.
+// lock is the command that makes the agent forget.
 func (d *agentRun) lock() *exec.Cmd {
 	cmd := d.command("tpm-agent", "lock")
 	cmd.Env = append(cmd.Env, "SSH_AUTH_SOCK="+d.socket)

@@ -57,14 +57,14 @@ cd "${0%/*}" && SSH_AUTH_SOCK=$SSH_AUTH_SOCK exec ./login plain -A "$@"
 		command, done string
 		want          string // in the text, "PID" in place of the process
 	}{
-		{"", false, "./login id true", "", "to log in as " + user + " to a host of unknown name, whose key is\n  " + hostPrint + "\nfor ssh (process PID)\n"},
-		{"first.example,server.example " + host, false, "./login id true", "", "to log in as " + user + "@server.example\nfor ssh (process PID)\n"},
-		{"first.example,other.example " + host, false, "./login id true", "", "to log in as " + user + "@first.example\nfor ssh (process PID)\n"},
-		{"first.example,server.example " + host, true, "./login id true", "", "to log in as " + user + "@server.example\nfor ssh (process PID)\n"},
-		{"", false, "./sign id", `Good "file" signature`, "to sign a file (namespace file)\nfor ssh-keygen (process PID)\n"},
-		{"", false, "./gitcommit", "commit G", "to sign a commit, tag or push (namespace git)\nfor git < ssh-keygen (process PID)\n"},
-		{"server.example " + host, false, "./forward " + s.home + "/sign id", `Good "file" signature`, "FORWARDED from server.example\nto sign a file (namespace file)\nover ssh (process PID)\n"},
-		{"server.example " + host, false, "./forward " + s.home + "/login id true", "", "FORWARDED from server.example\nto log in as " + user + "@server.example\nover ssh (process PID)\n"},
+		{"", false, "./login id true", "", "To log in as " + user + " to an unknown host with the key\n  " + hostPrint + "\nRequested by ssh (pid PID)\n"},
+		{"first.example,server.example " + host, false, "./login id true", "", "To log in as " + user + "@server.example\nRequested by ssh (pid PID)\n"},
+		{"first.example,other.example " + host, false, "./login id true", "", "To log in as " + user + "@first.example\nRequested by ssh (pid PID)\n"},
+		{"first.example,server.example " + host, true, "./login id true", "", "To log in as " + user + "@server.example\nRequested by ssh (pid PID)\n"},
+		{"", false, "./sign id", `Good "file" signature`, "To sign a file (namespace file)\nRequested by ssh-keygen (pid PID)\n"},
+		{"", false, "./gitcommit", "commit G", "To sign a commit, tag or push (namespace git)\nRequested by git → ssh-keygen (pid PID)\n"},
+		{"server.example " + host, false, "./forward " + s.home + "/sign id", `Good "file" signature`, "FORWARDED from server.example\nTo sign a file (namespace file)\nForwarded by ssh (pid PID)\n"},
+		{"server.example " + host, false, "./forward " + s.home + "/login id true", "", "FORWARDED from server.example\nTo log in as " + user + "@server.example\nForwarded by ssh (pid PID)\n"},
 	} {
 		s.write(".ssh/known_hosts", test.known+"\n", 0o600)
 		if test.hash {
@@ -79,9 +79,9 @@ cd "${0%/*}" && SSH_AUTH_SOCK=$SSH_AUTH_SOCK exec ./login plain -A "$@"
 
 // withoutPID writes PID in place of the number of the process.
 func withoutPID(text string) string {
-	before, rest, ok := strings.Cut(text, "(process ")
+	before, rest, ok := strings.Cut(text, "(pid ")
 	if !ok {
 		return text
 	}
-	return before + "(process PID" + strings.TrimLeft(rest, "0123456789")
+	return before + "(pid PID" + strings.TrimLeft(rest, "0123456789")
 }

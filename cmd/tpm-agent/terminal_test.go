@@ -125,7 +125,7 @@ func TestServeAsksOnTerminal(t *testing.T) {
 	s := sit(t, serve)
 	s.WaitFor("Enter PIN for ")
 	s.WaitFor("id.tpm")
-	s.WaitFor("for ssh-keygen (process ")
+	s.WaitFor("Requested by ssh-keygen (pid ")
 	s.Type("wrong\n")
 	s.WaitFor("Wrong PIN. ")
 	s.Type("s3cret\n")

@@ -115,7 +115,7 @@ func TestUnlockLastTry(t *testing.T) {
 		s.Type(sc.wrong(8) + "\n")
 		s.WaitFor(left)
 	}
-	s.WaitFor("Try the PIN of keys/id.tpm all the same?")
+	s.WaitFor("Try the PIN of keys/id.tpm anyway?")
 	s.WaitFor("Type yes to go on, anything else to stop: ")
 	if !s.Echoes() {
 		t.Error("what is typed cannot be seen")

@@ -6,18 +6,18 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/ask"
+	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
 )
 
-// The texts are lines of at most maxColumns, the most important first. What is
-// in them that came from outside (names of files, users, hosts and programs,
-// comments) is made harmless first: see plain and word. These are the lengths
-// that it may have, in octets; a text has less than maxText.
+// The texts are lines of at most maxColumns, the most important ones first. Names
+// and comments from outside are made harmless and are shortened to these lengths,
+// in octets, so that a text has at most maxText.
 const (
-	maxFile      = 46 // fits behind Enter PIN for
+	maxFile      = 46 // fits after Enter PIN for
 	maxComment   = 54
 	maxUser      = 32
-	maxHost      = 53 // as long as what stands for a host without a name
+	maxHost      = 53 // as long as the fingerprint of a host without a name
 	maxProgram   = 17 // the kernel keeps 15
 	maxNamespace = 40
 	maxKeyID     = 32
@@ -26,48 +26,41 @@ const (
 	maxText = 860
 )
 
-// wording asks for a PIN: for which key, what for and for whom, and what a
-// wrong answer costs.
-func wording(p agent.AuthPrompt) string {
-	var lines []string
-	if p.Retry {
-		lines = append(lines, fold(append([]string{"Wrong PIN."}, tries(p.TriesLeft)...)...))
+// wrongPIN tells that the last PIN was wrong, and what the next one may cost.
+func wrongPIN(p ask.AuthPrompt) string {
+	if !p.Retry {
+		return ""
 	}
-	lines = append(lines, fold(append([]string{"Enter PIN for"}, keyWords(p.Name, p.Comment)...)...))
+	return fold(append([]string{"Wrong PIN."}, tries(p.TriesLeft)...)...)
+}
+
+// enterPIN asks for a PIN: of which key, for what, and for which program.
+func enterPIN(p ask.AuthPrompt) string {
+	lines := []string{fold(append([]string{"Enter PIN for"}, keyWords(p.Name, p.Comment)...)...)}
 	lines = append(lines, about(p.Question)...)
 	if !p.Retry && p.TriesLeft > 0 {
 		lines = append(lines, fold(tries(p.TriesLeft)...))
 	}
 	if p.Waiting > 0 {
-		lines = append(lines, waiting(p.Waiting))
+		lines = append(lines, "The answer also serves "+number(int64(p.Waiting), "other request")+" for this key.")
 	}
 	return strings.Join(lines, "\n")
 }
 
 // consent asks whether a key may be used. It begins with the words of OpenSSH's
 // agent, which users and askpass programs know.
-func consent(p agent.ConfirmPrompt) string {
+func consent(p ask.ConfirmPrompt) string {
 	key := keyWords(p.Name, p.Comment)
 	key[len(key)-1] += "?"
 	lines := []string{
 		fold(append([]string{"Allow use of key"}, key...)...),
 		"Key fingerprint " + fingerprint(p.Fingerprint) + ".",
 	}
-	p.Fingerprint = "" // has been said
-	for _, line := range about(p.Question) {
-		lines = append(lines, strings.ToUpper(line[:1])+line[1:])
-	}
-	return strings.Join(lines, "\n")
+	p.Fingerprint = "" // is there already
+	return strings.Join(append(lines, about(p.Question)...), "\n")
 }
 
-func waiting(others int) string {
-	if others == 1 {
-		return "The answer also serves another request for this key."
-	}
-	return fmt.Sprintf("The answer also serves %d other requests for this key.", others)
-}
-
-// keyName names a key by its file and its comment, or by what it has of them.
+// keyName returns the name of a key: its file, its comment, or both.
 func keyName(file, comment string) string { return strings.Join(keyWords(file, comment), " ") }
 
 func keyWords(file, comment string) []string {
@@ -83,9 +76,9 @@ func keyWords(file, comment string) []string {
 	return []string{word(file, maxFile, cutBegin), "(" + comment + ")"}
 }
 
-// shortFile is how a user writes the name of a file.
+// shortFile writes ~ for the user's home directory.
 func shortFile(name string) string {
-	name = printable(name)
+	name = way.Printable(name)
 	home, err := os.UserHomeDir()
 	if err != nil || home == "/" {
 		return name
@@ -96,10 +89,10 @@ func shortFile(name string) string {
 	return name
 }
 
-// label is a comment. Unlike a word it may have blanks in it: it stands at the
-// end of what is said, or in parentheses, which it must not end.
+// label returns a comment. Unlike a word it may have blanks, since it stands at
+// the end of a sentence, or in parentheses, which it must not close.
 func label(comment string) string {
-	comment = cutEnd(strings.Join(strings.Fields(printable(comment)), " "), maxComment)
+	comment = way.CutEnd(strings.Join(strings.Fields(way.Printable(comment)), " "), maxComment)
 	depth := 0
 	for _, r := range comment {
 		switch {
@@ -118,9 +111,9 @@ func label(comment string) string {
 	return comment
 }
 
-// about says what a key is wanted for, and by whom.
-func about(q agent.Question) (lines []string) {
-	for _, line := range []string{fingerprint(q.Fingerprint), forwarded(q.Use), purpose(q.Use), asker(q)} {
+// about tells what a key is wanted for, and by which programs.
+func about(q ask.Question) (lines []string) {
+	for _, line := range []string{fingerprint(q.Fingerprint), forwarded(q.Use), purpose(q.Use), requester(q)} {
 		if line != "" {
 			lines = append(lines, line)
 		}
@@ -128,17 +121,16 @@ func about(q agent.Question) (lines []string) {
 	return lines
 }
 
-func fingerprint(sum string) string { return cutEnd(printable(sum), maxHost) }
+func fingerprint(sum string) string { return way.CutEnd(way.Printable(sum), maxHost) }
 
-// forwarded says from where a request came if it is not from here. The host
-// that it came from is the last one; what is between is as good as what the
-// nearer ones say of it.
-func forwarded(u agent.Use) string {
+// forwarded tells from where a forwarded request came. The last host sent it; what
+// is known about the others is only what the nearer ones say.
+func forwarded(u ask.Use) string {
 	switch {
 	case !u.Forwarded:
 		return ""
 	case len(u.Via) == 0 || len(u.Via) == 1 && u.Via[0] == "":
-		return "perhaps FORWARDED: the host did not prove who it is"
+		return "Perhaps FORWARDED: the host did not prove its identity"
 	}
 	words := []string{"FORWARDED from", hostWord(u.Via[len(u.Via)-1])}
 	if between := len(u.Via) - 2; between > 0 {
@@ -156,59 +148,55 @@ func hostWord(name string) string {
 	return word(name, maxHost, cutBegin)
 }
 
-// purpose says what is to be signed.
-func purpose(u agent.Use) string {
+// purpose tells what is to be signed.
+func purpose(u ask.Use) string {
 	switch u.Kind {
-	case agent.UseLogin:
+	case ask.UseLogin:
 		return fold(loginWords(u)...)
-	case agent.UseSignature:
+	case ask.UseSignature:
 		return fold(signatureWords(u.Namespace)...)
-	case agent.UseCertificate:
+	case ask.UseCertificate:
 		return fold(certificateWords(u)...)
 	}
-	return "to sign data that is neither a login nor an SSH signature"
+	return "To sign data that is neither a login nor an SSH signature"
 }
 
-func loginWords(u agent.Use) []string {
-	words := []string{"to log in"}
+func loginWords(u ask.Use) []string {
+	words := []string{"To log in"}
 	if u.User != "" {
-		words = []string{"to log in as", word(u.User, maxUser, cutEnd)}
+		words = []string{"To log in as", word(u.User, maxUser, way.CutEnd)}
 	}
 	switch {
 	case u.Host != "" && u.User != "":
-		return atHost(words[0], words[1], hostWord(u.Host))
+		host := hostWord(u.Host)
+		if columns(words[1])+columns(host)+len("  @") > maxColumns {
+			return append(words[:1], words[1]+"@", host)
+		}
+		return append(words[:1], words[1]+"@"+host)
 	case u.Host != "":
 		return append(words, "to", hostWord(u.Host))
 	case u.HostKey != "":
-		return append(words, "to a host of unknown name,", "whose key is", fingerprint(u.HostKey))
+		return append(words, "to an unknown host with the key", fingerprint(u.HostKey))
 	}
 	return append(words, "(ssh did not say to which host)")
 }
 
-// atHost writes user@host, in two words if one does not fit in a line.
-func atHost(as, user, host string) []string {
-	if columns(user)+columns(host)+len("  @") > maxColumns {
-		return []string{as, user + "@", host}
-	}
-	return []string{as, user + "@" + host}
-}
-
-// signatureWords names what git and ssh-keygen sign by what it is; a verifier
-// takes nothing else from that namespace.
+// signatureWords explains the namespaces of git and ssh-keygen. A verifier
+// accepts nothing else in those.
 func signatureWords(namespace string) []string {
 	switch namespace {
 	case "git":
-		return []string{"to sign a commit, tag or push", "(namespace git)"}
+		return []string{"To sign a commit, tag or push", "(namespace git)"}
 	case "file":
-		return []string{"to sign a file", "(namespace file)"}
+		return []string{"To sign a file", "(namespace file)"}
 	}
-	return []string{"to sign data", "of the namespace", word(namespace, maxNamespace, cutEnd)}
+	return []string{"To sign data", "in the namespace", word(namespace, maxNamespace, way.CutEnd)}
 }
 
-func certificateWords(u agent.Use) []string {
-	words := []string{"to certify a user's key, for"}
+func certificateWords(u ask.Use) []string {
+	words := []string{"To certify a user's key, for"}
 	if u.HostCert {
-		words = []string{"to certify a host's key, for"}
+		words = []string{"To certify a host's key, for"}
 	}
 	const shown = 3
 	for i, name := range u.Principals {
@@ -220,40 +208,39 @@ func certificateWords(u agent.Use) []string {
 		if i == len(u.Principals)-1 {
 			end = ""
 		}
-		words = append(words, word(name, maxPrincipal, cutEnd)+end)
+		words = append(words, word(name, maxPrincipal, way.CutEnd)+end)
 	}
 	if len(u.Principals) == 0 {
 		words = append(words, "ANY name")
 	}
 	if u.KeyID != "" {
-		words = append(words, "(key ID "+word(u.KeyID, maxKeyID, cutEnd)+")")
+		words = append(words, "(key ID "+word(u.KeyID, maxKeyID, way.CutEnd)+")")
 	}
 	return words
 }
 
-// asker names the processes that ask. They choose their names themselves, so
-// this is help and no proof.
-func asker(q agent.Question) string {
-	preposition := "for"
+// requester names the programs that ask. They choose their names themselves, so
+// this helps the user but proves nothing.
+func requester(q ask.Question) string {
 	if q.Use.Forwarded && len(q.Use.Via) > 0 && q.Use.Via[0] != "" {
-		preposition = "over" // the one that forwards
+		return programs("Forwarded by", q.Peer.Chain(), q.Peer.PID)
 	}
-	return processes(preposition, q.Peer.Chain(), q.Peer.PID)
+	return programs("Requested by", q.Peer.Chain(), q.Peer.PID)
 }
 
-func processes(preposition string, names []string, pid int) string {
+func programs(verb string, names []string, pid int) string {
 	switch {
 	case pid <= 0:
 		return ""
 	case len(names) == 0:
-		return fmt.Sprintf("%s process %d", preposition, pid)
+		return fmt.Sprintf("%s pid %d", verb, pid)
 	}
-	words := []string{preposition}
+	words := []string{verb}
 	for i, name := range names {
 		if i > 0 {
-			words = append(words, "<")
+			words = append(words, "→")
 		}
-		words = append(words, word(name, maxProgram, cutEnd))
+		words = append(words, word(name, maxProgram, way.CutEnd))
 	}
-	return fold(append(words, fmt.Sprintf("(process %d)", pid))...)
+	return fold(append(words, fmt.Sprintf("(pid %d)", pid))...)
 }

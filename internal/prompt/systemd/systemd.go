@@ -1,0 +1,147 @@
+// Package systemd asks with systemd-ask-password(1): on the machine's console,
+// in the boot splash, or wherever an agent for such questions runs. It is meant
+// for services and servers.
+package systemd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/ask"
+	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+)
+
+const program = "systemd-ask-password"
+
+type systemd struct{ way.Settings }
+
+// New returns the way to ask with systemd-ask-password.
+func New(s way.Settings) way.Way { return systemd{s} }
+
+func (systemd) Name() string { return "systemd" }
+
+func (systemd) Installed() error {
+	_, err := exec.LookPath(program)
+	return err
+}
+
+func (w systemd) Ask(ctx context.Context, q way.Question) (way.Answer, error) {
+	text := oneLine(q.Whole())
+	switch q.Kind {
+	case way.PIN:
+		pin, err := w.run(ctx, q, text+":")
+		return way.Answer{PIN: pin}, err
+	case way.LastTry:
+		return way.Yes(w.run(ctx, q, text+" Type yes to go on:", "--echo"))
+	case way.Consent:
+		return way.Yes(w.run(ctx, q, text+" Type yes to allow it:", "--echo"))
+	}
+	return way.Answer{}, way.Unusable("it can only ask")
+}
+
+// run runs the program, which leaves the question in a directory where agents
+// look for questions.
+func (w systemd) run(ctx context.Context, q way.Question, text string, options ...string) ([]byte, error) {
+	if err := w.Installed(); err != nil {
+		return nil, way.Unusable("%w", err)
+	}
+	scope, err := scope(w.Environ)
+	if err != nil {
+		return nil, way.Unusable("%w", err)
+	}
+	args := append([]string{
+		"--no-tty",
+		fmt.Sprintf("--timeout=%d", (w.Timeout+2*time.Second-1)/time.Second), // a second after our own
+		"--id=tpm-agent:" + way.Plain(q.Fingerprint),
+		"--icon=dialog-password",
+	}, scope...)
+	said, err := w.Run(ctx, way.Program{
+		Path: program, Args: append(append(args, options...), "--", text), Environ: way.Setenv(w.Environ, "LC_ALL", "C"),
+	})
+	if exit, exited := errors.AsType[*way.ExitError](err); exited {
+		err = meaning(exit)
+	}
+	return said, err
+}
+
+// scope returns the options for whom to ask: root asks whoever answers for the
+// machine, other users ask their own agents, since systemd 257. Without an agent
+// it returns an error, because the question would only lie there until the
+// timeout.
+func scope(environ []string) (options []string, err error) {
+	dir := "/run/systemd/ask-password"
+	if os.Geteuid() != 0 {
+		runtime := way.Lookup(environ, "XDG_RUNTIME_DIR")
+		if runtime == "" {
+			return nil, errors.New("XDG_RUNTIME_DIR is not set")
+		}
+		dir = filepath.Join(runtime, "systemd/ask-password")
+		options = []string{"--user"}
+	} else if _, err := os.Lstat("/run/systemd/system"); err == nil {
+		return nil, nil // systemd itself announces the question on all terminals
+	}
+	if !watched(dir) {
+		return nil, errors.New("no agent for systemd-ask-password is running")
+	}
+	return options, nil
+}
+
+// meaning finds out from the program's complaint why it failed.
+func meaning(exit *way.ExitError) error {
+	switch {
+	case strings.Contains(exit.Complaint, "Operation canceled"):
+		return fmt.Errorf("%w: %s", ask.ErrRefused, program)
+	case strings.Contains(exit.Complaint, "Timer expired"):
+		return fmt.Errorf("%w: %s", ask.ErrNoAnswer, program)
+	case strings.Contains(exit.Complaint, "--user"):
+		return way.Unusable("systemd before version 257 asks for root only")
+	}
+	return way.Unusable("%w", exit)
+}
+
+// watched reports whether a visible process has an inotify watch on dir, as the
+// agents for such questions do.
+func watched(dir string) bool {
+	var stat unix.Stat_t
+	if unix.Stat(dir, &stat) != nil {
+		return false
+	}
+	mark := fmt.Sprintf(" ino:%x sdev:%x ", stat.Ino, unix.Major(stat.Dev)<<20|unix.Minor(stat.Dev))
+	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, link := range links {
+		if to, err := os.Readlink(link); err != nil || to != "anon_inode:inotify" {
+			continue
+		}
+		info, err := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(link)), "fdinfo", filepath.Base(link)))
+		if err == nil && strings.Contains(string(info), mark) {
+			return true
+		}
+	}
+	return false
+}
+
+// oneLine joins the lines of a text. An indented line continues the sentence of
+// the line before.
+func oneLine(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		words := strings.TrimSpace(line)
+		switch before := b.String(); {
+		case words == "" || before == "":
+		case strings.HasPrefix(line, " ") || strings.ContainsAny(before[len(before)-1:], ".?!:,;"):
+			b.WriteByte(' ')
+		default:
+			b.WriteString(", ")
+		}
+		b.WriteString(words)
+	}
+	return b.String()
+}
