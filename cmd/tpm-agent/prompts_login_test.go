@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -158,16 +159,18 @@ func TestPromptNobody(t *testing.T) {
 	})
 }
 
-// watchProcesses looks at the arguments and environments of all processes, again
-// and again, for a PIN of the scene. The function that it returns ends that, and
-// fails the test if it was found.
+// watchProcesses looks again and again for a PIN of the scene in the arguments and
+// environments of its processes. stop ends that, and fails the test if a PIN was
+// found.
 func (s *scene) watchProcesses() (stop func()) {
 	over, result := make(chan struct{}), make(chan []string)
-	pins := slices.Clone(s.secrets)
+	pins, roots := slices.Clone(s.secrets), append(slices.Clone(s.daemons), os.Getpid())
 	go func() {
 		var found []string
 		for {
-			found = append(found, processesWith(pins)...)
+			for _, root := range roots {
+				found = append(found, processesWith(root, pins)...)
+			}
 			select {
 			case <-over:
 				result <- found
@@ -184,11 +187,12 @@ func (s *scene) watchProcesses() (stop func()) {
 	}
 }
 
-// processesWith lists those that have one of the texts among their arguments or
-// in their environment.
-func processesWith(texts []string) (found []string) {
-	for _, kind := range []string{"cmdline", "environ"} {
-		for _, path := range must(filepath.Glob("/proc/[0-9]*/" + kind)) {
+// processesWith lists the processes from root on that have one of the texts in
+// their arguments or environment.
+func processesWith(root int, texts []string) (found []string) {
+	for _, pid := range descendants(root) {
+		for _, kind := range []string{"cmdline", "environ"} {
+			path := fmt.Sprintf("/proc/%d/%s", pid, kind)
 			data, err := os.ReadFile(path)
 			if err == nil && slices.ContainsFunc(texts, func(text string) bool { return bytes.Contains(data, []byte(text)) }) {
 				found = append(found, path)
@@ -198,8 +202,7 @@ func processesWith(texts []string) (found []string) {
 	return found
 }
 
-// TestPromptProcessesAreWatched: what must not be in a process's arguments or
-// environment is found there.
+// What must not be in a process's arguments or environment is found there.
 func TestPromptProcessesAreWatched(t *testing.T) {
 	for _, cmd := range []*exec.Cmd{
 		exec.Command("sh", "-c", "read line", "first"),
@@ -215,7 +218,7 @@ func TestPromptProcessesAreWatched(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if found := processesWith([]string{randomPIN(20), pin}); len(found) != 1 {
+		if found := processesWith(os.Getpid(), []string{randomPIN(20), pin}); len(found) != 1 {
 			t.Errorf("found in %q", found)
 		}
 		stdin.Close()

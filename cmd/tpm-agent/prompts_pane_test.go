@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,6 +39,7 @@ func (d *agentRun) tmux(env ...string) *pane {
 	d.t.Cleanup(func() { _ = p.command("kill-server").Run() })
 	p.tty = p.tell("#{pane_tty}")
 	p.shell = must(strconv.Atoi(p.tell("#{pane_pid}")))
+	p.s.daemons = append(p.s.daemons, must(strconv.Atoi(p.tell("#{pid}"))))
 	p.waitFor("$")
 	return p
 }
@@ -146,17 +148,27 @@ func (p *pane) hidden() {
 	p.t.Fatal("the terminal goes on echoing")
 }
 
-// children lists the processes that a process has started and that still run.
+// children returns the processes that a process has started and that still run.
 func children(pid int) (pids []int) {
-	for _, path := range must(filepath.Glob("/proc/[0-9]*/stat")) {
-		stat, err := os.ReadFile(path)
+	for _, path := range must(filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))) {
+		list, err := os.ReadFile(path)
 		if err != nil {
-			continue // it has ended
+			continue // the thread has ended
 		}
-		_, rest, _ := strings.Cut(string(stat), ") ")
-		if fields := strings.Fields(rest); len(fields) > 1 && fields[0] != "Z" && fields[1] == strconv.Itoa(pid) {
-			pids = append(pids, must(strconv.Atoi(strings.Split(path, "/")[2])))
+		for child := range strings.FieldsSeq(string(list)) {
+			if alive(child) {
+				pids = append(pids, must(strconv.Atoi(child)))
+			}
 		}
+	}
+	return pids
+}
+
+// descendants returns a process and everything below it.
+func descendants(pid int) []int {
+	pids := []int{pid}
+	for _, child := range children(pid) {
+		pids = append(pids, descendants(child)...)
 	}
 	return pids
 }

@@ -36,6 +36,8 @@ type scene struct {
 	public  ssh.PublicKey // of the key with the PIN, keys/id
 	pinless ssh.PublicKey // of keys/plain
 
+	daemons []int // processes of the scene that are not below this one: tmux servers
+
 	// secrets are the PIN and what was typed in its place; keepsSecrets looks
 	// for them when the test ends, for the first octets of each on the bus. Four
 	// are there by chance once in some thousand tests, so most look for eight.
