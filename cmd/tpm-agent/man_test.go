@@ -109,7 +109,7 @@ func TestHelpIsComplete(t *testing.T) {
 // TestManEnvironment: what the program reads of its environment stands on its
 // page. The source says what that is.
 func TestManEnvironment(t *testing.T) {
-	reads := regexp.MustCompile(`(?:[gG]etenv|lookup)\((?:\w+(?:\.\w+)?, )?"([A-Z][A-Z_]+)"\)`)
+	reads := regexp.MustCompile(`(?:[gG]etenv|[lL]ookup)\((?:\w+(?:\.\w+)?, )?"([A-Z][A-Z_]+)"\)`)
 	ours := []string{
 		"GODEBUG", "JOURNAL_STREAM", "LISTEN_PIDFDID", // passed on by the runtime and by systemd
 		"PATH", "TERM", // as in all programs
@@ -117,7 +117,7 @@ func TestManEnvironment(t *testing.T) {
 	page := readPages(t, os.DirFS("man"))["tpm-agent.1"]
 	_, environment, _ := strings.Cut(page, ".SH ENVIRONMENT")
 	found := 0
-	for _, pattern := range []string{"*.go", "../../internal/prompt/*.go", "../../internal/pinentry/*.go", "../../internal/softtpm/*.go", "../../internal/socket/*.go", "../../internal/logind/*.go"} {
+	for _, pattern := range []string{"*.go", "../../internal/prompt/*.go", "../../internal/prompt/*/*.go", "../../internal/softtpm/*.go", "../../internal/socket/*.go", "../../internal/logind/*.go"} {
 		sources, err := filepath.Glob(pattern)
 		if err != nil || len(sources) == 0 {
 			t.Fatal(pattern, err)
