@@ -311,7 +311,7 @@ func clean(t *testing.T, text string) {
 		if marks++; !unicode.Is(unicode.M, r) {
 			marks = 0
 		}
-		if marks > way.MaxMarks {
+		if marks > 3 {
 			t.Errorf("%q has %d marks in a row", text, marks)
 		}
 	}

@@ -53,7 +53,7 @@ func (w systemd) run(ctx context.Context, q way.Question, text string, options .
 	if err := w.Installed(); err != nil {
 		return nil, way.Unusable("%w", err)
 	}
-	scope, err := scope(w.Environ)
+	whom, err := scope(w.Environ)
 	if err != nil {
 		return nil, way.Unusable("%w", err)
 	}
@@ -62,7 +62,7 @@ func (w systemd) run(ctx context.Context, q way.Question, text string, options .
 		fmt.Sprintf("--timeout=%d", (w.Timeout+2*time.Second-1)/time.Second), // a second after our own
 		"--id=tpm-agent:" + way.Plain(q.Fingerprint),
 		"--icon=dialog-password",
-	}, scope...)
+	}, whom...)
 	said, err := w.Run(ctx, way.Program{
 		Path: program, Args: append(append(args, options...), "--", text), Environ: way.Setenv(w.Environ, "LC_ALL", "C"),
 	})

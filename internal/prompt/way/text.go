@@ -9,9 +9,9 @@ import (
 // maxPlain is the length limit of Plain, in octets.
 const maxPlain = 256
 
-// MaxMarks is how many combining marks in a row Printable keeps on one
+// maxMarks is how many combining marks in a row Printable keeps on one
 // character: more of them grow into the lines around. No language writes more.
-const MaxMarks = 3
+const maxMarks = 3
 
 // Plain is Printable for text without another length limit.
 func Plain(s string) string { return CutEnd(Printable(s), maxPlain) }
@@ -21,14 +21,14 @@ func Plain(s string) string { return CutEnd(Printable(s), maxPlain) }
 // may differ; marks that reverse the direction of writing, which make a name
 // look like another; and private characters, whose looks are unknown.
 func Printable(s string) string {
-	marks := MaxMarks // none without a character to stand on
+	marks := maxMarks // none without a character to stand on
 	return strings.Map(func(r rune) rune {
 		switch {
 		case !unicode.IsPrint(r) || blank(r):
 			return -1
 		case !unicode.Is(unicode.M, r):
 			marks = 0
-		case marks == MaxMarks:
+		case marks == maxMarks:
 			return -1
 		default:
 			marks++
