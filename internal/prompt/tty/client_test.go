@@ -132,6 +132,7 @@ func TestClientTerminalUnusable(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) }) // it is not in the foreground, which hangs up
 			return askedBy(pid)
 		}, "in the background of its terminal"},
 		"raw": {func(t *testing.T, p *ptytest.Terminal) ask.Question {
