@@ -10,9 +10,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// cmdReadme takes the commands out of the README: readme TYPED TARGETS. TYPED
-// gets those that a user types at a prompt, TARGETS those that show that the
-// targets of make exist.
+// cmdReadme extracts the commands of README.md and docs/using.md: readme TYPED
+// TARGETS. It writes to TYPED what a user types at a prompt, in reading order, and
+// to TARGETS commands that fail unless make has the targets that the README names.
 func cmdReadme(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: readme TYPED TARGETS")
@@ -20,21 +20,23 @@ func cmdReadme(ts *testscript.TestScript, neg bool, args []string) {
 	root := ts.Getenv("REPOSITORY")
 	text, err := os.ReadFile(filepath.Join(root, "README.md"))
 	ts.Check(err)
+	using, err := os.ReadFile(filepath.Join(root, "docs", "using.md"))
+	ts.Check(err)
 	var typed, targets strings.Builder
-	for _, command := range consoleCommands(string(text)) {
+	for _, command := range append(consoleCommands(string(text)), consoleCommands(string(using))...) {
 		fmt.Fprintln(&typed, answered(command))
 	}
 	for _, m := range regexp.MustCompile(`(?m)^(?:sudo )?(make [a-z]+)`).FindAllStringSubmatch(string(text), -1) {
 		fmt.Fprintf(&targets, "cd %q && %s -n >/dev/null || exit 1\n", root, m[1])
 	}
 	if typed.Len() == 0 || targets.Len() == 0 {
-		ts.Fatalf("no commands in the README: this test looks at nothing")
+		ts.Fatalf("the README has no commands to test")
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(typed.String()), 0o600))
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(targets.String()), 0o600))
 }
 
-// consoleCommands are the lines behind a prompt in the console blocks.
+// consoleCommands returns the lines behind a prompt in the console blocks.
 func consoleCommands(text string) (list []string) {
 	in := false
 	for line := range strings.Lines(text) {
@@ -49,15 +51,13 @@ func consoleCommands(text string) (list []string) {
 	return list
 }
 
-// answered adds what a person does with a command beside typing it.
+// answered adds the answers that a person would type.
 func answered(command string) string {
 	switch {
 	case strings.HasPrefix(command, "tpm-agent keygen"):
 		return command + ` <<<$'\n\n\n'` // the default file, no PIN
 	case strings.HasPrefix(command, "tpm-agent import"):
 		return command + ` <<<$'\n\n'` // no PIN
-	case strings.HasSuffix(command, "&"):
-		return command + "\nwait_for"
 	default:
 		return command + " </dev/null"
 	}
