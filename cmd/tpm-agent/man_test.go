@@ -14,14 +14,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// manDate stands on every page. It is a constant, so that the same source gives
-// the same pages; it changes with the contents, by hand.
-const manDate = "2026-11-21"
+// manDate is on every page. It is a constant, so that the same source makes the same
+// pages. Change it when the contents change.
+const manDate = "2026-11-30"
 
-var update = flag.Bool("update", false, "write the manual pages anew")
+var update = flag.Bool("update", false, "rewrite the manual pages")
 
-// TestManPages holds the embedded pages to the help of the commands. With
-// -update it writes them.
+// TestManPages compares the embedded pages with the commands and their bodies,
+// man/*.body. With -update it rewrites the pages.
 func TestManPages(t *testing.T) {
 	want := t.TempDir()
 	generate(t, want)
@@ -51,7 +51,7 @@ func TestManPages(t *testing.T) {
 	}
 	for name := range have {
 		if pages[name] == "" {
-			t.Errorf("%s is the page of no command", name)
+			t.Errorf("%s belongs to no command", name)
 		}
 	}
 	if len(pages) < 10 {
@@ -67,8 +67,13 @@ func generate(t *testing.T, dir string) {
 			continue
 		}
 		cmd.InitDefaultHelpFlag()
+		body, err := os.ReadFile(filepath.Join("man", cmd.Name()+".body"))
+		if err != nil {
+			t.Fatal(err)
+		}
 		name := strings.ReplaceAll(cmd.CommandPath(), " ", "-") + ".1"
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(manPage(cmd, manDate)), 0o644); err != nil {
+		page := manPage(cmd, strings.TrimSuffix(string(body), "\n"), manDate)
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(page), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -106,13 +111,13 @@ func TestHelpIsComplete(t *testing.T) {
 	}
 }
 
-// TestManEnvironment: what the program reads of its environment stands on its
-// page. The source says what that is.
+// TestManEnvironment checks that the page names every environment variable that the
+// source reads.
 func TestManEnvironment(t *testing.T) {
 	reads := regexp.MustCompile(`(?:[gG]etenv|[lL]ookup)\((?:\w+(?:\.\w+)?, )?"([A-Z][A-Z_]+)"\)`)
 	ours := []string{
 		"GODEBUG", "JOURNAL_STREAM", "LISTEN_PIDFDID", // passed on by the runtime and by systemd
-		"PATH", "TERM", // as in all programs
+		"PATH", "TERM", // read by most programs
 	}
 	page := readPages(t, os.DirFS("man"))["tpm-agent.1"]
 	_, environment, _ := strings.Cut(page, ".SH ENVIRONMENT")
@@ -133,7 +138,7 @@ func TestManEnvironment(t *testing.T) {
 			for _, m := range reads.FindAllStringSubmatch(string(code), -1) {
 				found++
 				if !strings.Contains(environment, m[1]) && !slices.Contains(ours, m[1]) {
-					t.Errorf("%s reads %s, which the manual page does not name", source, m[1])
+					t.Errorf("%s reads %s, which is not in the manual page", source, m[1])
 				}
 			}
 		}
@@ -143,12 +148,13 @@ func TestManEnvironment(t *testing.T) {
 	}
 }
 
-// TestManText: text is text, also where man(7) would take it for something else.
+// TestManText checks that text stays text where man(7) would see a request.
 func TestManText(t *testing.T) {
 	for text, want := range map[string]string{
 		".ssh is hidden":            "\\&.ssh is hidden\n",
 		"it's a back\\slash -x":     "it\\(aqs a back\\eslash \\-x\n",
 		"one\n\ntwo":                "one\n.PP\ntwo\n",
+		"one\n\n# Two\nthree":       "one\n.SS Two\nthree\n",
 		"these:\n  a  b\n  'c\nend": "these:\n.sp 0.5v\n.RS 4\n.nf\na  b\n\\(aqc\n.fi\n.RE\nend\n",
 	} {
 		if got := manText(text); got != want {

@@ -9,15 +9,16 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// manPage is the page of a command, in the language of man(7): what --help says,
-// and the sections that only a manual page has.
-func manPage(cmd *cobra.Command, date string) string {
+// manPage returns the page of a command in the language of man(7). The description
+// is body, which is written by hand; the rest comes from the command and the tables
+// below.
+func manPage(cmd *cobra.Command, body, date string) string {
 	var b strings.Builder
 	name := strings.ReplaceAll(cmd.CommandPath(), " ", "-")
 	fmt.Fprintf(&b, ".TH %s 1 %q tpm-agent \"User Commands\"\n", strings.ToUpper(roff(name)), date)
 	fmt.Fprintf(&b, ".nh\n.SH NAME\n%s \\- %s\n", roff(name), roff(lowerFirst(cmd.Short)))
 	fmt.Fprintf(&b, ".SH SYNOPSIS\n.nf\n%s\n.fi\n", synopsis(cmd))
-	fmt.Fprintf(&b, ".SH DESCRIPTION\n%s", manText(cmd.Long))
+	fmt.Fprintf(&b, ".SH DESCRIPTION\n%s", manText(body))
 	if !cmd.HasParent() {
 		b.WriteString(".SH COMMANDS\n" + manCommands(cmd))
 	}
@@ -44,8 +45,8 @@ func manPage(cmd *cobra.Command, date string) string {
 	return b.String()
 }
 
-// manItem is an environment variable or a file, with the commands that use it; *
-// stands for all, and for the page of tpm-agent itself.
+// A manItem is an environment variable or a file, with the commands that use it. The
+// * stands for the page of tpm-agent itself.
 type manItem struct{ name, commands, text string }
 
 func (i manItem) of(cmd *cobra.Command) bool {
@@ -59,49 +60,49 @@ const (
 )
 
 var manEnvironment = []manItem{
-	{"TPM_AGENT_TPM", "* " + usesTPM, "The address of the TPM, where --tpm is not given."},
-	{"SSH_AUTH_SOCK", "* " + asksAgent, "The socket of the agent to talk to, where --socket is not given."},
+	{"TPM_AGENT_TPM", "* " + usesTPM, "The address of the TPM. --tpm overrides it."},
+	{"SSH_AUTH_SOCK", "* " + asksAgent, "The socket of the agent to talk to. --socket overrides it."},
 	{"SSH_AGENT_PID", "* serve", "The process that serve -k ends."},
-	{"XDG_RUNTIME_DIR", "* serve env " + asksAgent, "The directory of the agent's socket, tpm-agent/agent.sock, where no other is given. A login by ssh(1) or on a desktop sets it; su(1) and sudo(8) do not."},
-	{"XDG_STATE_HOME", "* serve import keygen list inspect passwd", "Where retired keys, the memory of storage keys and the state of the software TPM are kept, below tpm-agent; ~/.local/state if it is not set."},
-	{"HOME", "* serve keygen list import", "The home directory, in which .ssh is."},
-	{"SHELL", "* env serve", "The form in which commands for the shell are printed, where no option says it."},
-	{"TMPDIR", "* serve", "Where a COMMAND's socket is made if there is no XDG_RUNTIME_DIR; /tmp if it is not set."},
-	{"SSH_ASKPASS", "* serve", "The program that asks for PINs and consent, in a window."},
-	{"SSH_ASKPASS_REQUIRE", "* serve", "never, prefer or force: whether that program is used; see above for the order."},
-	{"DISPLAY, WAYLAND_DISPLAY, XAUTHORITY", "* serve", "The display on which there are windows."},
-	{"GNUPGHOME", "* serve", "Where gpg-agent.conf is, which may name a pinentry; ~/.gnupg if it is not set."},
-	{"CREDENTIALS_DIRECTORY", "* serve unlock passwd", "Where systemd puts credentials, for PINs from credential:NAME."},
-	{"DBUS_SYSTEM_BUS_ADDRESS", "* serve", "The bus on which systemd-logind tells of sleep and locked screens, if it is not the usual one."},
-	{"LISTEN_FDS, LISTEN_PID, NOTIFY_SOCKET", "* serve", "What systemd passes to a service: its socket, and where to say that it is ready."},
+	{"XDG_RUNTIME_DIR", "* serve env " + asksAgent, "The directory of the agent's default socket, tpm-agent/agent.sock. A login by ssh(1) or on a desktop sets it; su(1) and sudo(8) do not."},
+	{"XDG_STATE_HOME", "* serve import keygen", "The directory that holds tpm-agent/, with retired keys and the state of the software TPM. The default is ~/.local/state."},
+	{"HOME", "* serve keygen list import", "The home directory, which contains .ssh."},
+	{"SHELL", "* env serve", "The shell for which commands are printed. -s, -c and --fish override it."},
+	{"TMPDIR", "* serve", "The directory for the socket of a COMMAND's agent if XDG_RUNTIME_DIR is not set. The default is /tmp."},
+	{"SSH_ASKPASS", "* serve", "The program that asks for PINs and consent in a window."},
+	{"SSH_ASKPASS_REQUIRE", "* serve", "never, prefer or force: when to use that program; see tpm-agent-serve(1)."},
+	{"DISPLAY, WAYLAND_DISPLAY, XAUTHORITY", "* serve", "The display for windows."},
+	{"GNUPGHOME", "* serve", "The directory of gpg-agent.conf, which may name a pinentry. The default is ~/.gnupg."},
+	{"CREDENTIALS_DIRECTORY", "* serve unlock passwd", "The directory of systemd credentials, for PINs from credential:NAME."},
+	{"DBUS_SYSTEM_BUS_ADDRESS", "* serve", "The address of the bus on which systemd-logind reports suspend and screen lock, if it is not the standard one."},
+	{"LISTEN_FDS, LISTEN_PID, NOTIFY_SOCKET", "* serve", "Set by systemd for a service: the sockets that it passes, and where the service reports that it is ready."},
 }
 
 var manFiles = []manItem{
-	{"~/.ssh/NAME.tpm", "* serve keygen import list", "A key, wrapped by the TPM: a TPM 2.0 key file (TSS2 PRIVATE KEY). Any name will do."},
-	{"~/.ssh/NAME.pub", "* serve keygen import list pub", "Its public key; the comment is from there."},
-	{"~/.ssh/NAME-cert.pub", "* serve add", "A certificate for it, which is offered too."},
-	{"$XDG_STATE_HOME/tpm-agent/storage-keys", "* serve keygen import list inspect passwd", "Which storage keys of which TPM the keys were loaded under. Text; it can be removed. Earlier versions kept a file .tpm-agent-parents beside the keys, which is still read."},
+	{"~/.ssh/NAME.tpm", "* serve keygen import list", "A key, wrapped by the TPM: a TPM 2.0 key file (TSS2 PRIVATE KEY). The file may have any name."},
+	{"~/.ssh/NAME.pub", "* serve keygen import list pub", "The public key, with its comment."},
+	{"~/.ssh/NAME-cert.pub", "* serve add", "A certificate for the key. The agent offers it too."},
+	{"~/.ssh/.tpm-agent-parents", "* serve keygen import list inspect passwd", "A text file that records under which storage keys of which TPM the keys beside it were loaded. You can delete it."},
 	{"$XDG_RUNTIME_DIR/tpm-agent/agent.sock", "* serve env", "The agent's socket."},
-	{"$XDG_STATE_HOME/tpm-agent/retired/", "* import", "Where --retire and --replace put old private keys."},
-	{"/dev/tpmrm0", "* " + usesTPM, "The TPM, by the kernel's resource manager."},
-	{"~/.ssh/known_hosts, /etc/ssh/ssh_known_hosts", "serve add", "The keys of hosts."},
+	{"$XDG_STATE_HOME/tpm-agent/retired/", "* import", "The directory to which --retire and --replace move old private keys."},
+	{"/dev/tpmrm0", "* " + usesTPM, "The TPM, through the kernel's resource manager."},
+	{"~/.ssh/known_hosts, /etc/ssh/ssh_known_hosts", "serve add", "The keys and names of hosts."},
 	{"~/.config/tpm-agent/serve.conf", "* serve", "Options of the systemd user service."},
 }
 
-// exitStatus is what a script can rely on.
+// exitStatus returns the exit statuses that a script can rely on.
 func exitStatus(cmd *cobra.Command) string {
 	lines := []string{
-		"0", "The command did what it says.",
-		"1", "It failed; standard error says why.",
-		"2", "The command line makes no sense.",
+		"0", "The command succeeded.",
+		"1", "The command failed; standard error says why.",
+		"2", "The command line is invalid.",
 	}
 	switch cmd.Name() {
 	case "keygen", "import", "tpm-agent":
-		lines = append(lines, "3", "The key is of a kind that the TPM, or tpm-agent, does not take.")
+		lines = append(lines, "3", "The TPM, or tpm-agent, does not support this kind of key.")
 	}
-	lines = append(lines, "128+n", "Signal n ended it.")
+	lines = append(lines, "128+n", "Signal n ended the command.")
 	if cmd.Name() == "serve" {
-		lines = append(lines, "other", "With a COMMAND: its own status, or 128+n if signal n ended it.")
+		lines = append(lines, "other", "With a COMMAND: the exit status of the COMMAND, or 128+n if signal n ended it.")
 	}
 	var b strings.Builder
 	for i := 0; i < len(lines); i += 2 {
@@ -110,8 +111,8 @@ func exitStatus(cmd *cobra.Command) string {
 	return b.String()
 }
 
-// seeAlso refers to the other pages, and to the programs of OpenSSH that a
-// command takes the place of or goes with.
+// seeAlso refers to the other pages, and to the programs of OpenSSH that the command
+// replaces or works with.
 func seeAlso(cmd *cobra.Command) string {
 	openssh := map[string]string{
 		"tpm-agent": "ssh ssh-add ssh-agent ssh-keygen", "serve": "ssh-agent ssh-add pinentry",
@@ -153,7 +154,7 @@ func synopsis(cmd *cobra.Command) string {
 	return strings.TrimSpace(fmt.Sprintf("\\fB%s\\fR [\\fIoptions\\fR] %s", roff(cmd.CommandPath()), roff(arguments)))
 }
 
-// manFlags are the options as --help shows them, those of all commands at the end.
+// manFlags returns the options as --help shows them. Those of all commands come last.
 func manFlags(cmd *cobra.Command) string {
 	var b strings.Builder
 	show := func(f *pflag.Flag) {
@@ -161,6 +162,7 @@ func manFlags(cmd *cobra.Command) string {
 			return
 		}
 		value, text := pflag.UnquoteUsage(f)
+		text = strings.ReplaceAll(text, "\n", " ") // --help breaks lines there
 		var line string
 		if f.Shorthand != "" {
 			line = "\\fB\\-" + f.Shorthand + "\\fR, "
@@ -179,12 +181,17 @@ func manFlags(cmd *cobra.Command) string {
 	return b.String()
 }
 
-// manText is a help text: paragraphs are filled, and what is indented stays as it
-// is.
+// manText turns a body into man(7). Paragraphs are filled, indented lines stay as
+// they are, and a paragraph may start with a "# Heading".
 func manText(text string) string {
 	var b strings.Builder
 	for i, paragraph := range strings.Split(text, "\n\n") {
-		if i > 0 {
+		heading, ok := strings.CutPrefix(paragraph, "# ")
+		switch {
+		case ok:
+			heading, paragraph, _ = strings.Cut(heading, "\n")
+			fmt.Fprintf(&b, ".SS %s\n", roff(heading))
+		case i > 0:
 			b.WriteString(".PP\n")
 		}
 		var fixed []string
@@ -208,7 +215,7 @@ func manText(text string) string {
 	return b.String()
 }
 
-// literal are lines that are not filled.
+// literal returns lines that are not filled.
 func literal(lines []string) string {
 	var b strings.Builder
 	b.WriteString(".sp 0.5v\n.RS 4\n.nf\n")
@@ -219,7 +226,7 @@ func literal(lines []string) string {
 	return b.String()
 }
 
-// manLine is a line of text, which must not be taken for a request.
+// manLine returns a line of text that man(7) does not mistake for a request.
 func manLine(line string) string {
 	line = roff(line)
 	if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "'") {
@@ -228,8 +235,7 @@ func manLine(line string) string {
 	return line
 }
 
-// roff is text in which nothing has a meaning: hyphens can be copied as typed, and
-// so can quotes.
+// roff escapes s so that a reader can copy hyphens and quotes as they were typed.
 func roff(s string) string {
 	return strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`, "…", `\&...`).Replace(s)
 }
