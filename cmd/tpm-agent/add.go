@@ -32,7 +32,7 @@ func newAddCmd(g *global) *cobra.Command {
 		Example: `  tpm-agent add /media/stick/work.tpm
   tpm-agent add -t 8h -c work.tpm
   tpm-agent add --pin-ttl 15m work.tpm
-  tpm-agent add -h gate.example.org -h 'gate.example.org>me@inner.example.org' work.tpm`,
+  tpm-agent add -h gate.example -h 'gate.example>me@inner.example' work.tpm`,
 		Args: someArgs("the key file"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.pinTTL = given(cmd, "pin-ttl")
@@ -41,11 +41,11 @@ func newAddCmd(g *global) *cobra.Command {
 	}
 	f := cmd.Flags()
 	agentFlag(cmd, &o.socket)
-	f.StringVarP(&o.lifetime, "lifetime", "t", "", "forget the key after this `TIME`: seconds, or 90m, 8h, 2w (default: what the agent was told, else never)")
+	f.StringVarP(&o.lifetime, "lifetime", "t", "", "forget the key after this `TIME`: 90 (seconds), 10m,\n8h, 2w (default: as serve -t says)")
 	f.BoolVarP(&o.confirm, "confirm", "c", false, "ask before each use of the key")
-	f.StringArrayVarP(&o.destinations, "destination", "h", nil, "use the key only for this `[FROM>][USER@]HOST`; may be given several times")
-	f.StringArrayVarP(&o.hostKeys, "hostkeys", "H", nil, "`FILE` with keys of hosts, for -h; may be given several times (default: ssh's known_hosts files)")
-	f.String("pin-ttl", "", "remember the key's PIN, once it was typed, for this `TIME`: 15m, 8h, session or off (default as the agent's --pin-ttl says)")
+	f.StringArrayVarP(&o.destinations, "destination", "h", nil, "use the key only for this `HOST`, or as shown above\n(repeatable)")
+	f.StringArrayVarP(&o.hostKeys, "hostkeys", "H", nil, "`FILE` with host keys, for -h (default: ssh's\nknown_hosts files; repeatable)")
+	f.String("pin-ttl", "", "remember the key's PIN for this `TIME`: 15m, 8h,\nsession or off (default: as serve --pin-ttl says)")
 	f.Bool("help", false, "help for add") // -h is ssh-add's
 	mustComplete(cmd, "destination")
 	mustComplete(cmd, "lifetime")
@@ -53,36 +53,13 @@ func newAddCmd(g *global) *cobra.Command {
 	return cmd
 }
 
-const addHelp = `Adds key files to the agent that runs: keys that are in none of its directories,
-or that are to be used under conditions. The files' contents are sent, so the
-agent need not be able to read them. The public key's comment and a certificate
-beside the file (NAME.pub, NAME-cert.pub) go with it. Nothing is written: the
-agent forgets the keys when it ends, on SIGUSR1 and with tpm-agent remove.
+const addHelp = `Adds key files to the running agent, from any directory or with conditions.
+For -h, give each hop an option of its own:
 
-A key that the agent has in a directory is added too, and its conditions then
-hold instead; removed, it is gone altogether until the agent is started anew or
-gets SIGHUP.
+  HOST, USER@HOST             log in there from this machine
+  FROM>HOST, FROM>USER@HOST   go on from FROM to HOST, with ssh -A
 
-The conditions are those of ssh-add(1). With -t the key is forgotten after a
-time. With -c the user is asked before each use. With -h it can be used only for
-the hosts named:
-
-  HOST, USER@HOST        when logging in there from this machine
-  FROM>HOST              when going on from FROM, with ssh -A, to HOST
-  FROM>USER@HOST         the same, as USER only
-
-Each hop needs an -h of its own, and USER may have the wildcards * and ?. The
-keys of the hosts are taken from ssh's known_hosts files, or those given with
--H; a port other than 22 is written [HOST]:PORT. The client's ssh, and the
-servers on the way, have to be OpenSSH 8.9 or newer.
-
-With --pin-ttl the agent remembers the PIN of the key for a time after it was
-typed for a signature, whatever the agent was told of other keys; "session" is
-until something makes it forget (tpm-agent help unlock says what), and "off" not
-at all.
-
-The agent takes key files from processes on this machine only, not over
-forwarded connections.`
+Details: tpm-agent man add.`
 
 // runAdd adds what it can, and fails if there is a file that it could not.
 func runAdd(cmd *cobra.Command, sys system, o addOptions, files []string) error {
