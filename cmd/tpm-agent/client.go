@@ -48,7 +48,7 @@ func (c *client) ordinary() sshagent.Agent {
 // agentFlag adds the option by which a command is told of an agent to talk to;
 // see agentSocket.
 func agentFlag(cmd *cobra.Command, socket *string) {
-	cmd.Flags().StringVar(socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK, else $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	cmd.Flags().StringVar(socket, "socket", "", "`PATH` of the agent's socket (default $SSH_AUTH_SOCK,\nelse $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
 }
 
 // agentSocket is the socket of the agent to talk to: the one that was asked
