@@ -10,11 +10,10 @@ func newCompletionCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "completion SHELL",
 		Short: "Print a completion script for a shell",
-		Long: `Prints a script that teaches a shell to complete the commands, flags and values
-of tpm-agent. SHELL is bash, zsh or fish. For bash the package bash-completion has
-to be there; it loads the script from where "make install" puts it, or from the
-place in the example. In zsh, compinit has to run after the script was written.`,
-		Example: `  tpm-agent completion bash > ~/.local/share/bash-completion/completions/tpm-agent
+		Long: `Prints a script that lets a shell complete the commands, flags and values of
+tpm-agent. SHELL is bash, zsh or fish. Details: tpm-agent man completion.`,
+		Example: `  tpm-agent completion bash \
+      > ~/.local/share/bash-completion/completions/tpm-agent
   tpm-agent completion zsh > "${fpath[1]}/_tpm-agent"
   tpm-agent completion fish > ~/.config/fish/completions/tpm-agent.fish`,
 		Args:      someArgs("the shell (bash, zsh or fish)"),
