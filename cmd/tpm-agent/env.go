@@ -15,13 +15,9 @@ func newEnvCmd(g *global) *cobra.Command {
 	var o envOptions
 	cmd := &cobra.Command{
 		Use:   "env",
-		Short: "Print what a shell must run to use the agent",
-		Long: `Prints the command that sets SSH_AUTH_SOCK to the agent's socket, for the shell
-to run. The form is that of the shell that the variable SHELL names, unless one
-is asked for.
-
-It does not start the agent and does not ask whether it runs: a socket that
-systemd listens on is there before the agent is.`,
+		Short: "Print the command that lets a shell use the agent",
+		Long: `Prints the command that sets SSH_AUTH_SOCK to the agent's socket, for the
+shell to run. It does not start the agent.`,
 		Example: `  eval "$(tpm-agent env)"        # sh, bash, zsh
   eval ` + "`tpm-agent env -c`" + `          # csh, tcsh
   tpm-agent env --fish | source  # fish`,
@@ -29,8 +25,8 @@ systemd listens on is there before the agent is.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return runEnv(g.sys, o) },
 	}
-	cmd.Flags().StringVar(&o.socket, "socket", "", "`PATH` of the agent's socket (default $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
-	o.form.flags(cmd, "")
+	cmd.Flags().StringVar(&o.socket, "socket", "", "`PATH` of the agent's socket\n(default $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	o.form.flags(cmd, "print it ")
 	return cmd
 }
 
