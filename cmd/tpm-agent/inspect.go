@@ -23,24 +23,9 @@ func newInspectCmd(g *global) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "inspect FILE",
-		Short: "Show all that a key file says",
-		Long: `Shows everything that stands in a TPM 2.0 key file: its form, the key, its
-attributes and policy, the storage key it needs, and who can read the file. Then
-the TPM is asked, if there is one, whether it can load the key; no PIN is needed.
-For a key that is bound to PCRs (see keygen --pcr) it is asked whether they have
-the values that the key wants; for that it need not be the TPM that the key was
-made in.
-
-The attributes are those of the TPM 2.0 specification (Part 2, TPMA_OBJECT):
-fixedTPM and fixedParent mean that the key can never be moved out of its TPM,
-sensitiveDataOrigin that it was made there; noDA that wrong PINs elsewhere do not
-lock it.
-
-"can be used" says whether tpm-agent could sign with such a key, "this TPM"
-whether the key is one of this TPM. "remembered" is the storage key that it was
-loaded under before, and when that was seen first and last. It is kept in the file
-~/.local/state/tpm-agent/storage-keys. So a TPM that was cleared or exchanged is
-told apart from a key file that is damaged.`,
+		Short: "Show everything in a key file",
+		Long: `Shows everything in a TPM 2.0 key file, and asks the TPM whether it can load
+the key. No PIN is needed. Details: tpm-agent man inspect.`,
 		Example:           `  tpm-agent inspect ~/.ssh/id_ecdsa.tpm`,
 		Args:              oneFile("the key file"),
 		ValidArgsFunction: completeOneFile,
@@ -50,7 +35,7 @@ told apart from a key file that is damaged.`,
 			return runInspect(ctx, g, args[0], asJSON)
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
