@@ -40,12 +40,12 @@ func newKeygenCmd(g *global) *cobra.Command {
 		Use:   "keygen",
 		Short: "Make a key in the TPM",
 		Long:  keygenHelp,
-		Example: `  tpm-agent keygen                            # ECDSA P-256, asks the rest
+		Example: `  tpm-agent keygen                            # ECDSA P-256; asks the rest
   tpm-agent keygen -t rsa -b 2048 -C work -f ~/.ssh/id_work
-  tpm-agent keygen -N ''                      # no PIN, asks nothing
-  tpm-agent keygen --pcr 7                    # only while secure boot is as it is now
-  tpm-agent keygen --list                     # what this TPM can make
-  tpm-agent keygen --for laptop.srk -f work   # for the TPM of another machine`,
+  tpm-agent keygen -N ''                      # no PIN; asks nothing
+  tpm-agent keygen --pcr 7                    # bound to today's secure boot
+  tpm-agent keygen --list                     # what this TPM supports
+  tpm-agent keygen --for laptop.srk -f work   # for another machine`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -66,17 +66,17 @@ func newKeygenCmd(g *global) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVarP(&o.keyType, "type", "t", "ecdsa", "`TYPE` of the key: ecdsa or rsa")
-	f.IntVarP(&o.bits, "bits", "b", 0, "size in `BITS`: 256, 384 or 521 for ecdsa (default 256); 2048, 3072 or 4096 for rsa (default 2048)")
+	f.IntVarP(&o.bits, "bits", "b", 0, "size in `BITS`: 256, 384, 521 for ecdsa (default 256);\n2048, 3072, 4096 for rsa (default 2048)")
 	f.StringP("comment", "C", "", "`COMMENT` in the public key (default user@host)")
-	f.StringP("file", "f", "", "save in `FILE`.tpm and FILE.pub (default: asked for; with -N ~/.ssh/id_TYPE)")
+	f.StringP("file", "f", "", "save as `FILE`.tpm and FILE.pub (default: asked for;\nwith -N, ~/.ssh/id_TYPE)")
 	f.StringP("pin", "N", "", "the new `PIN`; empty for none (default: asked for)")
-	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but questions and errors")
-	f.StringVar(&o.parent, "parent", "owner", "the storage `KEY` that wraps it: owner, endorsement, or a persistent handle 0x81……")
-	f.BoolVar(&o.newTPM, "new-tpm", false, "the TPM was cleared or is another one than before: that is known")
-	f.StringArrayVar(&o.pcrs, "pcr", nil, "bind the key to the boot state in the `PCRS`, such as 7 or 7,11; may be given several times")
-	f.String("for", "", "make it for the TPM of another machine, here in memory: `SRK` is the file that tpm-agent srk printed there")
-	f.BoolVar(&o.list, "list", false, "list the kinds of key that this TPM can make, and make none")
-	f.BoolVar(&o.json, "json", false, "with --list: as JSON")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "print only questions and errors")
+	f.StringVar(&o.parent, "parent", "owner", "storage `KEY` that wraps it: owner, endorsement, or a\npersistent handle 0x81……")
+	f.BoolVar(&o.newTPM, "new-tpm", false, "accept that the TPM was cleared or replaced")
+	f.StringArrayVar(&o.pcrs, "pcr", nil, "bind the key to the boot state in `PCRS`, such as 7 or\n7,11 (repeatable)")
+	f.String("for", "", "make a key for another machine's TPM: `SRK` is the file\nthat tpm-agent srk printed there")
+	f.BoolVar(&o.list, "list", false, "list the kinds of keys that this TPM supports")
+	f.BoolVar(&o.json, "json", false, "with --list: print JSON")
 	for _, free := range []string{"comment", "pin", "pcr"} {
 		mustComplete(cmd, free)
 	}
@@ -86,46 +86,11 @@ func newKeygenCmd(g *global) *cobra.Command {
 	return cmd
 }
 
-const keygenHelp = `Makes a key inside the TPM, much as ssh-keygen(1) makes one on disk. The private
-key never leaves the TPM in a form that anything else could use.
+const keygenHelp = `Makes a key inside the TPM, much as ssh-keygen(1) makes one on disk.
 
-FILE.tpm is the private key, wrapped by the TPM: it works in this TPM only. The
-agent finds it in ~/.ssh. FILE.pub is the public key, for authorized_keys,
-ssh-copy-id and git. Nothing is ever overwritten: if FILE, FILE.tpm or FILE.pub
-is there already, no key is made.
-
-Before anything is saved, the new key signs a test message and the signature is
-verified.
-
-A PIN, if you give one, is asked for when the key is used. It may be short,
-because nobody can guess it away from this TPM, and the TPM locks itself for a
-while after some wrong ones. A key without a PIN can be used by every program of
-yours on this machine, and is not affected by the lock. -N puts the PIN into the
-list of processes, where others can read it for a moment; when it is asked for,
-and standard input is no terminal, it is read from there, twice, a line each.
-With -N nothing is asked at all: without -f the key is saved as ~/.ssh/id_ecdsa or
-~/.ssh/id_rsa.
-
-The types are ecdsa and rsa, because TPMs have no others: there is no Ed25519 in
-TPM 2.0. Not every TPM has every size; --list shows what there is. RSA keys take
-a TPM up to a minute to make, and seconds to sign with.
-
---parent chooses the storage key that wraps the new key. The default, owner, is
-right almost everywhere: the standard P-256 storage key of the owner hierarchy,
-which every TPM makes again after a restart. A handle 0x81…… stands for a storage
-key that is kept in the TPM.
-
-If there are keys of another TPM in the directory already, none is made unless
---new-tpm says that you know that the TPM was cleared or exchanged: somebody
-between you and the TPM who plays another one would get the PIN.
-
---for SRK makes a key for another machine, and needs no TPM here: SRK is what
-tpm-agent srk printed there. Such a key is made in memory, not in a chip, and is
-nowhere in clear on disk. FILE.wrapped.tpm (without -f or an answer id_TYPE in the
-current directory) goes to the other machine, where "tpm-agent import" makes an
-ordinary key of it. Whoever hands you an SRK gets the key: compare its fingerprint
-with that of "tpm-agent srk --fingerprint" over there. --parent says where that
-storage key is over there.`
+It asks for a file name and for a PIN, which may be empty. It saves FILE.tpm,
+the private key wrapped by this TPM, and FILE.pub. Nothing is overwritten. No
+TPM supports Ed25519. Details: tpm-agent man keygen.`
 
 // given is the value of a flag if it was given at all: an empty PIN is an
 // answer.
