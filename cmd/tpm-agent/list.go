@@ -29,29 +29,11 @@ func newListCmd(g *global) *cobra.Command {
 	var o listOptions
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List the keys in ~/.ssh, and what the agent offers",
-		Long: `Lists the TPM keys in ~/.ssh, or in the directories given: name, type and size,
-fingerprint, the storage key that wraps it, whether it has a PIN, and the file.
-Any file that holds a TSS2 PRIVATE KEY block is a key, whatever it is called. The
-TPM is not asked, so a key of another TPM is listed too.
+		Short: "List key files and the keys that the agent offers",
+		Long: `Lists the TPM keys in ~/.ssh, and every key that the running agent offers.
 
-AGENT says what the agent that runs does with a key: whether it offers it, for
-how much longer, only with confirmation, only to some destinations, and whether
-it remembers its PIN. Behind the keys in the directories stand the others that it
-offers: those from elsewhere, in its memory (ssh-add) and of its upstream agents,
-whose conditions only they know. Below, the agent is named. An agent that is
-not tpm-agent, or does not run, is said to be so.
-
-Files that should be keys but cannot be used are named on standard error, with
-the reason. They do no harm to the others, nor to the exit status; that is 1 when
-a directory that was given cannot be read.
-
-PIN says what the key file says. Some programs write it wrong; the TPM decides.
-
-A storage key with a * is not in this TPM any more, as far as is remembered: the
-TPM was cleared, or is another one. What is known of it stands below the table.
-The agent, keygen and inspect remember storage keys, in the file
-~/.local/state/tpm-agent/storage-keys.`,
+The column AGENT says what the agent does with a key. A * marks the storage
+key of a TPM that was cleared or replaced. Details: tpm-agent man list.`,
 		Example: `  tpm-agent list
   tpm-agent list --key-dir /etc/ssh/tpm --json`,
 		Args:              noArgs,
@@ -59,10 +41,10 @@ The agent, keygen and inspect remember storage keys, in the file
 		RunE:              func(cmd *cobra.Command, _ []string) error { return runList(cmd, g, o) },
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&o.keyDirs, "key-dir", nil, "`DIR`ectory with keys; may be given several times (default ~/.ssh)")
+	f.StringArrayVar(&o.keyDirs, "key-dir", nil, "list the keys in `DIR` (default ~/.ssh; repeatable)")
 	completeDir(cmd, "key-dir")
 	agentFlag(cmd, &o.socket)
-	f.BoolVar(&o.json, "json", false, "as JSON")
+	f.BoolVar(&o.json, "json", false, "print JSON")
 	return cmd
 }
 
