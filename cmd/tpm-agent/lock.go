@@ -13,15 +13,9 @@ func newLockCmd(g *global) *cobra.Command {
 	var socket string
 	cmd := &cobra.Command{
 		Use:   "lock",
-		Short: "Have the agent forget all PINs",
-		Long: `Makes the agent that runs forget all PINs that it remembers, and all consent that
-was given for longer than one use. The keys stay, and ask for their PINs again
-when they are used. PINs that come from serve's --pin-from are not remembered
-ones: they are used as before.
-
-This is another thing than ssh-add -x, which locks the agent itself with a
-password: then it signs nothing, and shows no keys, until ssh-add -X. The agent
-forgets its PINs with that, too; and this command works while it is locked so.`,
+		Short: "Make the agent forget all PINs",
+		Long: `Makes the running agent forget all PINs and all consent that it remembers. The
+keys stay. To lock the agent itself with a password, use ssh-add -x.`,
 		Example:           "  tpm-agent lock",
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
