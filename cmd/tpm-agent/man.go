@@ -30,11 +30,8 @@ func newManCmd(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "man [COMMAND]",
 		Short: "Show the manual page of a command",
-		Long: `Shows the manual page of a command, or of tpm-agent itself. In a terminal it is
-shown by man(1); elsewhere, and where there is no man(1), its source is printed.
-
-With --dir all pages are written to a directory, for packagers and for "make
-install".`,
+		Long: `Shows the manual page of a command, or of tpm-agent itself. Without a terminal
+or man(1), it prints the source of the page.`,
 		Example: `  tpm-agent man keygen
   tpm-agent man serve | man -l -
   tpm-agent man --dir /usr/local/share/man/man1`,
@@ -44,7 +41,7 @@ install".`,
 		},
 		ValidArgsFunction: completeCommands,
 	}
-	cmd.Flags().StringVar(&o.dir, "dir", "", "write all pages to this `DIR`ectory")
+	cmd.Flags().StringVar(&o.dir, "dir", "", "write all pages to `DIR`")
 	completeDir(cmd, "dir")
 	return cmd
 }
