@@ -46,12 +46,12 @@ func newPasswdCmd(g *global) *cobra.Command {
 	f := cmd.Flags()
 	f.StringP("old-pin", "P", "", "the old `PIN` (default: asked for)")
 	f.StringP("new-pin", "N", "", "the new `PIN`; empty for none (default: asked for)")
-	f.StringVarP(&o.file, "file", "f", "", "the key `FILE`, if it is not given as an argument")
-	f.String("pin-from", "", "take the old PIN from `SOURCE`: "+pinSources)
+	f.StringVarP(&o.file, "file", "f", "", "the key `FILE`, instead of an argument")
+	f.String("pin-from", "", "take the old PIN from `SOURCE`:\n"+pinSources)
 	f.String("new-pin-from", "", "take the new PIN from `SOURCE`")
-	f.BoolVar(&o.remove, "remove", false, "remove the PIN, as -N ''")
-	f.BoolVar(&o.withoutLockout, "without-lockout", false, "set a PIN also if the TPM's lockout cannot protect it")
-	f.BoolVarP(&o.quiet, "quiet", "q", false, "print nothing but questions and errors")
+	f.BoolVar(&o.remove, "remove", false, "remove the PIN; same as -N ''")
+	f.BoolVar(&o.withoutLockout, "without-lockout", false, "set a PIN that the TPM's lockout cannot protect")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "print only questions and errors")
 	mustComplete(cmd, "old-pin")
 	mustComplete(cmd, "new-pin")
 	mustComplete(cmd, "pin-from", "fd:0", "file:", "credential:")
@@ -59,37 +59,11 @@ func newPasswdCmd(g *global) *cobra.Command {
 	return cmd
 }
 
-const passwdHelp = `Changes the PIN of a key, sets one or removes it, as ssh-keygen -p does with the
-passphrase of a private key file. FILE is a key file of this TPM, such as
-~/.ssh/id_ecdsa.tpm. The public key stays the same, and nothing changes for
-servers.
+const passwdHelp = `Changes, sets or removes the PIN of a key. The public key stays the same.
 
-The old PIN is asked for if the key has one, and the new one twice; an empty one
-removes it. -P and -N give them, but put them into the list of processes, where
-others can read them for a moment. --pin-from and --new-pin-from take them from
-elsewhere: fd:N is a descriptor that the shell has opened (fd:0 is standard
-input), file:PATH a file that nobody but you can read, credential:NAME one of
-systemd. Without a terminal, what is asked is read from standard input, a line
-each.
-
-The TPM makes the new key file, and it signs a test message with the new PIN
-before it takes the place of the old one. FILE is the old one or the new one at
-every moment, whole. A symbolic link stays one: what it leads to is changed.
-
-A wrong old PIN counts towards the TPM's lockout. How many tries are left is said
-before each; before the one that would lock the TPM it wants to hear "yes". An
-agent that remembers the old PIN drops it by itself.
-
-Copies of FILE from before, in backups and elsewhere, go on working in this TPM
-with the PIN that they had: a change of the PIN does not revoke them. If somebody
-knows the old PIN and has such a copy and this machine, make a new key.
-
-Whether the TPM counts wrong PINs of a key is fixed when the key is made. A key
-made without a PIN is exempt. It can be given one, but everybody who gets at this
-machine could try PINs as fast as the TPM answers. On a terminal you are offered a
-new key instead; elsewhere this ends with exit status 1, unless --without-lockout
-says that you know. A key that was made with a PIN is stopped by the lockout also
-when its PIN was removed.`
+You are asked for the old PIN, if there is one, and twice for the new PIN. An
+empty new PIN removes the PIN. Copies of the old FILE keep working with the
+old PIN. Details: tpm-agent man passwd.`
 
 // check refuses option combinations that make no sense.
 func (o *passwdOptions) check(cmd *cobra.Command, args []string) error {
