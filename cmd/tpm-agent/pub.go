@@ -13,16 +13,14 @@ func newPubCmd(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pub FILE...",
 		Short: "Print the public key of key files",
-		Long: `Prints the public key of each key file, as a line for authorized_keys. The TPM is
-not asked: the public key stands in the file.
-
-The comment is that of the .pub file beside it, if that is of the same key.`,
+		Long: `Prints the public key of each key file, as a line for authorized_keys. The TPM
+is not asked.`,
 		Example: `  tpm-agent pub ~/.ssh/id_ecdsa.tpm
   tpm-agent pub ~/.ssh/id_ecdsa.tpm | ssh host 'cat >> .ssh/authorized_keys'`,
 		Args: someArgs("the key file"),
 		RunE: func(_ *cobra.Command, args []string) error { return runPub(g.sys, args, asJSON) },
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
