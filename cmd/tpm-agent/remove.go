@@ -26,12 +26,11 @@ func newRemoveCmd(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove FILE|FINGERPRINT...",
 		Short: "Remove keys from the running agent",
-		Long: `Removes keys from the agent that runs, each with its certificates. A key is named
-by its key file, its .pub or -cert.pub file, or its fingerprint as ssh-add -l
-shows it (SHA256:...).
+		Long: `Removes keys from the running agent. No file is deleted.
 
-Nothing is deleted on the disk. A key that is in a directory that the agent
-watches is offered again when the agent is started anew or gets SIGHUP.`,
+Name a key by its key file, its .pub or -cert.pub file, or its fingerprint. A
+key in a watched directory is offered again after SIGHUP or a restart of the
+agent.`,
 		Example: `  tpm-agent remove ~/.ssh/id_ecdsa.tpm
   tpm-agent remove SHA256:4lxxT6rzKZ1+rzaCGhsgTvq3uc9cRJNVYTCLZT0bIr8
   tpm-agent remove --all`,
