@@ -40,8 +40,7 @@ func newRootCmd(sys system) *cobra.Command {
 		Short: "An SSH agent with its private keys in the TPM",
 		Long:  rootHelp,
 		Example: `  tpm-agent keygen                       # make a key in the TPM
-  tpm-agent serve &                      # start the agent
-  eval "$(tpm-agent env)"                # tell this shell about it
+  eval "$(tpm-agent serve --fork)"       # start the agent for this shell
   ssh-copy-id -f -i ~/.ssh/id_ecdsa.pub user@host
   ssh user@host`,
 		Args:          knownCommand,
@@ -54,7 +53,7 @@ func newRootCmd(sys system) *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpCommand(newHelpCmd())
-	root.PersistentFlags().StringVar(&g.tpm, "tpm", "", "`ADDRESS` of the TPM: "+strings.Join(addresses(), ", ")+" (default $TPM_AGENT_TPM, else auto)")
+	root.PersistentFlags().StringVar(&g.tpm, "tpm", "", "`ADDRESS` of the TPM: auto, software, device:PATH,\nswtpm:… or mssim:… (default $TPM_AGENT_TPM, else auto)")
 	mustComplete(root, "tpm", addresses()...)
 	root.AddCommand(newServeCmd(g), newEnvCmd(g), newKeygenCmd(g), newImportCmd(g), newSRKCmd(g), newListCmd(g), newPubCmd(g), newInspectCmd(g), newPasswdCmd(g),
 		newAddCmd(g), newRemoveCmd(g), newUnlockCmd(g), newLockCmd(g), newWhyCmd(g),
@@ -62,29 +61,11 @@ func newRootCmd(sys system) *cobra.Command {
 	return root
 }
 
-const rootHelp = `tpm-agent is an SSH agent that takes the place of ssh-agent(1). Its private keys
-live in the machine's TPM 2.0 chip: a key is a small file that only this TPM can
-use. Who steals the file, the disk or a backup has nothing.
+const rootHelp = `tpm-agent is an SSH agent that keeps its private keys in the machine's TPM 2.0
+chip. It replaces ssh-agent(1); ssh, git and scp work with it unchanged.
 
-Keys are made with "tpm-agent keygen" and kept beside the others in ~/.ssh, as
-NAME.tpm and NAME.pub. "tpm-agent serve" is the agent: ssh, git, scp and all that
-speaks to an agent through SSH_AUTH_SOCK works with it unchanged.
-
-The TPM is the one at /dev/tpmrm0, unless --tpm or the variable TPM_AGENT_TPM
-names another one:
-
-  auto                            /dev/tpmrm0
-  device:PATH                     a TPM device
-  swtpm:path=SOCKET               a running swtpm
-  swtpm:host=ADDRESS,port=NUMBER  a running swtpm
-  mssim:host=ADDRESS,port=NUMBER  a running simulator
-  software                        a TPM in software that tpm-agent starts and
-                                  keeps itself, to try things out without a
-                                  chip. Its keys are not protected.
-
-The exit status is 0 when a command did what it says, 1 when it failed, 2 when the
-command line makes no sense, and 3 when the key is of a kind that the TPM, or
-tpm-agent, does not take.`
+Make a key with "tpm-agent keygen" and run the agent with "tpm-agent serve".
+Keys are in ~/.ssh, as NAME.tpm and NAME.pub. Details: tpm-agent man.`
 
 func addresses() []string {
 	return []string{"auto", "device:/dev/tpmrm0", "swtpm:path=", "swtpm:host=", "mssim:host=", "software"}
@@ -164,7 +145,7 @@ func openTPM(addr tcti.Address) *tpmkey.TPM {
 func newHelpCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND]",
-		Short: "Help about a command",
+		Short: "Show the help of a command",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			found, rest, err := cmd.Root().Find(args)
 			switch {
