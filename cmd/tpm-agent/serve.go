@@ -38,11 +38,11 @@ func newServeCmd(g *global) *cobra.Command {
 		Long:  serveHelp,
 		Example: `  tpm-agent serve &                    # for this login
   eval "$(tpm-agent env)"
-  eval "$(tpm-agent serve --fork)"     # the same in one line
-  eval "$(tpm-agent serve -k)"         # and its end
+  eval "$(tpm-agent serve --fork)"     # the same in the background
+  eval "$(tpm-agent serve -k)"         # end it
   tpm-agent serve -- ssh user@host     # for one command
   tpm-agent serve -- bash              # for one shell
-  tpm-agent --tpm software serve       # to try it out without a chip
+  tpm-agent --tpm software serve       # try it out without a chip
   systemctl --user enable --now tpm-agent.socket`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.check(cmd, args); err != nil {
@@ -52,24 +52,24 @@ func newServeCmd(g *global) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.socket, "socket", "", "`PATH` of the socket to listen on (default $XDG_RUNTIME_DIR/tpm-agent/agent.sock; with a COMMAND agent.PID.sock there)")
-	f.StringArrayVar(&o.keyDirs, "key-dir", nil, "`DIR`ectory with keys; may be given several times (default ~/.ssh)")
+	f.StringVar(&o.socket, "socket", "", "listen on a socket at `PATH` (default\n$XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	f.StringArrayVar(&o.keyDirs, "key-dir", nil, "read keys from `DIR` (default ~/.ssh; repeatable)")
 	completeDir(cmd, "key-dir")
-	f.StringArrayVar(&o.upstreams, "upstream", nil, "`SOCKET` of another agent, whose keys are offered behind our own; may be given several times")
-	f.StringVarP(&o.life, "lifetime", "t", "", "`LIFE`time of keys that are added without one: 90, 10m, 1h30m, 2w (default for ever)")
-	f.BoolVar(&o.noSoftwareKeys, "no-software-keys", false, "refuse private keys that ssh-add would have kept in memory")
-	f.BoolVar(&o.allowSHA1, "allow-sha1", false, "sign with RSA and SHA-1 for old clients that ask for nothing better")
-	f.StringVar(&o.prompt, "prompt", "auto", "how to ask for PINs and consent: `WAYS` to try in this order, of pinentry, askpass, terminal and systemd, with commas; auto: all of them; or none")
-	f.StringVar(&o.promptTimeout, "prompt-timeout", "2m", "how long a dialog may stay without an answer: `TIME` as for -t")
-	f.StringArrayVar(&o.pinTTL, "pin-ttl", nil, "remember PINs for this time, or until the agent is told to forget: `[KEY=]TTL|session`; may be given several times (default not at all)")
-	f.StringArrayVar(&o.pinFrom, "pin-from", nil, "take the PIN of a key from a descriptor, a file or a systemd credential: `KEY=SOURCE`; may be given several times")
-	f.BoolVar(&o.confirm, "confirm", false, "ask before each use of each key that the agent holds itself")
-	f.StringVar(&o.logLevel, "log-level", "", "log from this `LEVEL` on: debug, info, warn or error (default info; warn with a COMMAND)")
-	f.BoolVarP(&o.verbose, "verbose", "v", false, "the same as --log-level debug")
-	f.BoolVar(&o.fork, "fork", false, "run in the background, once it is ready, and print what the shell must run")
+	f.StringArrayVar(&o.upstreams, "upstream", nil, "also offer the keys of the agent at `SOCKET`\n(repeatable)")
+	f.StringVarP(&o.life, "lifetime", "t", "", "forget keys that are added without a lifetime\nafter this `TIME`: 90 (seconds), 10m, 1h30m, 2w")
+	f.BoolVar(&o.noSoftwareKeys, "no-software-keys", false, "refuse to keep private keys from ssh-add in memory")
+	f.BoolVar(&o.allowSHA1, "allow-sha1", false, "sign with RSA and SHA-1 if a client asks for it")
+	f.StringVar(&o.prompt, "prompt", "auto", "try these `WAYS` to ask: pinentry,askpass,terminal,\nsystemd or none")
+	f.StringVar(&o.promptTimeout, "prompt-timeout", "2m", "close a question after this `TIME`")
+	f.StringArrayVar(&o.pinTTL, "pin-ttl", nil, "remember PINs for `[KEY=]TTL`, such as 15m or\nid_rsa=8h; session: until told to forget\n(repeatable)")
+	f.StringArrayVar(&o.pinFrom, "pin-from", nil, "take the PIN of a key from a source, `KEY=SOURCE`:\nfd:N, file:PATH or credential:NAME (repeatable)")
+	f.BoolVar(&o.confirm, "confirm", false, "ask before each use of a key that the agent holds")
+	f.StringVar(&o.logLevel, "log-level", "", "log from this `LEVEL` on: debug, info, warn or error\n(default info; warn with a COMMAND)")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "same as --log-level debug")
+	f.BoolVar(&o.fork, "fork", false, "run in the background; print what to run")
 	f.BoolVar(&o.forked, "forked", false, "")
-	f.BoolVarP(&o.kill, "kill", "k", false, "end the agent that SSH_AGENT_PID names, and print what the shell must run")
-	o.form.flags(cmd, "print it ")
+	f.BoolVarP(&o.kill, "kill", "k", false, "end the agent whose process ID is in SSH_AGENT_PID")
+	o.form.flags(cmd, "print commands ")
 	if err := f.MarkHidden("forked"); err != nil {
 		panic(err)
 	}
@@ -123,102 +123,12 @@ func serveFlags(cmd *cobra.Command) int {
 	return given
 }
 
-const serveHelp = `Runs the agent in the foreground: it lists the TPM keys in ~/.ssh and signs with
-them for ssh, git and all that asks through its socket. Others than you (and
-root) are turned away.
+const serveHelp = `Runs the agent in the foreground, with the TPM keys in ~/.ssh, keys that you
+add with ssh-add, and the keys of --upstream agents.
 
-The directories are watched: a key that appears is offered with the next request,
-one that vanishes is gone. Certificates beside keys (NAME-cert.pub) are offered
-too. The agent starts and lists without a TPM; only signing needs it. While
-nobody signs it holds nothing in the TPM and keeps no device open. Which storage
-key of the TPM a key was loaded under is remembered in the file
-~/.local/state/tpm-agent/storage-keys, so that a TPM that was cleared or exchanged
-is noticed; a different storage key is refused.
-
-What ssh-add adds is kept in memory. ssh-add -d and -D remove such keys for good;
-of the keys in the directories they remove nothing but the offer: the files stay
-on disk, and are offered again after SIGHUP or a restart. -t sets how long keys
-live that are added without a lifetime; keys in the directories do not expire.
-
-With --upstream, the keys of other agents are offered behind our own, and what is
-added that this agent cannot hold goes to the first of them that takes it. An
-agent that is not there, or hangs, holds up nobody who uses our own keys. The
-agent that SSH_AUTH_SOCK names is not used unless it is given.
-
-With --fork the agent runs in the background: this command ends when the agent
-can be used, and prints the commands that set SSH_AUTH_SOCK and SSH_AGENT_PID,
-as ssh-agent does. The agent has no terminal of its own then, and its log goes to
-syslog (facility auth), or nowhere if there is none.
-With -k the agent that SSH_AGENT_PID names is ended; one that is not your own
-tpm-agent gets no signal.
-
-With a COMMAND after --, it is run with SSH_AUTH_SOCK and SSH_AGENT_PID set, and
-the agent ends when it does, with its exit status (128+n if signal n ended it).
-Its socket is one of its own, agent.PID.sock, beside that of an agent that runs
-already; without XDG_RUNTIME_DIR in a private directory below TMPDIR.
-
-A socket from a service manager (systemd socket activation) is used in place of
-one of its own. A socket in use by another process is never taken over; one that
-a dead process left behind is, and old ones of COMMANDs are removed.
-
-The PIN of a key, and consent to its use if it was added with -c, are asked for in
-the first of these ways that can be used when the question comes (--prompt names
-others, or another order):
-  pinentry  the dialog program of GnuPG, the one that gpg-agent uses: in a window
-            where there is a display, else on the terminal of the client
-  askpass   the program that SSH_ASKPASS names, where there is a display.
-            SSH_ASKPASS_REQUIRE=prefer puts it first, force also without a
-            display, and never leaves it out
-  terminal  that in which the client runs, if nothing else reads there; else the
-            agent's own
-  systemd   systemd-ask-password, for the agents of services and of root
-The display is that of the agent's environment, or that of the client where the
-agent knows none. Somebody who was asked has answered: no other way is tried after
-a no, nor when nobody answered within --prompt-timeout. A request that came over a
-forwarded connection is never asked about on the terminal of its client.
-
-A question says what the signature is for: a login, and to which host, if ssh has
-proven that to the agent (OpenSSH from 8.9 on); a file, a commit or what namespace
-a signature has; whom a certificate is for. Hosts have the names that they have in
-known_hosts, in ~/.ssh and /etc/ssh; hashed ones are compared with what ssh was
-told, and a host without a name is shown by its key. It says from where a request
-was FORWARDED, and which programs ask, by the names that they give themselves.
-
-ssh-add -x locks the agent, and -X unlocks it.
-
-PINs are not remembered, unless --pin-ttl says for how long: TTL is for all keys,
-KEY=TTL for one, KEY=off for none of its. A KEY is a fingerprint (SHA256:...), the
-path of a key file or its name there, with .tpm or without. A TTL is a time, 15m
-or 8h, or "session": until the agent is made to forget. That ends the others, too:
-tpm-agent lock, ssh-add -x, SIGUSR1, suspend and screen lock (where systemd-logind
-tells of them), and for one key that it was removed or its PIN is wrong now.
-tpm-agent unlock gives a PIN ahead of its use.
-
-A service has nobody to ask. --pin-from KEY=SOURCE takes the PIN of a key from
-
-  file:PATH        a file of yours (or root's) that nobody else may read
-  credential:NAME  what systemd was told to load: LoadCredential=NAME:PATH
-  fd:N             the first line of what comes through descriptor N, 0 or from 3
-                   on; it is read at the start, and its PIN kept until the end
-
-A file is read when its PIN is needed, and not kept. What was wrong is not tried
-again before the file has changed: the user is asked, if there is one.
-
-With --confirm the user is asked before each use of each key that the agent holds
-itself, in the TPM or in memory, as for keys that were added with -c. Keys of
-upstream agents are theirs: they ask, or do not.
-
-Signals:
-  SIGTERM, SIGINT  take questions away, finish the signature in progress, then end
-  SIGHUP           read all keys again, and offer again what was removed with
-                   ssh-add -d or -D
-  SIGUSR1          forget all keys that were added, all PINs and all consent
-
-A COMMAND gets all signals passed on, but for SIGUSR1; it decides when to end. One
-that suspends itself (a shell with suspend, ssh with ~^Z) suspends the agent, too.
-
-The log goes to standard error. Nobody waits for it: lines that are not taken are
-kept, up to 1000, and those behind them left out and counted.`
+--fork runs it in the background and prints what the shell must run, as
+ssh-agent does. With a COMMAND it runs until the command ends. Details:
+tpm-agent man serve.`
 
 // runServe does what the options ask for.
 func runServe(cmd *cobra.Command, g *global, o serveOptions) error {
