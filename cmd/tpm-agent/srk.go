@@ -33,7 +33,7 @@ func newSRKCmd(g *global) *cobra.Command {
 		Long:  srkHelp,
 		Example: `  tpm-agent srk > laptop.srk                  # on the laptop
   tpm-agent import --for laptop.srk ~/.ssh/id_rsa   # where the key is
-  tpm-agent srk --fingerprint                 # on the laptop, to compare`,
+  tpm-agent srk --fingerprint                 # compare, on the laptop`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -46,28 +46,20 @@ func newSRKCmd(g *global) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.format, "format", "pem", "`FORMAT`: pem, or tpm2b, which is a TPM2B_PUBLIC")
-	f.BoolVar(&o.fingerprint, "fingerprint", false, "print the fingerprint only")
-	f.BoolVar(&o.json, "json", false, "as JSON")
-	f.StringVar(&o.parent, "parent", "owner", "the storage `KEY`: owner, endorsement, or a persistent handle 0x81……")
+	f.StringVar(&o.format, "format", "pem", "`FORMAT`: pem, or tpm2b for a TPM2B_PUBLIC")
+	f.BoolVar(&o.fingerprint, "fingerprint", false, "print only the fingerprint")
+	f.BoolVar(&o.json, "json", false, "print JSON")
+	f.StringVar(&o.parent, "parent", "owner", "storage `KEY`: owner, endorsement, or a persistent\nhandle 0x81……")
 	mustComplete(cmd, "format", "pem", "tpm2b")
 	mustComplete(cmd, "parent", "owner", "endorsement", "0x81000001")
 	return cmd
 }
 
-const srkHelp = `Prints the public part of the storage key of this TPM (its SRK, storage root key).
-With it, "tpm-agent import --for" and "tpm-agent keygen --for" on another machine
-wrap a key so that only this TPM can use it. So do create_tpm2_key --import and
-ssh-tpm-keygen --wrap-with. It is no secret.
+const srkHelp = `Prints the public storage key of this TPM (its SRK). With it, import --for and
+keygen --for on another machine wrap a key so that only this TPM can use it.
 
-But it must be the right one: who can put another one in its place gets the keys
-that are wrapped to it. Compare the fingerprint, which is shown here and there, by
-another way than the one that the file goes. It is the TPM's Name of the key, as
-tpm2_readpublic shows it, but not in hexadecimal digits.
-
-The PEM form has only the public key, behind some lines for people; everything
-else about the standard storage keys is known. Another key, which was made
-persistent with other properties, can be had as tpm2b only.`
+It is not a secret, but compare the fingerprint on both machines: anyone who
+replaces the SRK with their own gets the key. Details: tpm-agent man srk.`
 
 func (o *srkOptions) check(cmd *cobra.Command, terminal bool) error {
 	format := cmd.Flags().Changed("format")
