@@ -24,7 +24,7 @@ func newUnlockCmd(g *global) *cobra.Command {
 	var o unlockOptions
 	cmd := &cobra.Command{
 		Use:   "unlock FILE|FINGERPRINT...",
-		Short: "Give the PIN of a key ahead of its use",
+		Short: "Give the agent the PIN of a key in advance",
 		Long:  unlockHelp,
 		Example: `  tpm-agent unlock ~/.ssh/id_ecdsa.tpm
   tpm-agent unlock --ttl 8h SHA256:4lxxT6rzKZ1+rzaCGhsgTvq3uc9cRJNVYTCLZT0bIr8
@@ -35,37 +35,19 @@ func newUnlockCmd(g *global) *cobra.Command {
 	}
 	f := cmd.Flags()
 	agentFlag(cmd, &o.socket)
-	f.StringVar(&o.ttl, "ttl", "", "remember the PIN for this `TIME`: 15m, 8h, or session (default as the agent's --pin-ttl says, else session)")
-	f.StringVar(&o.pinFrom, "pin-from", "", "take the PIN from `SOURCE` and ask nobody: "+pinSources)
+	f.StringVar(&o.ttl, "ttl", "", "remember the PIN for this `TIME`: 15m, 8h, or session\n(default: the agent's --pin-ttl, or else session)")
+	f.StringVar(&o.pinFrom, "pin-from", "", "take the PIN from `SOURCE`, without asking:\n"+pinSources)
 	mustComplete(cmd, "ttl", "15m", "1h", "8h", "session")
 	mustComplete(cmd, "pin-from", "fd:0", "file:", "credential:")
 	return cmd
 }
 
-const unlockHelp = `Asks for the PIN of a key on this terminal, and gives it to the agent that runs,
-which then uses the key without asking: for the programs that have no terminal
-and no desktop to ask on, or before a long piece of work. A key is named by its
-key file, its .pub or -cert.pub file, or its fingerprint (SHA256:...).
+const unlockHelp = `Gives the running agent the PIN of a key in advance, for programs that have no
+terminal and no desktop to ask on.
 
-The TPM has taken the PIN before this command says so. A wrong one counts towards
-the TPM's lockout; how many tries are left is said, and the last one before the
-lockout is not spent without a typed "yes".
-
-The PIN is remembered for the time that --ttl says; "session" is until something
-makes the agent forget it. It forgets all PINs with tpm-agent lock, when it is
-locked with ssh-add -x, on SIGUSR1, when the machine is suspended or the screen
-is locked (where systemd-logind tells of that), and when it ends; and the PIN of
-a key that is removed, or turns out to be wrong.
-
-With --pin-from nobody is asked. SOURCE is one of
-
-  fd:N             the first line of what comes through descriptor N, which is 0
-                   or from 3 on
-  file:PATH        a file of yours (or root's) that nobody else may read
-  credential:NAME  what systemd was told to load: LoadCredential=NAME:PATH
-
-The agent takes PINs from processes on this machine only, not over forwarded
-connections.`
+Name the key by its key file, its .pub or -cert.pub file, or its fingerprint.
+The agent then remembers the PIN; --ttl says for how long. Details: tpm-agent
+man unlock.`
 
 // unlocking is one run of unlock.
 type unlocking struct {
