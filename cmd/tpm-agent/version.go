@@ -13,8 +13,8 @@ func newVersionCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version and how it was built",
-		Long: `Prints the version of tpm-agent, the commit it was built from and the Go release
-that built it. A bug report wants this line.`,
+		Long: `Prints the version of tpm-agent, the commit it was built from, and the Go
+release that built it. Include this line in bug reports.`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -26,7 +26,7 @@ that built it. A bug report wants this line.`,
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print it as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
