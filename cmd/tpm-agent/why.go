@@ -24,15 +24,9 @@ func newWhyCmd(g *global) *cobra.Command {
 	var o whyOptions
 	cmd := &cobra.Command{
 		Use:   "why",
-		Short: "Say why the last requests were refused",
-		Long: `Says why the agent that runs has refused its last requests. What ssh shows is
-"agent refused operation", for an agent cannot tell a client more than that; it
-keeps the reason, and this command shows it: when, what was asked for, with which
-key, by which program, why it was refused, and what can be done. The newest comes
-last.
-
-The agent keeps the last requests only, in memory, and none of what was to be
-signed. Names of programs are what these say of themselves.`,
+		Short: "Show why the last requests were refused",
+		Long: `Shows why the running agent refused its last requests, and what you can do.
+The newest comes last. ssh shows only "agent refused operation".`,
 		Example: `  tpm-agent why
   tpm-agent why -n 1
   tpm-agent why --json`,
@@ -42,7 +36,7 @@ signed. Names of programs are what these say of themselves.`,
 	}
 	f := cmd.Flags()
 	agentFlag(cmd, &o.socket)
-	f.IntVarP(&o.n, "number", "n", 10, "show the last `N`")
+	f.IntVarP(&o.n, "number", "n", 10, "show the last `N` refusals")
 	f.BoolVar(&o.json, "json", false, "print JSON")
 	mustComplete(cmd, "number")
 	return cmd
