@@ -96,16 +96,28 @@ func readPages(t *testing.T, dir fs.FS) map[string]string {
 	return pages
 }
 
-// Every command says what it is, and most show how it is used.
+// TestHelpIsComplete checks that every command describes itself, shows what to type
+// within ten lines, and fits in 80 columns.
 func TestHelpIsComplete(t *testing.T) {
+	var out strings.Builder
 	root := newRootCmd(system{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr})
+	root.SetOut(&out)
 	for _, cmd := range append([]*cobra.Command{root}, root.Commands()...) {
 		if cmd.Short == "" || cmd.Long == "" && cmd.Name() != "help" {
 			t.Errorf("%s has no description", cmd.CommandPath())
 		}
-		for _, line := range strings.Split(cmd.Long, "\n") {
-			if utf8.RuneCountInString(line) > 82 {
-				t.Errorf("%s: a line of %d characters: %s", cmd.CommandPath(), utf8.RuneCountInString(line), line)
+		out.Reset()
+		if err := cmd.Help(); err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(out.String(), "\n")
+		usage := slices.Index(lines, "Usage:")
+		if usage < 0 || usage >= 10 {
+			t.Errorf("%s: the usage is on line %d of the help", cmd.CommandPath(), usage+1)
+		}
+		for _, line := range lines {
+			if n := utf8.RuneCountInString(line); n > 80 {
+				t.Errorf("%s: a line of %d characters: %s", cmd.CommandPath(), n, line)
 			}
 		}
 	}
