@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// manPages are made from the help of the commands:
+// manPages are made from the commands and man/*.body:
 // go test ./cmd/tpm-agent -run TestManPages -update
 //
 //go:embed man/*.1
