@@ -71,6 +71,11 @@ func generate(t *testing.T, dir string) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		for line := range strings.Lines(string(body)) {
+			if n := utf8.RuneCountInString(line); strings.HasPrefix(line, "  ") && n > 70 {
+				t.Errorf("%s: the page has no room for an indented line of %d characters: %s", cmd.Name(), n, line)
+			}
+		}
 		name := strings.ReplaceAll(cmd.CommandPath(), " ", "-") + ".1"
 		page := manPage(cmd, strings.TrimSuffix(string(body), "\n"), manDate)
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(page), 0o644); err != nil {

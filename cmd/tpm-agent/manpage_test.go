@@ -24,7 +24,7 @@ func manPage(cmd *cobra.Command, body, date string) string {
 	}
 	b.WriteString(".SH OPTIONS\n" + manFlags(cmd))
 	if cmd.Example != "" {
-		fmt.Fprintf(&b, ".SH EXAMPLES\n%s", literal(strings.Split(cmd.Example, "\n")))
+		fmt.Fprintf(&b, ".SH EXAMPLES\n%s", unfilled(strings.Split(cmd.Example, "\n")))
 	}
 	fmt.Fprintf(&b, ".SH EXIT STATUS\n%s", exitStatus(cmd))
 	for _, section := range []struct {
@@ -215,14 +215,16 @@ func manText(text string) string {
 	return b.String()
 }
 
-// literal returns lines that are not filled.
-func literal(lines []string) string {
+// literal returns lines that are indented and not filled.
+func literal(lines []string) string { return ".sp 0.5v\n.RS 4\n" + unfilled(lines) + ".RE\n" }
+
+func unfilled(lines []string) string {
 	var b strings.Builder
-	b.WriteString(".sp 0.5v\n.RS 4\n.nf\n")
+	b.WriteString(".nf\n")
 	for _, line := range lines {
 		b.WriteString(manLine(strings.TrimPrefix(line, "  ")) + "\n")
 	}
-	b.WriteString(".fi\n.RE\n")
+	b.WriteString(".fi\n")
 	return b.String()
 }
 

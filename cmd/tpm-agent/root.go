@@ -40,7 +40,7 @@ func newRootCmd(sys system) *cobra.Command {
 		Short: "An SSH agent with its private keys in the TPM",
 		Long:  rootHelp,
 		Example: `  tpm-agent keygen                       # make a key in the TPM
-  eval "$(tpm-agent serve --fork)"       # start the agent for this shell
+  eval "$(tpm-agent serve --fork)"       # start the agent
   ssh-copy-id -f -i ~/.ssh/id_ecdsa.pub user@host
   ssh user@host`,
 		Args:          knownCommand,

@@ -59,7 +59,7 @@ func newServeCmd(g *global) *cobra.Command {
 	f.StringVarP(&o.life, "lifetime", "t", "", "forget keys that are added without a lifetime\nafter this `TIME`: 90 (seconds), 10m, 1h30m, 2w")
 	f.BoolVar(&o.noSoftwareKeys, "no-software-keys", false, "refuse to keep private keys from ssh-add in memory")
 	f.BoolVar(&o.allowSHA1, "allow-sha1", false, "sign with RSA and SHA-1 if a client asks for it")
-	f.StringVar(&o.prompt, "prompt", "auto", "try these `WAYS` to ask: pinentry,askpass,terminal,\nsystemd or none")
+	f.StringVar(&o.prompt, "prompt", "auto", "ask in `WAYS`, such as pinentry,terminal, or none;\nsee tpm-agent man serve")
 	f.StringVar(&o.promptTimeout, "prompt-timeout", "2m", "close a question after this `TIME`")
 	f.StringArrayVar(&o.pinTTL, "pin-ttl", nil, "remember PINs for `[KEY=]TTL`, such as 15m or\nid_rsa=8h; session: until told to forget\n(repeatable)")
 	f.StringArrayVar(&o.pinFrom, "pin-from", nil, "take the PIN of a key from a source, `KEY=SOURCE`:\nfd:N, file:PATH or credential:NAME (repeatable)")
