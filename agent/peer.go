@@ -25,7 +25,7 @@ type asker struct {
 	program string
 }
 
-func (c *conn) asker() asker { return asker{c.peer, c.peer.Program()} }
+func (c *conn) asker() asker { return asker{c.peer, c.peer.Program} }
 
 // LogValue is as that of Peer.
 func (by asker) LogValue() slog.Value {

@@ -8,10 +8,14 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
-// chainOf runs a script of the shell in a session of its own. It is to start
-// $TELL, which says its pid and stays; that process is the peer.
+// chainOf runs a shell script in its own session. The script starts $TELL, which
+// writes its pid and stays; that process is the peer. Tests that call chainOf must
+// not run in parallel: a script cannot be run while a process that another test
+// forks has it open for writing.
 func chainOf(t *testing.T, dir, script string) []string {
 	t.Helper()
 	tell := filepath.Join(dir, "tell")
@@ -36,7 +40,7 @@ func chainOf(t *testing.T, dir, script string) []string {
 		t.Fatal(err)
 	}
 	defer cmd.Wait()
-	defer end.Close() // whereupon all of them end
+	defer end.Close() // ends all of them
 	var pid int
 	if _, err := fmt.Fscan(said, &pid); err != nil {
 		t.Fatalf("%s: %v", script, err)
@@ -46,13 +50,18 @@ func chainOf(t *testing.T, dir, script string) []string {
 
 func writeScript(t *testing.T, path, body string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o700); err != nil {
+	// Another test that starts a program now must not inherit the open file: one
+	// that is open for writing cannot be run.
+	syscall.ForkLock.RLock()
+	err := os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o700)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-// TestChain has real processes below a shell that leads their session, and is
-// not named.
+// TestChain starts real processes below a shell that leads their session and is
+// therefore not in the chain.
 func TestChain(t *testing.T) {
 	dir := t.TempDir()
 	for name, body := range map[string]string{
@@ -83,9 +92,12 @@ func TestChain(t *testing.T) {
 	}
 }
 
-// TestChainOfGit: what git starts to reach a host is ssh, or a command that a
-// shell runs.
+// TestChainOfGit has git start ssh, directly or by a shell.
 func TestChainOfGit(t *testing.T) {
+	needs.Programs(t, "git", "ssh-keygen")
+	if _, err := exec.LookPath("git"); err != nil {
+		t.Skip(err)
+	}
 	dir := t.TempDir()
 	writeScript(t, filepath.Join(dir, "ssh"), `exec "$TELL"`)
 	writeScript(t, filepath.Join(dir, "push-all"), `git ls-remote ssh://host.invalid/x; true`)
@@ -106,6 +118,7 @@ func TestChainOfGit(t *testing.T) {
 }
 
 func TestChainEnds(t *testing.T) {
+	t.Parallel()
 	gone := exec.Command("true")
 	if err := gone.Run(); err != nil {
 		t.Fatal(err)
@@ -118,13 +131,14 @@ func TestChainEnds(t *testing.T) {
 	if got := (Peer{PID: 1}).Chain(); len(got) != 1 {
 		t.Errorf("the first process: %q", got)
 	}
-	if got := (Peer{PID: os.Getpid()}).Chain(); len(got) == 0 || got[len(got)-1] != (Peer{PID: os.Getpid()}).Program() {
+	if got := (Peer{PID: os.Getpid()}).Chain(); len(got) == 0 || got[len(got)-1] != filepath.Base(os.Args[0])[:min(15, len(filepath.Base(os.Args[0])))] {
 		t.Errorf("this process: %q", got)
 	}
 }
 
-// TestIsFrom: who is no parent although the pid says so.
+// TestIsFrom has processes that are no parent although they have its pid.
 func TestIsFrom(t *testing.T) {
+	t.Parallel()
 	child := Process{Stat{PID: 30, Parent: 20, Session: 10, Start: 100}, 1000}
 	for name, test := range map[string]struct {
 		change func(*Process)
