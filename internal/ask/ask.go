@@ -9,71 +9,69 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/peer"
 )
 
-// A Prompter asks the user. What it shows ends when the context does, and so
-// does the method.
+// A Prompter asks the user. When ctx ends it takes its prompt away and returns.
 type Prompter interface {
-	// AuthValue asks for the auth value of a key. The slice returned belongs
-	// to the caller, who overwrites it after use.
+	// AuthValue asks for the auth value of a key. The caller owns the returned
+	// slice and overwrites it after use.
 	AuthValue(ctx context.Context, p AuthPrompt) ([]byte, error)
 
-	// LastTry asks for an explicit go before an auth value is asked for that,
-	// if it is wrong, locks the keeper of the key. Only nil is a go.
+	// LastTry warns that one more wrong auth value locks out the TPM, and
+	// returns nil only if the user wants to go on.
 	LastTry(ctx context.Context, p AuthPrompt) error
 
-	// Confirm asks whether a key may be used, and for how long that holds. The
-	// longer ones are offered where the user can be given a choice; with an
-	// error it is GrantNo.
+	// Confirm asks whether a key may be used, and for how long. Where it cannot
+	// offer a choice it offers GrantOnce. With an error it returns GrantNo.
 	Confirm(ctx context.Context, p ConfirmPrompt) (Grant, error)
 
-	// Inform tells the user of a lockout, where that can be done, and returns
-	// when he has read it or ctx ends. It asks nothing.
+	// Inform tells the user about a lockout, if it can, and returns when the
+	// user has dismissed it.
 	Inform(ctx context.Context, n Notice)
 }
 
 // How asking may end, wrapped in what a Prompter returns.
 var (
-	// ErrRefused: somebody was asked and declined. The dialog was cancelled,
-	// the terminal said end of file, or the answer was no.
+	// ErrRefused means that the user declined: cancelled the dialog, typed end
+	// of file, or answered no.
 	ErrRefused = errors.New("refused at the prompt")
-	// ErrNoPrompt: there is nobody who could be asked.
+	// ErrNoPrompt means that there is no way to ask.
 	ErrNoPrompt = errors.New("no way to ask the user")
-	// ErrNoAnswer: somebody was asked, and did not answer in time.
-	ErrNoAnswer = errors.New("nobody answered at the prompt")
-	// ErrLeft: somebody was asked on the client's terminal, and the client left
-	// it, by Ctrl-C or Ctrl-Z. It says nothing about who else wants the key.
+	// ErrNoAnswer means that the prompt ended before it was answered.
+	ErrNoAnswer = errors.New("no answer at the prompt")
+	// ErrLeft means that the client left the terminal with the prompt, by Ctrl-C
+	// or Ctrl-Z. Other requests for the key are not affected.
 	ErrLeft = errors.New("the client left its terminal")
 )
 
-// Question is what the user should be told about what he is asked for.
+// A Question tells the user what a prompt is about.
 type Question struct {
-	Name        string // of the key's file; "" for a key that has none
+	Name        string // of the key's file; "" if there is none
 	Comment     string
 	Fingerprint string    // SHA256:…
-	Peer        peer.Peer // who wants the signature
-	Use         Use       // what for
+	Peer        peer.Peer // the program that wants the signature
+	Use         Use       // what the signature is for
 }
 
-// AuthPrompt asks for a PIN.
+// An AuthPrompt asks for a PIN.
 type AuthPrompt struct {
 	Question
-	Retry     bool // the value given before was not the right one
-	TriesLeft int  // wrong values until lockout; 1: the next is the last; -1: not known, or without limit
+	Retry     bool // the previous PIN was wrong
+	TriesLeft int  // wrong PINs until lockout; -1: unknown or unlimited
 	Waiting   int  // other requests that the same answer serves
 }
 
-// ConfirmPrompt asks for consent to the use of a key.
+// A ConfirmPrompt asks for consent to the use of a key.
 type ConfirmPrompt struct {
 	Question
 }
 
-// Notice tells the user that the keeper of a key takes no PIN, because too many
-// were wrong.
+// A Notice tells the user that the TPM accepts no PIN, because too many were
+// wrong.
 type Notice struct {
 	Question
-	Wait time.Duration // until it takes one again, at most; 0: not known
+	Wait time.Duration // until it accepts one again, at most; 0: unknown
 }
 
-// UseKind is what sort of data is to be signed.
+// A UseKind is a kind of data to be signed.
 type UseKind int
 
 // The kinds of data that SSH clients have signed.
@@ -84,30 +82,30 @@ const (
 	UseCertificate                // a certificate that the key is to sign, OpenSSH's PROTOCOL.certkeys
 )
 
-// Use is what a signature is for, as far as that is proven by what is signed
-// and by the client's session-bind.
+// A Use is what a signature is for, as far as the data and the client's bindings
+// tell.
 type Use struct {
 	Kind      UseKind
 	User      string   // of a login
-	Host      string   // of a login over a connection that is bound: its name, if that is known
+	Host      string   // of a login over a bound connection; "" if its name is unknown
 	HostKey   string   // its fingerprint
 	Namespace string   // of an SSHSIG: git, file, …
-	Forwarded bool     // it came over a forwarded connection, or over one that could not be proven to be none
-	Via       []string // through these hosts, the nearest to here first, by name or fingerprint; "" is one that did not prove who it is
+	Forwarded bool     // the connection was forwarded, or could not be proven to be local
+	Via       []string // the hosts in between, nearest first, by name or fingerprint; "" for one that failed to prove its identity
 
 	KeyID      string   // of a certificate
-	Principals []string // whom it is for; none: anybody
-	HostCert   bool     // for a host, not for a user
+	Principals []string // of a certificate; none: any
+	HostCert   bool     // a certificate for a host, not for a user
 }
 
-// Grant is for how long a consent holds.
+// A Grant is how long a consent holds.
 type Grant int
 
 // The grants, from none to the longest.
 const (
 	GrantNo          Grant = iota
 	GrantOnce              // this request
-	GrantProcess           // while the process that asks runs
+	GrantProcess           // while the requesting process runs
 	GrantMinutes           // GrantTime
 	GrantUntilLocked       // until PINs are forgotten
 )
