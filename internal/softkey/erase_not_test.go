@@ -1,0 +1,5 @@
+//go:build !goexperiment.runtimesecret
+
+package softkey
+
+const eraseAll = false
