@@ -2,244 +2,264 @@ package agent
 
 import (
 	"bytes"
+	"context"
+	"crypto"
+	"errors"
 	"net"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/internal/refusal"
+	"github.com/tpm-agent/tpm-agent/internal/softkey"
+	"github.com/tpm-agent/tpm-agent/internal/test/sshtest"
+	"github.com/tpm-agent/tpm-agent/internal/wire"
 )
 
-// TestLifetime lets keys expire, in the agent's own time.
+// TestLifetime checks that keys are removed at their deadlines, and that no
+// alarm is left set without a deadline.
 func TestLifetime(t *testing.T) {
-	clock := newHandClock()
-	s := serve(t, Config{Source: fixed(), Clock: clock})
+	t.Parallel()
+	clock := sshtest.NewClock()
+	s := serve(t, Config{Sources: []Source{fixed()}, Clock: clock})
 	nc := s.dial(t)
 	want := func(n int) {
 		t.Helper()
-		if got := countListed(t, ask(t, nc, listThem)); got != n {
+		if got := sshtest.CountListed(t, sshtest.Exchange(t, nc, sshtest.ListThem)); got != n {
 			t.Errorf("%d keys are listed, want %d", got, n)
 		}
 	}
-	wantAnswer(t, nc, constrained(adding(ed(), nil), lifetime(10)), succeeded)
-	wantAnswer(t, nc, constrained(adding(p256(), nil), lifetime(20)), succeeded)
-	wantAnswer(t, nc, adding(rsa2k(), nil), succeeded)
+	wantAnswer(t, nc, constrained(sshtest.Adding(sshtest.Ed25519(), nil), lifetime(10)), sshtest.Succeeded)
+	wantAnswer(t, nc, constrained(sshtest.Adding(sshtest.P256(), nil), lifetime(20)), sshtest.Succeeded)
+	wantAnswer(t, nc, sshtest.Adding(sshtest.RSA2048(), nil), sshtest.Succeeded)
 	want(3)
-	clock.forward(10*time.Second - 1)
+	clock.Forward(10*time.Second - 1)
 	want(3)
-	clock.forward(1)
+	clock.Forward(1)
 	want(2)
-	wantAnswer(t, nc, signMessage(publicOf(ed()).Marshal(), []byte("data"), 0), failed)
-	wantAnswer(t, nc, constrained(adding(p256(), nil), lifetime(60)), succeeded) // a new one replaces the old
-	clock.forward(30 * time.Second)
+	wantAnswer(t, nc, sshtest.SignMessage(sshtest.PublicOf(sshtest.Ed25519()).Marshal(), []byte("data"), 0), sshtest.Failed)
+	wantAnswer(t, nc, constrained(sshtest.Adding(sshtest.P256(), nil), lifetime(60)), sshtest.Succeeded) // takes the place of the first
+	clock.Forward(30 * time.Second)
 	want(2)
-	wantAnswer(t, nc, adding(p256(), nil), succeeded) // for ever
-	clock.forward(time.Hour)
+	wantAnswer(t, nc, sshtest.Adding(sshtest.P256(), nil), sshtest.Succeeded) // without a lifetime
+	clock.Forward(time.Hour)
 	want(2)
-	if n := clock.pending(); n > 0 {
+	if n := clock.Pending(); n > 0 {
 		t.Errorf("%d alarms are set for nothing", n)
 	}
 }
 
-// TestLifetimeWipes: at its deadline a key is wiped by itself, whether
-// somebody asks for it or not; and where the alarm is late, by who asks.
+// TestLifetimeWipes checks that a key is wiped at its deadline, or by the
+// next request if the alarm comes too late.
 func TestLifetimeWipes(t *testing.T) {
-	clock := newHandClock()
-	s := serve(t, Config{Source: fixed(), Clock: clock})
+	t.Parallel()
+	clock := sshtest.NewClock()
+	s := serve(t, Config{Sources: []Source{fixed()}, Clock: clock})
 	nc := s.dial(t)
-	key := func(blob ssh.PublicKey) *softwareKey {
+	key := func(blob ssh.PublicKey) *softkey.Key {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return s.added.get(string(blob.Marshal())).Key.(*softwareKey)
+		return s.added.get(string(blob.Marshal())).Key.(*softkey.Key)
 	}
-	wantAnswer(t, nc, constrained(adding(ed(), nil), lifetime(10)), succeeded)
-	wantAnswer(t, nc, constrained(adding(p256(), nil), lifetime(10)), succeeded)
-	first, other := key(publicOf(ed())), key(publicOf(p256()))
-	clock.forward(10 * time.Second)
-	if !first.memory.wiped || !other.memory.wiped {
+	wantAnswer(t, nc, constrained(sshtest.Adding(sshtest.Ed25519(), nil), lifetime(10)), sshtest.Succeeded)
+	wantAnswer(t, nc, constrained(sshtest.Adding(sshtest.P256(), nil), lifetime(10)), sshtest.Succeeded)
+	first, other := key(sshtest.PublicOf(sshtest.Ed25519())), key(sshtest.PublicOf(sshtest.P256()))
+	clock.Forward(10 * time.Second)
+	if !isWiped(first) || !isWiped(other) {
 		t.Error("keys are in memory after their deadline")
 	}
-	wantAnswer(t, nc, constrained(adding(ed(), nil), lifetime(10)), succeeded)
-	late := key(publicOf(ed()))
-	clock.mu.Lock()
-	clear(clock.alarms) // the machine slept
-	clock.now += time.Hour
-	clock.mu.Unlock()
-	wantAnswer(t, nc, signMessage(publicOf(ed()).Marshal(), []byte("data"), 0), failed)
-	if !late.memory.wiped {
-		t.Error("a key is in memory after somebody asked for it too late")
+	wantAnswer(t, nc, constrained(sshtest.Adding(sshtest.Ed25519(), nil), lifetime(10)), sshtest.Succeeded)
+	late := key(sshtest.PublicOf(sshtest.Ed25519()))
+	clock.Sleep(time.Hour)
+	wantAnswer(t, nc, sshtest.SignMessage(sshtest.PublicOf(sshtest.Ed25519()).Marshal(), []byte("data"), 0), sshtest.Failed)
+	if !isWiped(late) {
+		t.Error("a key is in memory after a request that came after its deadline")
 	}
 }
 
-// TestDefaultLifetime is for keys that come without one.
+// TestDefaultLifetime checks that the default lifetime is for keys that are
+// added without one, and not for those from sources.
 func TestDefaultLifetime(t *testing.T) {
-	clock := newHandClock()
-	s := serve(t, Config{Source: fixed(plain("file", rsa2k())), Clock: clock, Lifetime: time.Minute})
+	t.Parallel()
+	clock := sshtest.NewClock()
+	s := serve(t, Config{Sources: []Source{fixed(plain("file", sshtest.RSA2048()))}, Clock: clock, Lifetime: time.Minute})
 	nc := s.dial(t)
-	wantAnswer(t, nc, adding(ed(), nil), succeeded)
-	wantAnswer(t, nc, constrained(adding(p256(), nil), lifetime(600)), succeeded)
-	clock.forward(time.Minute)
-	if n := countListed(t, ask(t, nc, listThem)); n != 2 {
-		t.Errorf("%d keys are listed after a minute, want the file's and the one with a lifetime of its own", n)
+	wantAnswer(t, nc, sshtest.Adding(sshtest.Ed25519(), nil), sshtest.Succeeded)
+	wantAnswer(t, nc, constrained(sshtest.Adding(sshtest.P256(), nil), lifetime(600)), sshtest.Succeeded)
+	clock.Forward(time.Minute)
+	if n := sshtest.CountListed(t, sshtest.Exchange(t, nc, sshtest.ListThem)); n != 2 {
+		t.Errorf("%d keys are listed after a minute, want the key of the file and the one with its own lifetime", n)
 	}
 }
 
-// TestRemovedIsWiped goes through all ways for a key to go.
+// isWiped reports whether a P-256 or Ed25519 key refuses to sign.
+func isWiped(k *softkey.Key) bool {
+	for _, hash := range []crypto.Hash{0, crypto.SHA256} {
+		if _, err := k.Sign(context.Background(), nil, make([]byte, 32), hash); errors.Is(err, softkey.ErrWiped) {
+			return true
+		}
+	}
+	return false
+}
+
+// TestRemovedIsWiped checks that a key is wiped whichever way it is removed.
 func TestRemovedIsWiped(t *testing.T) {
-	blob := publicOf(ed()).Marshal()
+	t.Parallel()
+	blob := sshtest.PublicOf(sshtest.Ed25519()).Marshal()
 	for name, remove := range map[string]func(t *testing.T, s *testServer, nc net.Conn){
-		"remove": func(t *testing.T, _ *testServer, nc net.Conn) { wantAnswer(t, nc, removeMessage(blob), succeeded) },
-		"remove all": func(t *testing.T, _ *testServer, nc net.Conn) {
-			wantAnswer(t, nc, []byte{msgRemoveAllIdentities}, succeeded)
+		"remove": func(t *testing.T, _ *testServer, nc net.Conn) {
+			wantAnswer(t, nc, sshtest.RemoveMessage(blob), sshtest.Succeeded)
 		},
-		"added again": func(t *testing.T, _ *testServer, nc net.Conn) { wantAnswer(t, nc, adding(ed(), nil), succeeded) },
+		"remove all": func(t *testing.T, _ *testServer, nc net.Conn) {
+			wantAnswer(t, nc, []byte{wire.MsgRemoveAllIdentities}, sshtest.Succeeded)
+		},
+		"added again": func(t *testing.T, _ *testServer, nc net.Conn) {
+			wantAnswer(t, nc, sshtest.Adding(sshtest.Ed25519(), nil), sshtest.Succeeded)
+		},
 		"expired": func(t *testing.T, _ *testServer, nc net.Conn) {
-			wantAnswer(t, nc, constrained(adding(ed(), nil), lifetime(0)), succeeded)
+			wantAnswer(t, nc, constrained(sshtest.Adding(sshtest.Ed25519(), nil), lifetime(0)), sshtest.Succeeded)
 		},
 		"forgotten": func(_ *testing.T, s *testServer, _ net.Conn) { s.Forget() },
 		"forgotten while locked": func(t *testing.T, s *testServer, nc net.Conn) {
-			wantAnswer(t, nc, lockMessage("p"), succeeded)
+			wantAnswer(t, nc, lockMessage("p"), sshtest.Succeeded)
 			s.Forget()
-			wantAnswer(t, nc, unlockMessage("p"), succeeded)
+			wantAnswer(t, nc, unlockMessage("p"), sshtest.Succeeded)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := serve(t, Config{Source: fixed()})
+			t.Parallel()
+			s := serve(t, Config{Sources: []Source{fixed()}})
 			nc := s.dial(t)
-			wantAnswer(t, nc, adding(ed(), nil), succeeded)
+			wantAnswer(t, nc, sshtest.Adding(sshtest.Ed25519(), nil), sshtest.Succeeded)
 			s.mu.Lock()
-			key := s.added.get(string(blob)).Key.(*softwareKey)
+			key := s.added.get(string(blob)).Key.(*softkey.Key)
 			s.mu.Unlock()
 			remove(t, s, nc)
-			if !key.memory.wiped || key.memory.b != nil {
+			if !isWiped(key) {
 				t.Error("the key is still in memory")
 			}
 		})
 	}
 }
 
-// TestRefusedIsWiped: what is parsed and not taken leaves nothing behind.
-func TestRefusedIsWiped(t *testing.T) {
-	s := serve(t, Config{Source: fixed(), NoSoftwareKeys: true})
-	wantAnswer(t, s.dial(t), adding(ed(), nil), failed)
-	if n := s.log.count("no-software-keys"); n != 1 {
+// TestRefusedKeyIsNotHeld checks that an agent that must not hold private
+// keys refuses them, and says why in the log.
+func TestRefusedKeyIsNotHeld(t *testing.T) {
+	t.Parallel()
+	s := serve(t, Config{Sources: []Source{fixed()}, NoSoftwareKeys: true})
+	wantAnswer(t, s.dial(t), sshtest.Adding(sshtest.Ed25519(), nil), sshtest.Failed)
+	if n := s.log.Count("no-software-keys"); n != 1 {
 		t.Errorf("the log gives the reason %d times", n)
 	}
-	if n := countListed(t, ask(t, s.dial(t), listThem)); n != 0 {
+	if n := sshtest.CountListed(t, sshtest.Exchange(t, s.dial(t), sshtest.ListThem)); n != 0 {
 		t.Errorf("%d keys are held", n)
 	}
 }
 
-// TestTooMany: there is a limit to what clients can add. One that is there can be
-// added again, and one that goes makes room.
+// TestTooMany checks the limit on added keys: a key that is held can be
+// added again, and removing one makes room for another.
 func TestTooMany(t *testing.T) {
-	s := serve(t, Config{Source: fixed(plain("file", rsa2k()))})
-	s.maxAdded = 2
+	t.Parallel()
+	s := serve(t, Config{Sources: []Source{fixed(plain("file", sshtest.RSA2048()))}})
+	s.added.max = 2
 	nc := s.dial(t)
-	wantAnswer(t, nc, adding(ed(), nil), succeeded)
-	wantAnswer(t, nc, adding(p256(), nil), succeeded)
-	wantAnswer(t, nc, adding(p384(), nil), failed)
-	wantAnswer(t, nc, adding(p256(), nil), succeeded)
-	if n := countListed(t, ask(t, nc, listThem)); n != 3 {
+	wantAnswer(t, nc, sshtest.Adding(sshtest.Ed25519(), nil), sshtest.Succeeded)
+	wantAnswer(t, nc, sshtest.Adding(sshtest.P256(), nil), sshtest.Succeeded)
+	wantAnswer(t, nc, sshtest.Adding(sshtest.P384(), nil), sshtest.Failed)
+	wantAnswer(t, nc, sshtest.Adding(sshtest.P256(), nil), sshtest.Succeeded)
+	if n := sshtest.CountListed(t, sshtest.Exchange(t, nc, sshtest.ListThem)); n != 3 {
 		t.Errorf("%d keys are listed, want 3", n)
 	}
-	wantAnswer(t, nc, removeMessage(publicOf(ed()).Marshal()), succeeded)
-	wantAnswer(t, nc, adding(p384(), nil), succeeded)
-	if s.log.count(string(CauseTooMany)) != 1 {
+	wantAnswer(t, nc, sshtest.RemoveMessage(sshtest.PublicOf(sshtest.Ed25519()).Marshal()), sshtest.Succeeded)
+	wantAnswer(t, nc, sshtest.Adding(sshtest.P384(), nil), sshtest.Succeeded)
+	if s.log.Count(string(refusal.TooMany)) != 1 {
 		t.Errorf("the log does not say why:\n%s", s.log)
 	}
 }
 
-// TestInFrontOfFile: an added key stands in front of the same key from a file,
-// with its constraints, and hides the file's other names for it.
+// TestInFrontOfFile checks that an added key takes the place of the same key
+// from a file, with its constraints, and hides the file's certificates for
+// it until Reload.
 func TestInFrontOfFile(t *testing.T) {
-	clock := newHandClock()
-	file := plain("file", p256())
+	t.Parallel()
+	clock := sshtest.NewClock()
+	file := plain("file", sshtest.P256())
 	cert := certified(file, 0, ssh.CertTimeInfinity)
 	later := certified(file, 1, ssh.CertTimeInfinity)
-	source := fixed(plain("other", rsa2k()), file, cert)
-	s := serve(t, Config{Source: source, Clock: clock})
+	source := fixed(plain("other", sshtest.RSA2048()), file, cert)
+	s := serve(t, Config{Sources: []Source{source}, Clock: clock})
 	nc := s.dial(t)
-	toA := restricted(direct(toHost("", "a", hostA())))
-	wantAnswer(t, nc, constrained(adding(p256(), nil), lifetime(60), toA), succeeded)
-	answer := ask(t, nc, listThem)
-	if n := countListed(t, answer); n != 2 {
+	toA := restricted(direct(toHost("", "a", sshtest.HostA())))
+	wantAnswer(t, nc, constrained(sshtest.Adding(sshtest.P256(), nil), lifetime(60), toA), sshtest.Succeeded)
+	answer := sshtest.Exchange(t, nc, sshtest.ListThem)
+	if n := sshtest.CountListed(t, answer); n != 2 {
 		t.Errorf("%d keys are listed, want the other file's and the added one", n)
 	}
 	if !bytes.Contains(answer, []byte("me@here")) || bytes.Contains(answer, []byte("file@test")) {
-		t.Error("it is the file's key that is listed")
+		t.Error("the file's key is listed")
 	}
 	for _, blob := range [][]byte{file.Public.Marshal(), cert.Public.Marshal()} {
-		wantAnswer(t, nc, signMessage(blob, []byte("data"), 0), failed)
+		wantAnswer(t, nc, sshtest.SignMessage(blob, []byte("data"), 0), sshtest.Failed)
 	}
-	source.set.Store(NewSet([]Identity{file, cert, later})) // there is another certificate now
-	for _, reload := range []func(){func() {}, s.Reload, func() { clock.forward(time.Minute) }} {
+	source.set.Store(NewSet([]Identity{file, cert, later})) // one more certificate
+	for _, reload := range []func(){func() {}, s.Reload, func() { clock.Forward(time.Minute) }} {
 		reload()
 		for _, id := range []Identity{file, cert, later} {
-			wantAnswer(t, nc, signMessage(id.Public.Marshal(), []byte("data"), 0), failed)
+			wantAnswer(t, nc, sshtest.SignMessage(id.Public.Marshal(), []byte("data"), 0), sshtest.Failed)
 		}
-		if answer := ask(t, nc, listThem); bytes.Contains(answer, []byte("file@test")) {
-			t.Error("what is from the file is listed")
+		if answer := sshtest.Exchange(t, nc, sshtest.ListThem); bytes.Contains(answer, []byte("file@test")) {
+			t.Error("a key of the file is listed")
 		}
 	}
 	s.Reload() // after its lifetime
 	for _, id := range []Identity{file, cert, later} {
-		verify(t, file.Public, []byte("data"), ask(t, nc, signMessage(id.Public.Marshal(), []byte("data"), 0)))
+		sshtest.VerifyAnswer(t, file.Public, []byte("data"), sshtest.Exchange(t, nc, sshtest.SignMessage(id.Public.Marshal(), []byte("data"), 0)))
 	}
 }
 
-// TestExpiredCertificateAdded is offered, as by ssh-agent: it was not added by
-// oversight.
+// TestExpiredCertificateAdded checks that an expired certificate is offered
+// if a client adds it, as by ssh-agent.
 func TestExpiredCertificateAdded(t *testing.T) {
-	s := serve(t, Config{Source: fixed()})
+	t.Parallel()
+	s := serve(t, Config{Sources: []Source{fixed()}})
 	nc := s.dial(t)
-	cert := certFor(ed(), func(c *ssh.Certificate) { c.ValidBefore = 1000 })
-	wantAnswer(t, nc, adding(ed(), cert), succeeded)
-	if n := countListed(t, ask(t, nc, listThem)); n != 1 {
+	cert := sshtest.CertFor(sshtest.Ed25519(), func(c *ssh.Certificate) { c.ValidBefore = 1000 })
+	wantAnswer(t, nc, sshtest.Adding(sshtest.Ed25519(), cert), sshtest.Succeeded)
+	if n := sshtest.CountListed(t, sshtest.Exchange(t, nc, sshtest.ListThem)); n != 1 {
 		t.Errorf("%d keys are listed, want 1", n)
 	}
-	verify(t, cert.Key, []byte("data"), ask(t, nc, signMessage(cert.Marshal(), []byte("data"), 0)))
-	wantAnswer(t, nc, removeMessage(cert.Marshal()), succeeded)
-	wantAnswer(t, nc, removeMessage(cert.Marshal()), failed)
+	sshtest.VerifyAnswer(t, cert.Key, []byte("data"), sshtest.Exchange(t, nc, sshtest.SignMessage(cert.Marshal(), []byte("data"), 0)))
+	wantAnswer(t, nc, sshtest.RemoveMessage(cert.Marshal()), sshtest.Succeeded)
+	wantAnswer(t, nc, sshtest.RemoveMessage(cert.Marshal()), sshtest.Failed)
 }
 
-// TestSecretsLeaveTheQueue: the frames with private keys and passwords in them
-// are overwritten.
-func TestSecretsLeaveTheQueue(t *testing.T) {
-	for _, m := range [][]byte{adding(ed(), nil), constrained(adding(ed(), nil)), lockMessage("p"), unlockMessage("p"), {msgAddSmartcardKey}, {msgAddSmartcardConstr}, {msgRemoveSmartcardKey}} {
-		if !isSecret(m) {
+// TestSecretsAreOverwritten checks that requests with secrets in them are
+// known as such, and that the reader keeps no copy.
+func TestSecretsAreOverwritten(t *testing.T) {
+	t.Parallel()
+	for _, m := range [][]byte{sshtest.Adding(sshtest.Ed25519(), nil), constrained(sshtest.Adding(sshtest.Ed25519(), nil)), lockMessage("p"), unlockMessage("p"), {wire.MsgAddSmartcardKey}, {wire.MsgAddSmartcardConstr}, {wire.MsgRemoveSmartcardKey}} {
+		if !New(NewKeyring(Config{}), nil).isSecret(m) {
 			t.Errorf("request %d is left in memory", m[0])
 		}
 	}
-	nc, theirs := net.Pipe()
-	defer nc.Close()
-	go func() { theirs.Write(frame(adding(ed(), nil))); theirs.Close() }()
-	r := &reader{from: nc}
-	m, err := readMessage(r, func() {})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if r.buf != [len(r.buf)]byte{} {
-		t.Error("what was read ahead is left in the buffer")
-	}
-	if !bytes.Equal(m, adding(ed(), nil)) {
-		t.Error("another message was read")
-	}
 }
 
-// TestSecretsUnanswered: so are those that nobody waits for any more, and that
-// of a request that makes the agent panic.
+// TestSecretsUnanswered checks that requests with secrets are overwritten
+// even if the client hangs up or the agent panics.
 func TestSecretsUnanswered(t *testing.T) {
+	t.Parallel()
 	for name, before := range map[string]func(){
 		"hung up":  nil,
-		"panicked": func() { panic("a request that nobody has thought of") },
+		"panicked": func() { panic("an unexpected request") },
 	} {
 		ours, theirs := net.Pipe()
-		c := newConn(t.Context(), New(Config{Source: fixed(), Before: before}), ours)
+		c := newConn(t.Context(), New(NewKeyring(Config{Sources: []Source{fixed()}, Before: before}), nil), ours)
 		var requests [][]byte
 		for range 3 {
-			m := adding(ed(), nil)
+			m := sshtest.Adding(sshtest.Ed25519(), nil)
 			requests = append(requests, m)
-			c.waiting.put(m)
+			c.requests <- m
 		}
 		theirs.Close()
 		c.run()
@@ -251,20 +271,21 @@ func TestSecretsUnanswered(t *testing.T) {
 	}
 }
 
-// TestSHA1 is refused or not, as the owner wants it.
+// TestSHA1 checks that SHA-1 is refused unless it is allowed.
 func TestSHA1(t *testing.T) {
-	id := plain("rsa", rsa2k())
-	m := signMessage(id.Public.Marshal(), []byte("data"), 0)
-	strict := serve(t, Config{Source: fixed(id)})
-	wantAnswer(t, strict.dial(t), m, failed)
-	if strict.log.count("--allow-sha1") != 1 {
-		t.Errorf("the log does not name the way out:\n%s", strict.log)
+	t.Parallel()
+	id := plain("rsa", sshtest.RSA2048())
+	m := sshtest.SignMessage(id.Public.Marshal(), []byte("data"), 0)
+	strict := serve(t, Config{Sources: []Source{fixed(id)}})
+	wantAnswer(t, strict.dial(t), m, sshtest.Failed)
+	if strict.log.Count("--allow-sha1") != 1 {
+		t.Errorf("the log does not name the option:\n%s", strict.log)
 	}
-	lax := serve(t, Config{Source: fixed(id), AllowSHA1: true})
-	answer := ask(t, lax.dial(t), m)
-	sig, err := signatureIn(answer)
+	lax := serve(t, Config{Sources: []Source{fixed(id)}, AllowSHA1: true})
+	answer := sshtest.Exchange(t, lax.dial(t), m)
+	sig, err := sshtest.SignatureIn(answer)
 	if err != nil || sig.Format != ssh.KeyAlgoRSA {
 		t.Fatalf("signature %v, %v, want ssh-rsa", sig, err)
 	}
-	verify(t, id.Public, []byte("data"), answer)
+	sshtest.VerifyAnswer(t, id.Public, []byte("data"), answer)
 }

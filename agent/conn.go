@@ -1,46 +1,51 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
 	"net"
 	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"github.com/tpm-agent/tpm-agent/internal/peer"
+	"github.com/tpm-agent/tpm-agent/internal/refusal"
+	"github.com/tpm-agent/tpm-agent/internal/wire"
 )
 
 const (
 	// readTimeout is the time from the first byte of a message to its last.
-	// Between messages a client may be silent for ever.
+	// Between messages a client may be silent forever.
 	readTimeout = 30 * time.Second
 
 	// writeTimeout is the time in which a client must take its answer.
 	writeTimeout = 30 * time.Second
+
+	// What a client may send ahead of its answers. Beyond that it is not read until
+	// some have been given.
+	maxWaiting      = 64
+	maxWaitingBytes = 512 << 10 // exceeded by at most one message
 )
 
-// conn is one client. Its reader reads on while a request is being answered,
-// for two reasons: to see at once that the client hangs up, and because
-// clients send requests ahead of answers. The answers are given one after the
-// other by run's goroutine.
+// A conn is one client connection. Its reader keeps reading while a request is
+// being answered, for two reasons: to see at once that the client hangs up, and
+// because clients send requests ahead of answers. run's goroutine answers them in
+// order, and only it uses Client.
 type conn struct {
-	a       *Agent
-	nc      net.Conn
-	peer    Peer
-	waiting *queue
+	Client
+	a  *Agent
+	nc net.Conn
 
-	// What this connection was bound to, and its connections to the upstream
-	// agents. Only the goroutine that answers uses them.
-	bindings bindings
-	relay    *relay
+	requests chan []byte   // received and not answered yet; only the reader sends
+	bytes    atomic.Int64  // in requests
+	room     chan struct{} // tells the reader that a request was taken
 
 	pending  atomic.Int32 // requests without an answer
-	lastUsed atomic.Int64 // by the agent's clock
+	lastUsed atomic.Int64 // when the last answer was given, in nanoseconds since 1970
 
 	// ctx is that of every request, and ends when the client hangs up.
 	ctx    context.Context
@@ -56,50 +61,62 @@ type conn struct {
 
 func newConn(ctx context.Context, a *Agent, nc net.Conn) *conn {
 	c := &conn{
-		a: a, nc: nc, peer: peerOf(nc), waiting: newQueue(),
+		a: a, nc: nc, requests: make(chan []byte, maxWaiting), room: make(chan struct{}, 1),
 		closed: make(chan struct{}), drained: make(chan struct{}),
 	}
+	c.Peer = peer.Peer{PID: -1, UID: -1}
+	if known, ok := nc.(interface {
+		Peer() (pid, uid int, program string)
+	}); ok {
+		c.Peer.PID, c.Peer.UID, c.Peer.Program = known.Peer()
+	}
+	if a.upstreams != nil {
+		c.relay = a.upstreams.Relay()
+	}
 	c.ctx, c.hangUp = context.WithCancel(ctx)
-	c.relay = a.upstreams.relay()
-	c.lastUsed.Store(int64(a.clock.Now()))
+	c.lastUsed.Store(time.Now().UnixNano())
 	return c
 }
 
-// run serves the client until it hangs up, breaks the protocol or is drained,
-// and closes the connection.
+// run serves the client until it hangs up, breaks the protocol or is drained, and
+// closes the connection.
 func (c *conn) run() {
 	reader := make(chan struct{})
 	go func() {
 		defer close(reader)
 		c.guard(c.read)
-		c.waiting.end()
+		close(c.requests)
 	}()
 	c.guard(c.answer)
 	c.close()
-	c.relay.close()
+	if c.relay != nil {
+		c.relay.Close()
+	}
 	<-reader
-	c.waiting.discard()
+	for request := range c.requests {
+		clear(request) // it may have secrets in it, and gets no answer
+	}
 }
 
 // guard keeps a panic to the connection in which it happens.
 func (c *conn) guard(work func()) {
 	defer func() {
 		if p := recover(); p != nil {
-			c.a.log.Error("panic, connection closed", "panic", fmt.Sprint(p), "peer", c.peer, "stack", string(debug.Stack()))
+			c.a.log.Error("panic, connection closed", "panic", fmt.Sprint(p), c.peer(), "stack", string(debug.Stack()))
 			c.close()
 		}
 	}()
 	work()
 }
 
-// close is for both goroutines and for the server.
+// close is called by both goroutines and by the server.
 func (c *conn) close() {
 	c.hangUp()
 	c.closing.Do(func() { close(c.closed) })
 	c.nc.Close()
 }
 
-// drain ends the reading: what has come is answered, then the connection is
+// drain stops reading. What was received is answered, then the connection is
 // closed.
 func (c *conn) drain() {
 	c.mu.Lock()
@@ -107,12 +124,9 @@ func (c *conn) drain() {
 	if !c.draining {
 		c.draining = true
 		close(c.drained)
-		c.nc.SetReadDeadline(longAgo)
+		c.nc.SetReadDeadline(time.Unix(1, 0))
 	}
 }
-
-// longAgo as a deadline ends what is waiting.
-var longAgo = time.Unix(1, 0)
 
 // setReadDeadline leaves the deadline of drain alone.
 func (c *conn) setReadDeadline(t time.Time) {
@@ -123,147 +137,138 @@ func (c *conn) setReadDeadline(t time.Time) {
 	}
 }
 
-func (c *conn) isDraining() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.draining
-}
-
-// read queues the client's requests. Its end is that of the requests'
-// context, unless it ended because of drain. What was sent before is still
-// answered, as far as it can be without the context.
+// read queues requests until the client hangs up, then cancels them. What was
+// sent before is still answered, as far as that works without the context. If the
+// connection is drained, it only ends.
 func (c *conn) read() {
-	err := c.readRequests()
-	if c.isDraining() {
-		return
-	}
-	c.hangUp()
-	if !ordinaryEnd(err) {
-		c.a.log.Warn("connection closed", "cause", err, "peer", c.peer)
-	}
-}
-
-func (c *conn) readRequests() error {
-	r := &reader{from: c.nc}
+	r := &wire.Reader{From: c.nc}
 	begun := func() { c.setReadDeadline(time.Now().Add(readTimeout)) }
-	for !c.isDraining() {
-		if c.waiting.full() {
-			if err := c.awaitRoom(); err != nil {
-				return err
-			}
+	var err error
+	for err == nil {
+		if len(c.requests) == maxWaiting || c.bytes.Load() >= maxWaitingBytes {
+			err = c.awaitRoom()
 			continue
 		}
 		c.setReadDeadline(time.Time{})
-		request, err := readMessage(r, begun)
-		if err != nil {
-			return err
+		var request []byte
+		if request, err = r.ReadMessage(begun); err == nil {
+			c.pending.Add(1)
+			c.bytes.Add(int64(len(request)))
+			c.requests <- request // there is room
 		}
-		c.pending.Add(1)
-		c.waiting.put(request)
 	}
-	return nil
+	c.mu.Lock()
+	draining := c.draining
+	c.mu.Unlock()
+	if !draining {
+		c.hangUp()
+		c.ended(err)
+	}
 }
 
-// idle says whether the client waits for nothing, and since when.
-func (c *conn) idle() (since time.Duration, idle bool) {
-	return time.Duration(c.lastUsed.Load()), c.pending.Load() == 0
+// ended logs why the connection ends, unless one side just closed it.
+func (c *conn) ended(err error) {
+	if !wire.OrdinaryEnd(err) {
+		c.a.log.Warn("connection closed", "cause", err, c.peer())
+	}
 }
 
-// ordinaryEnd: the client has closed the connection, or we have.
-func ordinaryEnd(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+// peer returns the client for the log.
+func (c *Client) peer() slog.Attr {
+	return slog.Group("peer", slog.Int("pid", c.Peer.PID), slog.String("program", c.Peer.Program))
 }
 
-// reply is what a request gets: the answer, and what is left to do when the
-// client has it.
+// idle reports whether the client waits for nothing, and since when.
+func (c *conn) idle() (since int64, idle bool) {
+	return c.lastUsed.Load(), c.pending.Load() == 0
+}
+
+// reply is the answer to a request, and what is left to do when the client has
+// it.
 type reply struct {
 	answer []byte
 	after  func() // may be nil
 }
 
-// answer gives the answers, in the order of the requests.
+func failed() reply { return reply{answer: wire.Failure()} }
+
+// answer answers the requests in order.
 func (c *conn) answer() {
-	for {
-		request, ok := c.waiting.take()
-		if !ok {
-			return
+	for request := range c.requests {
+		c.bytes.Add(-int64(len(request)))
+		select {
+		case c.room <- struct{}{}:
+		default:
 		}
 		r := c.handle(request)
-		c.lastUsed.Store(int64(c.a.clock.Now())) // before the client can go on
-		err := c.write(r.answer)
-		c.pending.Add(-1)
+		c.lastUsed.Store(time.Now().UnixNano()) // before the client can go on
+		c.nc.SetWriteDeadline(time.Now().Add(writeTimeout))
+		_, err := c.nc.Write(r.answer)
+		c.pending.Add(-1) // not before: a client that waits for its answer is not idle
 		if r.after != nil {
 			r.after()
 		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = fmt.Errorf("client takes no answer: %w", err)
+		}
 		if err != nil {
-			if !ordinaryEnd(err) {
-				c.a.log.Warn("connection closed", "cause", err, "peer", c.peer)
-			}
+			c.ended(err)
 			return
 		}
 	}
 }
 
-// handle leaves no secret in the request, not even if it panics.
+// handle answers one request, and leaves no secret in it, even if it panics.
 func (c *conn) handle(request []byte) reply {
-	if isSecret(request) {
+	a, number := c.a, request[0]
+	if a.isSecret(request) {
 		defer clear(request)
 	}
-	c.a.before()
-	return c.a.handle(c.ctx, c, request)
-}
-
-func (c *conn) write(answer []byte) error {
-	c.nc.SetWriteDeadline(time.Now().Add(writeTimeout))
-	_, err := c.nc.Write(answer)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("client takes no answer: %w", err)
-	}
-	return err
-}
-
-// handle answers one request.
-func (a *Agent) handle(ctx context.Context, c *conn, request []byte) reply {
-	number := request[0]
-	if a.isLocked() && !worksLocked(number) {
-		a.refuse(c.asker(), requestName(number), nil, &refusal{cause: CauseLocked})
-		return reply{answer: failure()}
+	a.config.Before()
+	if a.owner.Locked() && !worksLocked(number) {
+		a.refuse(&c.Client, wire.RequestName(number), nil, nil, refusal.New(refusal.Locked, nil))
+		return failed()
 	}
 	switch number {
-	case msgRequestIdentities:
-		return reply{answer: a.list(ctx, c)}
-	case msgSignRequest:
-		return a.sign(ctx, c, request)
-	case msgAddIdentity, msgAddIDConstrained:
-		return reply{answer: a.add(ctx, c, request)}
-	case msgRemoveIdentity:
-		return reply{answer: a.remove(ctx, c, request)}
-	case msgRemoveAllIdentities, msgRemoveAllRSA1:
-		return reply{answer: a.removeAll(ctx, c)}
-	case msgAddSmartcardKey, msgAddSmartcardConstr, msgRemoveSmartcardKey:
-		return reply{answer: a.smartcard(ctx, c, request)}
-	case msgLock, msgUnlock:
-		return reply{answer: a.lockUnlock(ctx, c, request)}
-	case msgExtension:
-		return reply{answer: a.extension(ctx, c, request)}
+	case wire.MsgRequestIdentities:
+		return reply{answer: a.list(c.ctx, &c.Client)}
+	case wire.MsgSignRequest:
+		return a.sign(c.ctx, &c.Client, request)
+	case wire.MsgAddIdentity, wire.MsgAddIDConstrained:
+		return reply{answer: a.add(c.ctx, &c.Client, request)}
+	case wire.MsgRemoveIdentity:
+		return reply{answer: a.remove(c.ctx, &c.Client, request)}
+	case wire.MsgRemoveAllIdentities, msgRemoveAllRSA1:
+		return reply{answer: a.removeAll(c.ctx, &c.Client)}
+	case wire.MsgAddSmartcardKey, wire.MsgAddSmartcardConstr, wire.MsgRemoveSmartcardKey:
+		return reply{answer: a.smartcard(c.ctx, &c.Client, request)}
+	case wire.MsgLock, wire.MsgUnlock:
+		return reply{answer: a.lock(c.ctx, &c.Client, request)}
+	case wire.MsgExtension:
+		return reply{answer: a.extension(c.ctx, c, request)}
 	}
-	a.refuse(c.asker(), requestName(number), nil, &refusal{cause: CauseUnsupported})
-	return reply{answer: failure()}
+	a.refuse(&c.Client, wire.RequestName(number), nil, nil, refusal.New(refusal.Unsupported, nil))
+	return failed()
 }
 
-// worksLocked are the requests that a locked agent looks at: the list is
-// empty, and of the extensions there is one.
+// msgRemoveAllRSA1 is of version 1 of the protocol. ssh-add -D still sends it
+// after REMOVE_ALL_IDENTITIES.
+const msgRemoveAllRSA1 = 9
+
+// worksLocked reports whether a locked agent looks at a request: the list is
+// empty, and each extension decides for itself.
 func worksLocked(number byte) bool {
-	return number == msgRequestIdentities || number == msgUnlock || number == msgExtension
+	return number == wire.MsgRequestIdentities || number == wire.MsgUnlock || number == wire.MsgExtension
 }
 
-// isSecret are the requests with private keys, PINs and passwords in them.
-func isSecret(request []byte) bool {
+// isSecret reports whether a request has private keys, PINs or passwords in it.
+func (a *Agent) isSecret(request []byte) bool {
 	switch request[0] {
-	case msgExtension:
-		return bytes.HasPrefix(request, appendString([]byte{msgExtension}, extUnlockKey))
-	case msgAddIdentity, msgAddIDConstrained, msgAddSmartcardKey, msgAddSmartcardConstr, msgRemoveSmartcardKey, msgLock, msgUnlock:
+	case wire.MsgExtension:
+		w := &wire.Parser{Rest: request[1:]}
+		return a.extensions[w.Text()].Secret
+	case wire.MsgAddIdentity, wire.MsgAddIDConstrained, wire.MsgAddSmartcardKey, wire.MsgAddSmartcardConstr,
+		wire.MsgRemoveSmartcardKey, wire.MsgLock, wire.MsgUnlock:
 		return true
 	}
 	return false

@@ -13,46 +13,55 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/tpm-agent/tpm-agent/internal/refusal"
+	"github.com/tpm-agent/tpm-agent/internal/test/sshtest"
+	"github.com/tpm-agent/tpm-agent/internal/wire"
+
 	client "golang.org/x/crypto/ssh/agent"
 )
 
-// waiting is an identity whose signatures wait for gate or their context.
+// waiting returns an identity whose signatures wait for gate or the end of
+// their context.
 func waiting(name string) (Identity, *softKey) {
-	k := &softKey{Signer: p256(), begun: make(chan struct{}), gate: make(chan struct{}), ended: make(chan struct{}, 8)}
+	k := &softKey{Signer: sshtest.P256(), begun: make(chan struct{}), gate: make(chan struct{}), ended: make(chan struct{}, 8)}
 	return identityOf(name, k), k
 }
 
+// TestPipelinedInOrder checks that requests sent ahead are answered in
+// order.
 func TestPipelinedInOrder(t *testing.T) {
-	id := plain("k", p256())
-	nc := serve(t, Config{Source: fixed(id)}).dial(t)
+	t.Parallel()
+	id := plain("k", sshtest.P256())
+	nc := serve(t, Config{Sources: []Source{fixed(id)}}).dial(t)
 	var all []byte
-	for i := range 300 { // many more than are held at once
-		all = append(all, frame(listThem)...)
-		all = append(all, frame(signMessage(id.Public.Marshal(), []byte{byte(i)}, 0))...)
-		all = append(all, frame([]byte{200})...)
+	for i := range 300 { // many more than the agent queues
+		all = append(all, wire.Frame(sshtest.ListThem)...)
+		all = append(all, wire.Frame(sshtest.SignMessage(id.Public.Marshal(), []byte{byte(i)}, 0))...)
+		all = append(all, wire.Frame([]byte{200})...)
 	}
-	go nc.Write(all) // the answers tell whether it worked
+	go nc.Write(all) // the answers show whether it worked
 	for i := range 300 {
-		if n := countListed(t, recv(t, nc)); n != 1 {
+		if n := sshtest.CountListed(t, sshtest.Recv(t, nc)); n != 1 {
 			t.Fatalf("%d keys", n)
 		}
-		verify(t, id.Public, []byte{byte(i)}, recv(t, nc))
-		if m := recv(t, nc); !bytes.Equal(m, failed) {
+		sshtest.VerifyAnswer(t, id.Public, []byte{byte(i)}, sshtest.Recv(t, nc))
+		if m := sshtest.Recv(t, nc); !bytes.Equal(m, sshtest.Failed) {
 			t.Fatalf("got %x", m)
 		}
 	}
 }
 
-// TestHangUp: each way to go ends the context of the signature in flight, also
-// with more sent ahead than the agent reads.
+// TestHangUp checks that each way to hang up cancels the signature in
+// flight, even if more was sent ahead than the agent reads.
 func TestHangUp(t *testing.T) {
+	t.Parallel()
 	bye := map[string]func(*net.UnixConn) error{
 		"close":      (*net.UnixConn).Close,
 		"half-close": (*net.UnixConn).CloseWrite,
 		"garbage":    func(nc *net.UnixConn) error { _, err := nc.Write([]byte("\xff\xff\xff\xff")); return err },
 		"length 0":   func(nc *net.UnixConn) error { _, err := nc.Write(make([]byte, 4)); return err },
 		"sent ahead": func(nc *net.UnixConn) error {
-			if _, err := nc.Write(bytes.Repeat(frame(listThem), 3*maxWaiting)); err != nil {
+			if _, err := nc.Write(bytes.Repeat(wire.Frame(sshtest.ListThem), 3*maxWaiting)); err != nil {
 				return err
 			}
 			return nc.Close()
@@ -60,10 +69,11 @@ func TestHangUp(t *testing.T) {
 	}
 	for name, do := range bye {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			id, key := waiting("k")
-			s := serve(t, Config{Source: fixed(id)})
+			s := serve(t, Config{Sources: []Source{fixed(id)}})
 			nc := s.dial(t)
-			send(t, nc, signMessage(id.Public.Marshal(), nil, 0))
+			sshtest.Send(t, nc, sshtest.SignMessage(id.Public.Marshal(), nil, 0))
 			<-key.begun
 			if err := do(nc); err != nil {
 				t.Fatal(err)
@@ -72,83 +82,93 @@ func TestHangUp(t *testing.T) {
 			if err := s.stop(); err != nil {
 				t.Fatal(err)
 			}
-			if s.log.count("nobody waits for the answer") != 1 {
+			if s.log.Count(string(refusal.HungUp)) != 1 {
 				t.Errorf("log: %s", s.log)
 			}
 		})
 	}
 }
 
-// TestAnswersBeforeEnd: what a half-closed client asked for and needs no
-// waiting is answered, signatures are not made.
+// TestAnswersBeforeEnd checks that after a half-close no signatures are
+// made, and all other requests are answered.
 func TestAnswersBeforeEnd(t *testing.T) {
+	t.Parallel()
 	id, key := waiting("k")
-	s := serve(t, Config{Source: fixed(id)})
+	s := serve(t, Config{Sources: []Source{fixed(id)}})
 	nc := s.dial(t)
-	sign := signMessage(id.Public.Marshal(), nil, 0)
-	send(t, nc, sign, listThem, sign, listThem)
+	sign := sshtest.SignMessage(id.Public.Marshal(), nil, 0)
+	sshtest.Send(t, nc, sign, sshtest.ListThem, sign, sshtest.ListThem)
 	<-key.begun
 	nc.CloseWrite()
-	for i, want := range []byte{msgFailure, msgIdentitiesAnswer, msgFailure, msgIdentitiesAnswer} {
-		if m := recv(t, nc); m[0] != want {
+	for i, want := range []byte{wire.MsgFailure, wire.MsgIdentitiesAnswer, wire.MsgFailure, wire.MsgIdentitiesAnswer} {
+		if m := sshtest.Recv(t, nc); m[0] != want {
 			t.Errorf("answer %d is %x", i, m)
 		}
 	}
-	isClosed(t, nc)
+	sshtest.IsClosed(t, nc)
 	if len(key.tried()) > 0 {
-		t.Error("a signature was made for nobody")
+		t.Error("a signature was made after the client had gone")
 	}
 }
 
-// TestTruncatedFrames hangs up within a frame, at every byte.
+// TestTruncatedFrames checks that the agent survives clients that hang up
+// within a frame, after each byte.
 func TestTruncatedFrames(t *testing.T) {
-	id := plain("k", p256())
-	s := serve(t, Config{Source: fixed(id)})
-	f := frame(signMessage(id.Public.Marshal(), []byte("data"), 0))
+	t.Parallel()
+	id := plain("k", sshtest.P256())
+	s := serve(t, Config{Sources: []Source{fixed(id)}})
+	f := wire.Frame(sshtest.SignMessage(id.Public.Marshal(), []byte("data"), 0))
 	for n := range f {
 		nc := s.dial(t)
 		nc.Write(f[:n])
 		nc.CloseWrite()
-		isClosed(t, nc)
+		sshtest.IsClosed(t, nc)
 		nc.Close()
 	}
-	verify(t, id.Public, nil, ask(t, s.dial(t), signMessage(id.Public.Marshal(), nil, 0)))
+	sshtest.VerifyAnswer(t, id.Public, nil, sshtest.Exchange(t, s.dial(t), sshtest.SignMessage(id.Public.Marshal(), nil, 0)))
 }
 
-// TestNobodyWaitsForASignature: list and other keys' signatures go on.
-func TestNobodyWaitsForASignature(t *testing.T) {
+// TestSlowSignature checks that lists and the signatures of other keys do
+// not wait for a slow one.
+func TestSlowSignature(t *testing.T) {
+	t.Parallel()
 	slow, key := waiting("slow")
-	fast := plain("fast", p384())
-	s := serve(t, Config{Source: fixed(slow, fast)})
+	fast := plain("fast", sshtest.P384())
+	s := serve(t, Config{Sources: []Source{fixed(slow, fast)}})
 	stuck := s.dial(t)
-	send(t, stuck, signMessage(slow.Public.Marshal(), nil, 0))
+	sshtest.Send(t, stuck, sshtest.SignMessage(slow.Public.Marshal(), nil, 0))
 	<-key.begun
 	nc := s.dial(t)
-	countListed(t, ask(t, nc, listThem))
-	verify(t, fast.Public, nil, ask(t, nc, signMessage(fast.Public.Marshal(), nil, 0)))
+	sshtest.CountListed(t, sshtest.Exchange(t, nc, sshtest.ListThem))
+	sshtest.VerifyAnswer(t, fast.Public, nil, sshtest.Exchange(t, nc, sshtest.SignMessage(fast.Public.Marshal(), nil, 0)))
 	key.gate <- struct{}{}
-	verify(t, slow.Public, nil, recv(t, stuck))
+	sshtest.VerifyAnswer(t, slow.Public, nil, sshtest.Recv(t, stuck))
 }
 
+// TestPanicInKey checks that a panic in a key closes only the connection
+// that asked for the signature.
 func TestPanicInKey(t *testing.T) {
-	bad := identityOf("bad", &softKey{Signer: p256(), panics: true})
-	good := plain("good", p384())
-	s := serve(t, Config{Source: fixed(bad, good)})
-	for range 2 { // the key's line is not left locked either
+	t.Parallel()
+	bad := identityOf("bad", &softKey{Signer: sshtest.P256(), panics: true})
+	good := plain("good", sshtest.P384())
+	s := serve(t, Config{Sources: []Source{fixed(bad, good)}})
+	for range 2 { // the turn of the key is given up, too
 		nc := s.dial(t)
-		send(t, nc, signMessage(bad.Public.Marshal(), nil, 0), listThem)
-		isClosed(t, nc)
+		sshtest.Send(t, nc, sshtest.SignMessage(bad.Public.Marshal(), nil, 0), sshtest.ListThem)
+		sshtest.IsClosed(t, nc)
 	}
-	verify(t, good.Public, nil, ask(t, s.dial(t), signMessage(good.Public.Marshal(), nil, 0)))
+	sshtest.VerifyAnswer(t, good.Public, nil, sshtest.Exchange(t, s.dial(t), sshtest.SignMessage(good.Public.Marshal(), nil, 0)))
 	if l := s.log.String(); !strings.Contains(l, "a key that panics") || !strings.Contains(l, "testkeys_test.go") {
 		t.Errorf("no panic with stack in the log: %s", l)
 	}
 }
 
-// TestManyClients: 64 at once, of which one hangs up and one sends garbage.
+// TestManyClients checks 64 clients at once, of which one hangs up and one
+// sends garbage.
 func TestManyClients(t *testing.T) {
-	ids := []Identity{plain("p256", p256()), plain("rsa", rsa2k()), plain("p521", p521())}
-	s := serve(t, Config{Source: fixed(ids...)})
+	t.Parallel()
+	ids := []Identity{plain("p256", sshtest.P256()), plain("rsa", sshtest.RSA2048()), plain("p521", sshtest.P521())}
+	s := serve(t, Config{Sources: []Source{fixed(ids...)}})
 	var wg sync.WaitGroup
 	for i := range 64 {
 		nc := s.dial(t)
@@ -156,7 +176,7 @@ func TestManyClients(t *testing.T) {
 			id := ids[i%len(ids)]
 			switch i {
 			case 20:
-				nc.Write(frame(signMessage(id.Public.Marshal(), nil, 0)))
+				nc.Write(wire.Frame(sshtest.SignMessage(id.Public.Marshal(), nil, 0)))
 				nc.Close()
 				return
 			case 40:
@@ -178,54 +198,61 @@ func TestManyClients(t *testing.T) {
 	wg.Wait()
 }
 
-// inBubble serves pipes on the bubble's clock.
+// inBubble serves l in a synctest bubble.
 func inBubble(t *testing.T, c Config, l *pipes) (stop func() error) {
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	a := New(c)
+	a := New(NewKeyring(c), nil)
 	go func() { served <- a.Serve(ctx, l) }()
 	return sync.OnceValue(func() error { cancel(); return <-served })
 }
 
+// TestDeadlines checks that a client may be silent between messages, but not
+// within one, and that it must take its answers.
 func TestDeadlines(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newPipes()
-		stop := inBubble(t, Config{Source: fixed(plain("k", p256()))}, l)
+		stop := inBubble(t, Config{Sources: []Source{fixed(plain("k", sshtest.P256()))}}, l)
 		nc := l.dial()
-		time.Sleep(1000 * time.Hour) // silence between messages is no offence
-		countListed(t, ask(t, nc, listThem))
+		time.Sleep(1000 * time.Hour) // a client may be silent between messages
+		sshtest.CountListed(t, sshtest.Exchange(t, nc, sshtest.ListThem))
 
 		begun := time.Now()
 		nc.Write([]byte{0, 0})
-		isClosed(t, nc)
+		sshtest.IsClosed(t, nc)
 		if d := time.Since(begun); d != readTimeout {
-			t.Errorf("half a message was waited for %v", d)
+			t.Errorf("the agent waited %v for half a message", d)
 		}
 		nc = l.dial()
-		send(t, nc, listThem)
-		synctest.Wait() // the answer is not taken
+		sshtest.Send(t, nc, sshtest.ListThem)
+		synctest.Wait() // the answer is not read
 		time.Sleep(writeTimeout + time.Second)
-		isClosed(t, nc)
+		sshtest.IsClosed(t, nc)
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
+// TestShutdown checks that Serve cancels requests after the grace time, and
+// returns an error if they do not end.
 func TestShutdown(t *testing.T) {
+	t.Parallel()
 	for name, deaf := range map[string]bool{"cancelled": false, "does not end": true} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				id, key := waiting("k")
 				key.deaf = deaf
 				l := newPipes()
-				stop := inBubble(t, Config{Source: fixed(id), Grace: time.Minute}, l)
+				stop := inBubble(t, Config{Sources: []Source{fixed(id)}, Grace: time.Minute}, l)
 				idle, busy := l.dial(), l.dial()
-				send(t, busy, signMessage(id.Public.Marshal(), nil, 0))
+				sshtest.Send(t, busy, sshtest.SignMessage(id.Public.Marshal(), nil, 0))
 				<-key.begun
 				begun := time.Now()
 				err := stop()
-				isClosed(t, idle)
+				sshtest.IsClosed(t, idle)
 				if d := time.Since(begun); (err != nil) != deaf || (d != time.Minute && !deaf) || d > 2*time.Minute {
 					t.Errorf("Serve returned %v after %v", err, d)
 				}
@@ -235,55 +262,58 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// TestShutdownFinishes: the request in flight is answered, idle clients are
-// not waited for.
+// TestShutdownFinishes checks that a shutdown closes idle connections and
+// answers the request in flight.
 func TestShutdownFinishes(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		id, key := waiting("k")
 		l := newPipes()
-		stop := inBubble(t, Config{Source: fixed(id)}, l)
+		stop := inBubble(t, Config{Sources: []Source{fixed(id)}}, l)
 		idle, busy := l.dial(), l.dial()
-		send(t, busy, signMessage(id.Public.Marshal(), nil, 0))
+		sshtest.Send(t, busy, sshtest.SignMessage(id.Public.Marshal(), nil, 0))
 		<-key.begun
 		go stop()
-		isClosed(t, idle)
+		sshtest.IsClosed(t, idle)
 		key.gate <- struct{}{}
-		verify(t, id.Public, nil, recv(t, busy))
-		isClosed(t, busy)
+		sshtest.VerifyAnswer(t, id.Public, nil, sshtest.Recv(t, busy))
+		sshtest.IsClosed(t, busy)
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// TestShutdownTakesQuestionsAway: nobody waits for an answer to a question when
-// the agent is to end, and no other is asked. What was answered is finished.
-func TestShutdownTakesQuestionsAway(t *testing.T) {
+// TestShutdownClosesPrompts checks that a shutdown closes open prompts, and
+// that no more are opened.
+func TestShutdownClosesPrompts(t *testing.T) {
+	t.Parallel()
 	for name, confirm := range map[string]bool{"PIN": false, "consent": true} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				id, key := locked("1234", 32, true)
-				user, log := &patient{open: make(chan struct{}, 9)}, new(record)
+				user, log := &patient{open: make(chan struct{}, 9)}, new(sshtest.Log)
 				l := newPipes()
 				stop := inBubble(t, Config{
-					Source: fixed(id), Prompter: user, ConfirmAll: confirm, Grace: time.Hour,
+					Sources: []Source{fixed(id)}, Prompter: user, ConfirmAll: confirm, Grace: time.Hour,
 					Log: slog.New(slog.NewTextHandler(log, nil)),
 				}, l)
 				nc := l.dial()
-				request := signMessage(id.Public.Marshal(), nil, 0)
-				send(t, nc, request, request)
+				request := sshtest.SignMessage(id.Public.Marshal(), nil, 0)
+				sshtest.Send(t, nc, request, request)
 				<-user.open
 				begun := time.Now()
 				go stop()
 				for range 2 {
-					if got, err := tryRecv(nc); err == nil && !bytes.Equal(got, failed) {
+					if got, err := sshtest.TryRecv(nc); err == nil && !bytes.Equal(got, sshtest.Failed) {
 						t.Errorf("answer %x", got)
 					}
 				}
 				if err := stop(); err != nil || time.Since(begun) > 0 {
 					t.Errorf("it took %v to end, %v", time.Since(begun), err)
 				}
-				if log.count(string(CauseEnding)) == 0 || len(key.tried()) > 0 {
+				if log.Count("the agent is shutting down") == 0 || len(key.tried()) > 0 {
 					t.Errorf("tried %q; log: %s", key.tried(), log)
 				}
 			})
@@ -291,18 +321,21 @@ func TestShutdownTakesQuestionsAway(t *testing.T) {
 	}
 }
 
+// TestOutOfDescriptors checks that Serve goes on after errors of accept(2)
+// that pass.
 func TestOutOfDescriptors(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := newPipes(syscall.EMFILE, syscall.ENFILE, syscall.ECONNABORTED)
-		var log record
-		stop := inBubble(t, Config{Source: fixed(), Log: slog.New(slog.NewTextHandler(&log, nil))}, l)
+		var log sshtest.Log
+		stop := inBubble(t, Config{Sources: []Source{fixed()}, Log: slog.New(slog.NewTextHandler(&log, nil))}, l)
 		begun := time.Now()
 		nc := l.dial()
 		if d := time.Since(begun); d != 35*time.Millisecond {
 			t.Errorf("accepted after %v", d)
 		}
-		countListed(t, ask(t, nc, listThem))
-		if log.count("no new connections") != 1 {
+		sshtest.CountListed(t, sshtest.Exchange(t, nc, sshtest.ListThem))
+		if log.Count("no new connections") != 1 {
 			t.Errorf("log: %s", &log)
 		}
 		if err := stop(); err != nil {
@@ -311,35 +344,11 @@ func TestOutOfDescriptors(t *testing.T) {
 	})
 }
 
+// TestBrokenListener checks that Serve returns the error of a listener that
+// fails for good.
 func TestBrokenListener(t *testing.T) {
-	if err := New(Config{Source: fixed()}).Serve(t.Context(), newPipes(syscall.EBADF)); err == nil {
+	t.Parallel()
+	if err := New(NewKeyring(Config{Sources: []Source{fixed()}}), nil).Serve(t.Context(), newPipes(syscall.EBADF)); err == nil {
 		t.Error("Serve returned no error")
 	}
-}
-
-// TestAnnouncedLength: memory is taken for what comes, not for what is said.
-func TestAnnouncedLength(t *testing.T) {
-	for _, come := range []int{0, 1, firstRead, 100_000} {
-		r := &widest{r: bytes.NewReader(make([]byte, come))}
-		if _, err := readBytes(r, maxMessage); err == nil {
-			t.Error("read what was not there")
-		}
-		if most := 2*come + firstRead; r.asked > most {
-			t.Errorf("%d bytes came, and there was room for %d", come, r.asked)
-		}
-	}
-}
-
-// widest keeps how much room there was altogether.
-type widest struct {
-	r     io.Reader
-	asked int
-}
-
-func (w *widest) Read(p []byte) (int, error) {
-	n, err := w.r.Read(p)
-	if w.asked += n; err != nil {
-		w.asked += len(p)
-	}
-	return n, err
 }

@@ -5,90 +5,86 @@ import (
 	"errors"
 	"maps"
 	"slices"
+
+	"github.com/tpm-agent/tpm-agent/internal/refusal"
+	"github.com/tpm-agent/tpm-agent/internal/restrict"
+	"github.com/tpm-agent/tpm-agent/internal/wire"
 )
 
-// Extensions that clients may ask for, RFC 9987, section 5.9.
-const (
-	extQuery       = "query"
-	extSessionBind = "session-bind@openssh.com"
-)
+// extQuery asks for the names of the extensions (RFC 9987, section 5.9.1).
+const extQuery = "query"
 
-// extension answers EXTENSION: with SSH_AGENT_FAILURE for what is not known or
-// not open to this client, and SSH_AGENT_EXTENSION_FAILURE for what went
-// wrong. A locked agent still takes session-bind, as OpenSSH's does: ssh binds
-// a connection once, and may use it after the agent is unlocked.
+// extension answers EXTENSION: with SSH_AGENT_FAILURE for what is unknown or not
+// for this client, and SSH_AGENT_EXTENSION_FAILURE for what failed. A locked agent
+// still takes session-bind, as OpenSSH's does: ssh binds a connection once, and
+// may use it after the agent is unlocked.
 func (a *Agent) extension(ctx context.Context, c *conn, request []byte) []byte {
-	w := &wire{rest: request[1:]}
-	name := w.text()
-	if w.err == nil && name == extSessionBind {
-		return a.sessionBind(c, request, w.rest)
+	w := &wire.Parser{Rest: request[1:]}
+	name := w.Text()
+	if w.Err == nil && name == restrict.ExtSessionBind {
+		return a.sessionBind(c, request, w.Rest)
 	}
-	r := a.refuseExtension(c, name, w.err)
-	switch {
-	case r != nil:
-		a.refuseQuietly(c, r)
-		return failure()
-	case name == extQuery:
+	if r := a.refuseExtension(c, name, w.Err); r != nil {
+		// Clients try extensions out, and can do without: only a reader of the
+		// whole log is told.
+		a.log.Debug("refused", append(r.Attrs(), "request", wire.RequestName(wire.MsgExtension), c.peer())...)
+		return wire.Failure()
+	}
+	if name == extQuery {
 		return a.query(c)
-	case name == extAddKeyFile:
-		return a.addKeyFile(c, w.rest)
 	}
-	return a.answerOwner(ctx, c, name, w)
+	body, err := a.extensions[name].Answer(ctx, &c.Client, w.Rest)
+	if err != nil {
+		a.refuse(&c.Client, name, nil, nil, refusal.New(refusal.Malformed, err))
+		return wire.Failure()
+	}
+	return wire.Frame(append(wire.AppendString([]byte{wire.MsgExtensionResponse}, name), body...))
 }
 
-func (a *Agent) refuseExtension(c *conn, name string, err error) *refusal {
-	owner, known := ownerAnswers[name]
-	known = known || name == extQuery || name == extAddKeyFile && a.keyFile != nil
+func (a *Agent) refuseExtension(c *conn, name string, err error) *refusal.Error {
+	e, known := a.extensions[name]
 	switch {
 	case err != nil:
-		return &refusal{CauseMalformed, err}
-	case a.isLocked() && !owner.whenLocked:
-		return &refusal{cause: CauseLocked}
-	case !known:
-		return &refusal{CauseUnsupported, errors.New(name)}
-	case name != extQuery && !c.fromOwner():
-		return &refusal{CauseRemote, errors.New(name)}
+		return refusal.New(refusal.Malformed, err)
+	case a.owner.Locked() && !e.Locked:
+		return refusal.New(refusal.Locked, nil)
+	case !known && name != extQuery:
+		return refusal.New(refusal.Unsupported, errors.New(name))
+	case known && !c.fromOwner():
+		return refusal.New(refusal.Remote, errors.New(name))
 	}
 	return nil
 }
 
-// refuseQuietly tells only the log's reader who wants to know it all about
-// extensions: clients try them out, and can do without.
-func (a *Agent) refuseQuietly(c *conn, r *refusal) {
-	a.log.Debug("refused", append(r.attrs(), "request", requestName(msgExtension), "peer", c.peer)...)
-}
-
-// fromOwner: see KeyFileRequest.
+// fromOwner reports whether the client is a process of this machine: see
+// Extension.
 func (c *conn) fromOwner() bool {
 	l, ok := c.nc.(interface{ Local() bool })
-	return ok && l.Local() && !c.bindings.remote()
+	return ok && l.Local() && !c.Bindings.Remote()
 }
 
 // sessionBind records to which SSH connection this one belongs. The upstream
-// agents are told the same, also if it is refused here: they draw conclusions
-// of their own.
+// agents are told the same, even if it is refused here: they judge for themselves.
 func (a *Agent) sessionBind(c *conn, request, body []byte) []byte {
-	c.relay.bind(request)
-	if err := c.bindings.bind(body); err != nil {
-		a.refuse(c.asker(), "session-bind", nil, &refusal{CauseBinding, err})
-		return extensionFailure()
+	if c.relay != nil {
+		c.relay.Bind(request)
 	}
-	return success()
+	if err := c.Bindings.Bind(body); err != nil {
+		a.refuse(&c.Client, "session-bind", nil, nil, refusal.New(refusal.Binding, err))
+		return wire.Frame([]byte{wire.MsgExtensionFailure})
+	}
+	return wire.Success()
 }
 
-// query names the extensions. What is for processes of this machine is not
-// told to others.
+// query names the extensions. Those for processes of this machine are not named
+// to others.
 func (a *Agent) query(c *conn) []byte {
-	b := appendString([]byte{msgExtensionResponse}, extQuery)
-	b = appendString(b, extSessionBind)
-	if !c.fromOwner() {
-		return frame(b)
+	b := wire.AppendString([]byte{wire.MsgExtensionResponse}, extQuery)
+	b = wire.AppendString(b, restrict.ExtSessionBind)
+	if c.fromOwner() {
+		for _, name := range slices.Sorted(maps.Keys(a.extensions)) {
+			b = wire.AppendString(b, name)
+		}
 	}
-	if a.keyFile != nil {
-		b = appendString(b, extAddKeyFile)
-	}
-	for _, name := range slices.Sorted(maps.Keys(ownerAnswers)) {
-		b = appendString(b, name)
-	}
-	return frame(b)
+	return wire.Frame(b)
 }

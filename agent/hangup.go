@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// awaitRoom waits until the queue takes requests again. The client is not read
-// meanwhile, and so does not tell by an end of file that it hangs up, which
-// would let it keep its prompt open for ever; it is watched for that in
-// another way. What it sent before is still read and answered then.
+// awaitRoom waits until a request is taken. The client is not read meanwhile, so an
+// end of file does not show that it hangs up, and its prompt would stay open
+// forever; it is watched for that in a different way. What it sent before is still
+// read and answered then.
 func (c *conn) awaitRoom() error {
 	c.setReadDeadline(time.Time{})
 	watched := make(chan struct{})
@@ -21,18 +21,18 @@ func (c *conn) awaitRoom() error {
 	}()
 	var err error
 	select {
-	case <-c.waiting.room:
+	case <-c.room:
 	case <-c.drained:
 	case <-c.closed:
 		err = net.ErrClosed
 	}
-	c.setReadDeadline(longAgo) // ends the watch
+	c.setReadDeadline(time.Unix(1, 0)) // ends the watch
 	<-watched
 	return err
 }
 
-// hungUp waits until the other side has shut down its sending, though what it
-// sent is not read yet. It is false when the connection's read deadline passes
+// hungUp waits until the other side has shut down its sending, even if what it sent
+// is not read yet. It returns false when the connection's read deadline passes
 // before, and at once for a connection that has no descriptor.
 func hungUp(nc net.Conn) bool {
 	sc, ok := nc.(syscall.Conn)
@@ -51,9 +51,8 @@ func hungUp(nc net.Conn) bool {
 	return gone
 }
 
-// endAhead says whether the last of what can be read from fd is an end of file
-// or an error, without reading. recv(2) cannot peek behind the data; epoll(7)
-// can.
+// endAhead reports whether an end of file or an error follows what can be read
+// from fd, without reading. recv(2) cannot peek behind the data; epoll(7) can.
 func endAhead(fd int) bool {
 	ep, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
 	if err != nil {

@@ -8,199 +8,216 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/tpm-agent/tpm-agent/internal/ask"
+	"github.com/tpm-agent/tpm-agent/internal/refusal"
+	"github.com/tpm-agent/tpm-agent/internal/restrict"
+	"github.com/tpm-agent/tpm-agent/internal/test/sshtest"
+	"github.com/tpm-agent/tpm-agent/internal/wire"
 )
 
 func lockMessage(password string) []byte {
-	return appendString([]byte{msgLock}, password)
+	return wire.AppendString([]byte{wire.MsgLock}, password)
 }
 
 func unlockMessage(password string) []byte {
-	return appendString([]byte{msgUnlock}, password)
+	return wire.AppendString([]byte{wire.MsgUnlock}, password)
 }
 
 func wantAnswer(t *testing.T, nc net.Conn, message, want []byte) {
 	t.Helper()
-	if got := ask(t, nc, message); !bytes.Equal(got, want) {
+	if got := sshtest.Exchange(t, nc, message); !bytes.Equal(got, want) {
 		t.Errorf("request %x is answered %x, want %x", message[:min(len(message), 20)], got, want)
 	}
 }
 
+// TestLock checks what a locked agent answers, and that the right password
+// unlocks it.
 func TestLock(t *testing.T) {
-	id := plain("p256", p256())
+	t.Parallel()
+	id := plain("p256", sshtest.P256())
 	blob := id.Public.Marshal()
-	s := serve(t, Config{Source: fixed(id)})
+	s := serve(t, Config{Sources: []Source{fixed(id)}})
 	nc, other := s.dial(t), s.dial(t)
-	empty := []byte{msgIdentitiesAnswer, 0, 0, 0, 0}
+	empty := []byte{wire.MsgIdentitiesAnswer, 0, 0, 0, 0}
 
-	wantAnswer(t, nc, unlockMessage("secret"), failed)
-	wantAnswer(t, nc, lockMessage(""), failed)
-	wantAnswer(t, nc, lockMessage("secret"), succeeded)
+	wantAnswer(t, nc, unlockMessage("secret"), sshtest.Failed)
+	wantAnswer(t, nc, lockMessage(""), sshtest.Failed)
+	wantAnswer(t, nc, lockMessage("secret"), sshtest.Succeeded)
 	for _, nc := range []net.Conn{nc, other, s.dial(t)} {
-		wantAnswer(t, nc, listThem, empty)
-		wantAnswer(t, nc, signMessage(blob, []byte("data"), 0), failed)
-		wantAnswer(t, nc, removeMessage(blob), failed)
-		wantAnswer(t, nc, []byte{msgRemoveAllIdentities}, failed)
-		wantAnswer(t, nc, lockMessage("secret"), failed)
-		wantAnswer(t, nc, lockMessage("another"), failed)
-		wantAnswer(t, nc, appendString([]byte{msgExtension}, extQuery), failed)
-		wantAnswer(t, nc, appendString([]byte{msgExtension}, extSessionBind), []byte{msgExtensionFailure})
+		wantAnswer(t, nc, sshtest.ListThem, empty)
+		wantAnswer(t, nc, sshtest.SignMessage(blob, []byte("data"), 0), sshtest.Failed)
+		wantAnswer(t, nc, sshtest.RemoveMessage(blob), sshtest.Failed)
+		wantAnswer(t, nc, []byte{wire.MsgRemoveAllIdentities}, sshtest.Failed)
+		wantAnswer(t, nc, lockMessage("secret"), sshtest.Failed)
+		wantAnswer(t, nc, lockMessage("another"), sshtest.Failed)
+		wantAnswer(t, nc, wire.AppendString([]byte{wire.MsgExtension}, extQuery), sshtest.Failed)
+		wantAnswer(t, nc, wire.AppendString([]byte{wire.MsgExtension}, restrict.ExtSessionBind), []byte{wire.MsgExtensionFailure})
 	}
-	wantAnswer(t, other, unlockMessage(""), failed)
-	wantAnswer(t, other, unlockMessage("Secret"), failed)
-	wantAnswer(t, other, unlockMessage("secret"), succeeded)
-	wantAnswer(t, other, unlockMessage("secret"), failed)
-	if n := countListed(t, ask(t, nc, listThem)); n != 1 {
+	wantAnswer(t, other, unlockMessage(""), sshtest.Failed)
+	wantAnswer(t, other, unlockMessage("Secret"), sshtest.Failed)
+	wantAnswer(t, other, unlockMessage("secret"), sshtest.Succeeded)
+	wantAnswer(t, other, unlockMessage("secret"), sshtest.Failed)
+	if n := sshtest.CountListed(t, sshtest.Exchange(t, nc, sshtest.ListThem)); n != 1 {
 		t.Errorf("%d keys are left after locking and unlocking, want 1", n)
 	}
-	verify(t, id.Public, []byte("data"), ask(t, nc, signMessage(blob, []byte("data"), 0)))
-	wantAnswer(t, nc, lockMessage("again"), succeeded)
-	wantAnswer(t, nc, unlockMessage("secret"), failed)
-	wantAnswer(t, nc, unlockMessage("again"), succeeded)
+	sshtest.VerifyAnswer(t, id.Public, []byte("data"), sshtest.Exchange(t, nc, sshtest.SignMessage(blob, []byte("data"), 0)))
+	wantAnswer(t, nc, lockMessage("again"), sshtest.Succeeded)
+	wantAnswer(t, nc, unlockMessage("secret"), sshtest.Failed)
+	wantAnswer(t, nc, unlockMessage("again"), sshtest.Succeeded)
 }
 
-// TestLockMalformed: ssh-agent exits for these; we go on, and are not locked.
+// TestLockMalformed checks that malformed requests do not lock the agent.
+// They end ssh-agent.
 func TestLockMalformed(t *testing.T) {
-	s := serve(t, Config{Source: fixed(plain("p256", p256()))})
+	t.Parallel()
+	s := serve(t, Config{Sources: []Source{fixed(plain("p256", sshtest.P256()))}})
 	nc := s.dial(t)
-	for _, m := range [][]byte{{msgLock}, {msgUnlock}, {msgLock, 0, 0}, {msgLock, 0, 0, 0, 9, 'a'}, {msgUnlock, 255, 255, 255, 255}} {
-		wantAnswer(t, nc, m, failed)
+	for _, m := range [][]byte{{wire.MsgLock}, {wire.MsgUnlock}, {wire.MsgLock, 0, 0}, {wire.MsgLock, 0, 0, 0, 9, 'a'}, {wire.MsgUnlock, 255, 255, 255, 255}} {
+		wantAnswer(t, nc, m, sshtest.Failed)
 	}
-	if n := countListed(t, ask(t, nc, listThem)); n != 1 {
+	if n := sshtest.CountListed(t, sshtest.Exchange(t, nc, sshtest.ListThem)); n != 1 {
 		t.Errorf("%d keys are listed, want 1", n)
 	}
 }
 
-// TestUnlockDelay counts in the agent's own time what wrong passwords wait
-// for, and that nobody else waits.
+// TestUnlockDelay checks that each wrong password delays its answer and the next
+// try by 100 milliseconds more, until the right one is given, and that other
+// clients do not wait.
 func TestUnlockDelay(t *testing.T) {
-	clock := newHandClock()
-	s := serve(t, Config{Source: fixed(plain("p256", p256())), Clock: clock})
+	t.Parallel()
+	clock := sshtest.NewClock()
+	s := serve(t, Config{Sources: []Source{fixed(plain("p256", sshtest.P256()))}, Clock: clock})
 	nc, other := s.dial(t), s.dial(t)
-	wantAnswer(t, nc, lockMessage("secret"), succeeded)
-	for n := 1; n <= 120; n++ {
-		want := min(time.Duration(n)*lockDelay, maxLockDelay)
-		send(t, nc, unlockMessage("wrong"))
-		due := <-clock.set
-		if wait := due - clock.Now(); wait != want {
-			t.Fatalf("wrong password %d waits for %v, want %v", n, wait, want)
+	for range 2 {
+		wantAnswer(t, nc, lockMessage("secret"), sshtest.Succeeded)
+		for n := 1; n <= 3; n++ {
+			want := time.Duration(n) * lockDelay
+			sshtest.Send(t, nc, unlockMessage("wrong"))
+			due := <-clock.Set
+			if wait := due - clock.Now(); wait != want {
+				t.Fatalf("wrong password %d waits for %v, want %v", n, wait, want)
+			}
+			sshtest.Exchange(t, other, sshtest.ListThem) // is answered although the clock stands still
+			clock.Forward(want)
+			if got := sshtest.Recv(t, nc); !bytes.Equal(got, sshtest.Failed) {
+				t.Fatalf("wrong password %d is answered %x", n, got)
+			}
 		}
-		ask(t, other, listThem) // is answered, though time stands still
-		clock.forward(want)
-		if got := recv(t, nc); !bytes.Equal(got, failed) {
-			t.Fatalf("wrong password %d is answered %x", n, got)
-		}
+		wantAnswer(t, nc, unlockMessage("secret"), sshtest.Succeeded) // the wait is over
 	}
-	wantAnswer(t, nc, unlockMessage("secret"), succeeded) // the wait is over
-	wantAnswer(t, nc, lockMessage("secret"), succeeded)
-	send(t, nc, unlockMessage("wrong"))
-	if due := <-clock.set; due-clock.Now() != lockDelay {
-		t.Errorf("after a success a wrong password waits for %v, want %v", due-clock.Now(), lockDelay)
-	}
-	clock.forward(lockDelay)
-	recv(t, nc)
 }
 
-// TestUnlockHangingUp: who hangs up and dials again is not let in earlier, and
-// a right password waits for the wrong ones before it.
+// TestUnlockHangingUp checks that hanging up and dialling again does not
+// shorten the delay after wrong passwords, and that the right password waits
+// for it, too.
 func TestUnlockHangingUp(t *testing.T) {
-	clock := newHandClock()
-	s := serve(t, Config{Source: fixed(), Clock: clock})
-	wantAnswer(t, s.dial(t), lockMessage("secret"), succeeded)
+	t.Parallel()
+	clock := sshtest.NewClock()
+	s := serve(t, Config{Sources: []Source{fixed()}, Clock: clock})
+	wantAnswer(t, s.dial(t), lockMessage("secret"), sshtest.Succeeded)
 	for n := 1; n <= 3; n++ {
 		nc := s.dial(t)
-		send(t, nc, unlockMessage("wrong"))
-		for due := range clock.set {
+		sshtest.Send(t, nc, unlockMessage("wrong"))
+		for due := range clock.Set {
 			if due-clock.Now() == time.Duration(n)*lockDelay {
-				break // this one's own wait, behind the one that it found
+				break // its own wait comes after that of earlier passwords
 			}
-			clock.forward(due - clock.Now())
+			clock.Forward(due - clock.Now())
 		}
 		nc.Close()
 	}
 	nc := s.dial(t)
-	send(t, nc, unlockMessage("secret"))
-	due := <-clock.set
+	sshtest.Send(t, nc, unlockMessage("secret"))
+	due := <-clock.Set
 	if wait := due - clock.Now(); wait != 3*lockDelay {
 		t.Errorf("the right password waits for %v, want %v", wait, 3*lockDelay)
 	}
-	clock.forward(due - clock.Now())
-	if got := recv(t, nc); !bytes.Equal(got, succeeded) {
+	clock.Forward(due - clock.Now())
+	if got := sshtest.Recv(t, nc); !bytes.Equal(got, sshtest.Succeeded) {
 		t.Errorf("the right password is answered %x", got)
 	}
 }
 
-// TestLockEndsPrompts: a dialog that is open when the agent gets locked
-// vanishes, and what was typed is not used.
+// TestLockEndsPrompts checks that locking closes an open prompt, and that
+// what was typed is not used.
 func TestLockEndsPrompts(t *testing.T) {
+	t.Parallel()
 	open := make(chan struct{})
-	user := prompterFunc(func(ctx context.Context, _ AuthPrompt) ([]byte, error) {
+	user := prompterFunc(func(ctx context.Context, _ ask.AuthPrompt) ([]byte, error) {
 		close(open)
 		<-ctx.Done()
 		return []byte("1234"), nil
 	})
-	key := &softKey{Signer: p256(), required: true, pin: []byte("1234")}
+	key := &softKey{Signer: sshtest.P256(), required: true, pin: []byte("1234")}
 	id := identityOf("pin", key)
-	s := serve(t, Config{Source: fixed(id), Prompter: user})
+	s := serve(t, Config{Sources: []Source{fixed(id)}, Prompter: user})
 	signer, locker := s.dial(t), s.dial(t)
-	send(t, signer, signMessage(id.Public.Marshal(), []byte("data"), 0))
+	sshtest.Send(t, signer, sshtest.SignMessage(id.Public.Marshal(), []byte("data"), 0))
 	<-open
-	wantAnswer(t, locker, lockMessage("secret"), succeeded)
-	if got := recv(t, signer); !bytes.Equal(got, failed) {
+	wantAnswer(t, locker, lockMessage("secret"), sshtest.Succeeded)
+	if got := sshtest.Recv(t, signer); !bytes.Equal(got, sshtest.Failed) {
 		t.Errorf("the request with the open dialog is answered %x", got)
 	}
 	if tried := key.tried(); len(tried) > 0 {
-		t.Errorf("a locked agent tried %q", tried)
+		t.Errorf("the locked agent tried %q", tried)
 	}
 }
 
-// TestLockIsTheReason: what is told of a question that ended so is that, also when
-// the agent is unlocked already.
+// TestLockIsTheReason checks that a prompt that was closed by locking is
+// kept as such, even if the agent is unlocked again by then.
 func TestLockIsTheReason(t *testing.T) {
+	t.Parallel()
 	id, _ := locked("1234", 32, true)
 	open, taken := make(chan struct{}), make(chan struct{})
-	s := serve(t, Config{Source: fixed(id), Prompter: prompterFunc(func(ctx context.Context, _ AuthPrompt) ([]byte, error) {
+	s := serve(t, Config{Sources: []Source{fixed(id)}, Prompter: prompterFunc(func(ctx context.Context, _ ask.AuthPrompt) ([]byte, error) {
 		close(open)
 		<-ctx.Done()
 		<-taken
 		return nil, fmt.Errorf("asking: %w", ctx.Err())
 	})})
 	signer, locker := s.dial(t), s.dial(t)
-	send(t, signer, signMessage(id.Public.Marshal(), nil, 0))
+	sshtest.Send(t, signer, sshtest.SignMessage(id.Public.Marshal(), nil, 0))
 	<-open
-	wantAnswer(t, locker, lockMessage("secret"), succeeded)
-	wantAnswer(t, locker, unlockMessage("secret"), succeeded)
+	wantAnswer(t, locker, lockMessage("secret"), sshtest.Succeeded)
+	wantAnswer(t, locker, unlockMessage("secret"), sshtest.Succeeded)
 	close(taken)
-	if got := recv(t, signer); !bytes.Equal(got, failed) {
+	if got := sshtest.Recv(t, signer); !bytes.Equal(got, sshtest.Failed) {
 		t.Errorf("answer %x", got)
 	}
-	kept := s.recent.list()
-	if len(kept) != 1 || kept[0].Cause != string(CauseLocked) || kept[0].Detail != "it was locked while the question was open" {
+	kept := s.Refusals()
+	if len(kept) != 1 || kept[0].Cause != string(refusal.Locked) || kept[0].Detail != "it was locked while the question was open" {
 		t.Errorf("kept %+v", kept)
 	}
 }
 
-// TestLockRace lets many lock at once: one of them does, with its password.
+// TestLockRace checks that only one of many clients locks the agent, and
+// that its password unlocks it.
 func TestLockRace(t *testing.T) {
-	s := serve(t, Config{Source: fixed(), Clock: newHandClock()})
+	t.Parallel()
+	s := serve(t, Config{Sources: []Source{fixed()}, Clock: sshtest.NewClock()})
 	var wg sync.WaitGroup
 	answers := make([][]byte, 8)
 	for i := range answers {
 		nc := s.dial(t)
 		wg.Go(func() {
-			send(t, nc, lockMessage(string(rune('a'+i))))
-			answers[i], _ = tryRecv(nc)
+			sshtest.Send(t, nc, lockMessage(string(rune('a'+i))))
+			answers[i], _ = sshtest.TryRecv(nc)
 		})
 	}
 	wg.Wait()
 	winner := -1
 	for i, a := range answers {
 		switch {
-		case !bytes.Equal(a, succeeded):
+		case !bytes.Equal(a, sshtest.Succeeded):
 		case winner >= 0:
 			t.Fatal("two passwords have locked the agent")
 		default:
 			winner = i
 		}
 	}
-	wantAnswer(t, s.dial(t), unlockMessage(string(rune('a'+winner))), succeeded)
+	wantAnswer(t, s.dial(t), unlockMessage(string(rune('a'+winner))), sshtest.Succeeded)
 }
+
+// lockDelay is what a wrong password costs: see package consent.
+const lockDelay = 100 * time.Millisecond

@@ -12,26 +12,31 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/internal/ask"
+	"github.com/tpm-agent/tpm-agent/internal/restrict"
+	"github.com/tpm-agent/tpm-agent/internal/test/sshtest"
+	"github.com/tpm-agent/tpm-agent/internal/wire"
 )
 
-// remembering is an agent that remembers PINs for a time, with a key that has
-// one and a user who knows it.
+// remembering is an agent that remembers PINs, with a key that has one and a
+// user who types it.
 type remembering struct {
 	*testServer
 	id    Identity
 	key   *softKey
 	user  *scripted
-	clock *handClock
+	clock *sshtest.Clock
 	src   *changing
 	told  int // how often Config.Remembering was called
 }
 
-func remember(t *testing.T, life time.Duration) *remembering {
+func remember(t *testing.T, life time.Duration, log slog.Handler) *remembering {
 	id, key := locked("1234", 32, true)
-	r := &remembering{id: id, key: key, user: &scripted{}, clock: newHandClock(), src: fixed(id)}
+	r := &remembering{id: id, key: key, user: &scripted{}, clock: sshtest.NewClock(), src: fixed(id)}
 	r.user.answers = slices.Repeat([]string{"1234"}, 20)
-	r.testServer = serve(t, Config{
-		Source: r.src, Prompter: r.user, Clock: r.clock,
+	c := Config{
+		Sources: []Source{r.src}, Prompter: r.user, Clock: r.clock,
 		Remembering: func() { r.told++ },
 		PINLife: func(name, print string) time.Duration {
 			if name != id.Name || print != ssh.FingerprintSHA256(id.Public) {
@@ -39,128 +44,148 @@ func remember(t *testing.T, life time.Duration) *remembering {
 			}
 			return life
 		},
-	})
+	}
+	if log != nil {
+		c.Log = slog.New(log)
+	}
+	r.testServer = serve(t, c)
 	return r
 }
 
-// sign signs, and says how often somebody was asked for that.
+// sign signs, and returns how often the user was asked.
 func (r *remembering) sign(t *testing.T) (asked int) {
 	t.Helper()
 	before := len(r.user.asked)
-	verify(t, r.id.Public, nil, ask(t, r.dial(t), signMessage(r.id.Public.Marshal(), nil, 0)))
+	sshtest.VerifyAnswer(t, r.id.Public, nil, sshtest.Exchange(t, r.dial(t), sshtest.SignMessage(r.id.Public.Marshal(), nil, 0)))
 	return len(r.user.asked) - before
 }
 
 func (r *remembering) held() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.pins)
+	if r.owner.PINLeft(&newIdentity(r.id).Identity) > 0 {
+		return 1
+	}
+	return 0
 }
 
+// TestPINIsRemembered checks that a PIN is remembered for its time, and
+// asked for again afterwards.
 func TestPINIsRemembered(t *testing.T) {
-	r := remember(t, 15*time.Minute)
+	t.Parallel()
+	r := remember(t, 15*time.Minute, nil)
 	if n := r.sign(t); n != 1 {
 		t.Fatalf("asked %d times", n)
 	}
-	r.clock.forward(15*time.Minute - 1)
+	r.clock.Forward(15*time.Minute - 1)
 	if n := r.sign(t); n != 0 {
 		t.Errorf("asked %d times while it is remembered", n)
 	}
-	r.clock.forward(1)
+	r.clock.Forward(1)
 	if n := r.sign(t); n != 1 {
 		t.Errorf("asked %d times when the time was over", n)
 	}
 	r.user.checkWiped(t)
-	if n := r.log.count("PIN remembered"); n != 2 || r.told != 2 {
+	if n := r.log.Count("PIN remembered"); n != 2 || r.told != 2 {
 		t.Errorf("%d log lines, told %d times", n, r.told)
 	}
 }
 
-// lockTaker is a log that waits for the agent's lock before it takes a line, as
-// one might for its reader.
+// lockTaker is a log that takes each lock of the agent before it takes a line, as
+// a log may wait for a reader who waits for the agent.
 type lockTaker struct {
 	slog.Handler
-	a    *Agent
-	held []string // the lines that came under the lock
+	take func()   // takes and releases the locks
+	held []string // the lines that were logged under a lock
 }
 
-func (l *lockTaker) Handle(_ context.Context, r slog.Record) error {
+// locksOf returns a function that takes and releases the locks of an agent.
+func locksOf(a *Agent, id Identity) func() {
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.owner.PINLeft(&newIdentity(id).Identity)
+	}
+}
+
+func (l *lockTaker) Handle(_ context.Context, line slog.Record) error {
 	free := make(chan struct{})
 	go func() {
-		l.a.mu.Lock()
-		defer l.a.mu.Unlock()
-		close(free)
+		defer close(free)
+		l.take()
 	}()
-	if !within(10*time.Second, free) {
-		l.held = append(l.held, r.Message)
+	if !within(time.Minute, free) {
+		l.held = append(l.held, line.Message)
 	}
 	return nil
 }
 
-// TestPINIsLoggedWithoutLock: a log that cannot be written holds up nobody else.
-func TestPINIsLoggedWithoutLock(t *testing.T) {
-	r := remember(t, Forever)
-	held := &lockTaker{Handler: slog.NewTextHandler(io.Discard, nil), a: r.Agent}
-	r.Agent.log = slog.New(held)
+// TestLoggedWithoutLock checks that no lock is held while a line is logged about
+// PINs, or about keys that are not listed.
+func TestLoggedWithoutLock(t *testing.T) {
+	t.Parallel()
+	log := &lockTaker{Handler: slog.NewTextHandler(io.Discard, nil)}
+	r := remember(t, restrict.Forever, log)
+	log.take = locksOf(r.Agent, r.id)
 	r.sign(t)
-	r.ForgetPINs()
+	r.key.mu.Lock()
+	r.key.pin = []byte("4321") // so that the remembered PIN is forgotten
+	r.key.mu.Unlock()
+	r.user.answers = []string{"4321"}
+	r.sign(t)
+	r.ForgetPINs(nil)
+	r.src.set.Store(NewSet(many(wire.MaxListed+1, "")))
+	sshtest.Exchange(t, r.dial(t), sshtest.ListThem)
 	if err := r.stop(); err != nil {
 		t.Error(err)
 	}
-	if len(held.held) > 0 {
-		t.Errorf("logged under the lock: %q", held.held)
+	if len(log.held) > 0 {
+		t.Errorf("logged under a lock: %q", log.held)
 	}
 }
 
-// TestPINIsNotRemembered is what happens if nobody asks for it.
+// TestPINIsNotRemembered checks that a PIN is asked for each time if its
+// life is 0.
 func TestPINIsNotRemembered(t *testing.T) {
-	r := remember(t, 0)
+	t.Parallel()
+	r := remember(t, 0, nil)
 	if a, b := r.sign(t), r.sign(t); a != 1 || b != 1 || r.held() != 0 || r.told != 0 {
 		t.Errorf("asked %d and %d times, %d held, told %d times", a, b, r.held(), r.told)
 	}
 }
 
+// TestPINIsForgotten checks all events after which a PIN must be forgotten.
 func TestPINIsForgotten(t *testing.T) {
+	t.Parallel()
 	for name, event := range map[string]func(t *testing.T, r *remembering){
 		"ForgetPINs": func(t *testing.T, r *remembering) {
-			if n := r.ForgetPINs(); n != 1 {
+			if n := r.ForgetPINs(nil); n != 1 {
 				t.Errorf("forgot %d", n)
 			}
 		},
 		"Forget": func(_ *testing.T, r *remembering) { r.Forget() },
-		"request": func(t *testing.T, r *remembering) {
-			body, err := new(Agent).forgetPINs(t.Context(), nil, &wire{rest: []byte("x")})
-			if err == nil {
-				t.Errorf("takes a request with something behind it: %x", body)
-			}
-			if n := r.ForgetPINs(); n != 1 {
-				t.Errorf("forgot %d", n)
-			}
-		},
 		"lock": func(t *testing.T, r *remembering) {
-			wantAnswer(t, r.dial(t), lockMessage("x"), succeeded)
+			wantAnswer(t, r.dial(t), lockMessage("x"), sshtest.Succeeded)
 			if r.held() != 0 {
 				t.Error("held while locked")
 			}
-			wantAnswer(t, r.dial(t), unlockMessage("x"), succeeded)
+			wantAnswer(t, r.dial(t), unlockMessage("x"), sshtest.Succeeded)
 		},
 		"key removed": func(t *testing.T, r *remembering) {
-			wantAnswer(t, r.dial(t), removeMessage(r.id.Public.Marshal()), succeeded)
+			wantAnswer(t, r.dial(t), sshtest.RemoveMessage(r.id.Public.Marshal()), sshtest.Succeeded)
 			if r.held() != 0 {
 				t.Error("held after the key was removed")
 			}
 			r.Reload()
 		},
 		"all removed": func(t *testing.T, r *remembering) {
-			wantAnswer(t, r.dial(t), []byte{msgRemoveAllIdentities}, succeeded)
+			wantAnswer(t, r.dial(t), []byte{wire.MsgRemoveAllIdentities}, sshtest.Succeeded)
 			if r.held() != 0 {
 				t.Error("held after all keys were removed")
 			}
 			r.Reload()
 		},
-		"file gone, nobody asks": func(t *testing.T, r *remembering) {
+		"file gone, no requests": func(t *testing.T, r *remembering) {
 			r.src.set.Store(NewSet(nil))
-			r.clock.forward(sweepEvery)
+			r.clock.Forward(30 * time.Second)
 			if r.held() != 0 {
 				t.Error("held though the file is gone")
 			}
@@ -174,7 +199,8 @@ func TestPINIsForgotten(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := remember(t, Forever)
+			t.Parallel()
+			r := remember(t, restrict.Forever, nil)
 			if a, b := r.sign(t), r.sign(t); a != 1 || b != 0 {
 				t.Fatalf("asked %d and %d times before", a, b)
 			}
@@ -186,9 +212,11 @@ func TestPINIsForgotten(t *testing.T) {
 	}
 }
 
-// TestWrongPINIsForgotten: one that is wrong all of a sudden costs one try.
+// TestWrongPINIsForgotten checks that a remembered PIN that has become wrong
+// costs one try.
 func TestWrongPINIsForgotten(t *testing.T) {
-	r := remember(t, Forever)
+	t.Parallel()
+	r := remember(t, restrict.Forever, nil)
 	r.sign(t)
 	r.key.mu.Lock()
 	r.key.pin, r.key.auths = []byte("4321"), nil
@@ -202,49 +230,52 @@ func TestWrongPINIsForgotten(t *testing.T) {
 	}
 }
 
-// TestLockedMeanwhile: a PIN that was right when the agent is locked is not
-// remembered by it.
+// TestLockedMeanwhile checks that a PIN is not remembered if the agent was
+// locked while the key tried it.
 func TestLockedMeanwhile(t *testing.T) {
+	t.Parallel()
 	id, key := locked("1234", 32, true)
 	key.begun, key.gate = make(chan struct{}), make(chan struct{})
 	s := serve(t, Config{
-		Source: fixed(id), Prompter: &scripted{answers: []string{"1234"}},
-		PINLife: func(string, string) time.Duration { return Forever },
+		Sources: []Source{fixed(id)}, Prompter: &scripted{answers: []string{"1234"}},
+		PINLife: func(string, string) time.Duration { return restrict.Forever },
 	})
 	nc := s.dial(t)
-	send(t, nc, signMessage(id.Public.Marshal(), nil, 0))
+	sshtest.Send(t, nc, sshtest.SignMessage(id.Public.Marshal(), nil, 0))
 	<-key.begun
-	wantAnswer(t, s.dial(t), lockMessage("x"), succeeded)
+	wantAnswer(t, s.dial(t), lockMessage("x"), sshtest.Succeeded)
 	close(key.gate)
-	recv(t, nc)
-	s.rounds.wait(time.Minute)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.pins) > 0 {
+	sshtest.Recv(t, nc)
+	if err := s.owner.Wait(time.Minute); err != nil {
+		t.Error(err)
+	}
+	if s.owner.PINLeft(&newIdentity(id).Identity) > 0 {
 		t.Error("the PIN is remembered")
 	}
 }
 
-// TestForgottenMeanwhile: a PIN that was typed before all were forgotten is
-// forgotten with them.
+// TestForgottenMeanwhile checks that a PIN is not remembered if all PINs
+// were forgotten while the key tried it.
 func TestForgottenMeanwhile(t *testing.T) {
-	r := remember(t, Forever)
+	t.Parallel()
+	r := remember(t, restrict.Forever, nil)
 	r.key.begun, r.key.gate = make(chan struct{}), make(chan struct{})
 	nc := r.dial(t)
-	send(t, nc, signMessage(r.id.Public.Marshal(), nil, 0))
+	sshtest.Send(t, nc, sshtest.SignMessage(r.id.Public.Marshal(), nil, 0))
 	<-r.key.begun
-	r.ForgetPINs()
+	r.ForgetPINs(nil)
 	close(r.key.gate)
-	verify(t, r.id.Public, nil, recv(t, nc))
+	sshtest.VerifyAnswer(t, r.id.Public, nil, sshtest.Recv(t, nc))
 	if r.held() != 0 {
 		t.Error("the PIN is remembered")
 	}
 }
 
-// TestRememberedInParallel: as many as like use it at the same time, and
-// forgetting it waits for none of them.
+// TestRememberedInParallel checks that many requests use a remembered PIN at
+// once while it is forgotten again and again.
 func TestRememberedInParallel(t *testing.T) {
-	r := remember(t, Forever)
+	t.Parallel()
+	r := remember(t, restrict.Forever, nil)
 	r.sign(t)
 	done := make(chan struct{})
 	for range 16 {
@@ -252,7 +283,7 @@ func TestRememberedInParallel(t *testing.T) {
 		go func() {
 			defer func() { done <- struct{}{} }()
 			for range 20 {
-				verify(t, r.id.Public, nil, ask(t, nc, signMessage(r.id.Public.Marshal(), nil, 0)))
+				sshtest.VerifyAnswer(t, r.id.Public, nil, sshtest.Exchange(t, nc, sshtest.SignMessage(r.id.Public.Marshal(), nil, 0)))
 			}
 		}()
 	}
@@ -260,7 +291,7 @@ func TestRememberedInParallel(t *testing.T) {
 	r.user.answers = slices.Repeat([]string{"1234"}, 1000)
 	r.user.mu.Unlock()
 	for range 20 {
-		r.ForgetPINs()
+		r.ForgetPINs(nil)
 	}
 	for range 16 {
 		<-done
@@ -268,72 +299,75 @@ func TestRememberedInParallel(t *testing.T) {
 	r.user.checkWiped(t)
 }
 
-// consenting counts consents and answers them.
+// consenting answers prompts for consent and keeps them.
 type consenting struct {
 	scripted
-	how   []Grant
-	asked []ConfirmPrompt
+	how   []ask.Grant
+	asked []ask.ConfirmPrompt
 }
 
-func (c *consenting) Confirm(_ context.Context, p ConfirmPrompt) (Grant, error) {
+func (c *consenting) Confirm(_ context.Context, p ask.ConfirmPrompt) (ask.Grant, error) {
 	c.asked = append(c.asked, p)
 	how := c.how[0]
 	c.how = c.how[1:]
-	if how == GrantNo {
-		return how, ErrRefused
+	if how == ask.GrantNo {
+		return how, ask.ErrRefused
 	}
 	return how, nil
 }
 
+// TestGrants checks for how long consent holds, and for which use.
 func TestGrants(t *testing.T) {
-	id := plain("k", p256())
+	t.Parallel()
+	id := plain("k", sshtest.P256())
 	login := func(user string) []byte { return loginData(t, id.Public, "session", user) }
 	for name, tt := range map[string]struct {
-		how   []Grant
-		event func(r *testServer, clock *handClock)
+		how   []ask.Grant
+		event func(r *testServer, clock *sshtest.Clock)
 		again int   // prompts after the event
-		pids  []int // of the clients, one after the other; the last stays
+		pids  []int // of the clients, in order; the last one is used again
 	}{
-		"once":            {how: []Grant{GrantOnce, GrantOnce}, again: 1},
-		"minutes":         {how: []Grant{GrantMinutes}, event: func(_ *testServer, c *handClock) { c.forward(GrantTime - 1) }},
-		"minutes over":    {how: []Grant{GrantMinutes, GrantOnce}, event: func(_ *testServer, c *handClock) { c.forward(GrantTime) }, again: 1},
-		"until locked":    {how: []Grant{GrantUntilLocked}, event: func(_ *testServer, c *handClock) { c.forward(1000 * time.Hour) }},
-		"PINs forgotten":  {how: []Grant{GrantUntilLocked, GrantOnce}, event: func(s *testServer, _ *handClock) { s.ForgetPINs() }, again: 1},
-		"process":         {how: []Grant{GrantProcess}, pids: []int{os.Getpid()}},
-		"another process": {how: []Grant{GrantProcess, GrantOnce}, pids: []int{os.Getpid(), os.Getppid()}, again: 1},
-		"process unknown": {how: []Grant{GrantProcess, GrantOnce}, again: 1},
-		"out of range":    {how: []Grant{GrantOnce, 77}, again: 1},
-		"key removed":     {how: []Grant{GrantUntilLocked, GrantOnce}, event: func(s *testServer, _ *handClock) { s.removeOwn(newIdentity(id)); s.Reload() }, again: 1},
-		"refused is kept": {how: []Grant{GrantOnce, GrantNo}, again: 1},
+		"once":               {how: []ask.Grant{ask.GrantOnce, ask.GrantOnce}, again: 1},
+		"minutes":            {how: []ask.Grant{ask.GrantMinutes}, event: func(_ *testServer, c *sshtest.Clock) { c.Forward(ask.GrantTime - 1) }},
+		"minutes over":       {how: []ask.Grant{ask.GrantMinutes, ask.GrantOnce}, event: func(_ *testServer, c *sshtest.Clock) { c.Forward(ask.GrantTime) }, again: 1},
+		"until locked":       {how: []ask.Grant{ask.GrantUntilLocked}, event: func(_ *testServer, c *sshtest.Clock) { c.Forward(1000 * time.Hour) }},
+		"PINs forgotten":     {how: []ask.Grant{ask.GrantUntilLocked, ask.GrantOnce}, event: func(s *testServer, _ *sshtest.Clock) { s.ForgetPINs(nil) }, again: 1},
+		"process":            {how: []ask.Grant{ask.GrantProcess}, pids: []int{os.Getpid()}},
+		"another process":    {how: []ask.Grant{ask.GrantProcess, ask.GrantOnce}, pids: []int{os.Getpid(), os.Getppid()}, again: 1},
+		"process unknown":    {how: []ask.Grant{ask.GrantProcess, ask.GrantOnce}, again: 1},
+		"out of range":       {how: []ask.Grant{ask.GrantOnce, 77}, again: 1},
+		"key removed":        {how: []ask.Grant{ask.GrantUntilLocked, ask.GrantOnce}, event: func(s *testServer, _ *sshtest.Clock) { s.hide(newIdentity(id)); s.owner.Sweep(); s.Reload() }, again: 1},
+		"refused afterwards": {how: []ask.Grant{ask.GrantOnce, ask.GrantNo}, again: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			user := &consenting{how: append(tt.how, GrantOnce)}
-			clock := newHandClock()
+			t.Parallel()
+			user := &consenting{how: append(tt.how, ask.GrantOnce)}
+			clock := sshtest.NewClock()
 			told := 0
-			s := serveOn(t, Config{Source: fixed(id), Prompter: user, Clock: clock, ConfirmAll: true, Remembering: func() { told++ }}, func(l net.Listener) net.Listener {
+			s := serveOn(t, Config{Sources: []Source{fixed(id)}, Prompter: user, Clock: clock, ConfirmAll: true, Remembering: func() { told++ }}, func(l net.Listener) net.Listener {
 				return &peerListener{Listener: l, pids: tt.pids}
 			})
 			nc := s.dial(t)
-			verify(t, id.Public, login("git"), ask(t, nc, signMessage(id.Public.Marshal(), login("git"), 0)))
-			if want := tt.how[0] > GrantOnce && name != "process unknown"; want != (told == 1) {
+			sshtest.VerifyAnswer(t, id.Public, login("git"), sshtest.Exchange(t, nc, sshtest.SignMessage(id.Public.Marshal(), login("git"), 0)))
+			if want := tt.how[0] > ask.GrantOnce && name != "process unknown"; want != (told == 1) {
 				t.Errorf("told %d times that something is remembered", told)
 			}
 			if tt.event != nil {
 				tt.event(s, clock)
 			}
 			before := len(user.asked)
-			answer := ask(t, s.dial(t), signMessage(id.Public.Marshal(), login("git"), 0))
+			answer := sshtest.Exchange(t, s.dial(t), sshtest.SignMessage(id.Public.Marshal(), login("git"), 0))
 			if n := len(user.asked) - before; n != tt.again {
 				t.Errorf("asked %d times, not %d", n, tt.again)
 			}
-			if refused := tt.again == 1 && (tt.how[1] == GrantNo || tt.how[1] > GrantUntilLocked); refused != bytes.Equal(answer, failed) {
+			if refused := tt.again == 1 && (tt.how[1] == ask.GrantNo || tt.how[1] > ask.GrantUntilLocked); refused != bytes.Equal(answer, sshtest.Failed) {
 				t.Errorf("answer %x", answer)
 			}
-			if u := user.asked[0].Use; u.Kind != UseLogin || u.User != "git" {
+			if u := user.asked[0].Use; u.Kind != ask.UseLogin || u.User != "git" {
 				t.Errorf("asked about %+v", u)
 			}
 			before = len(user.asked)
-			verify(t, id.Public, login("root"), ask(t, s.dial(t), signMessage(id.Public.Marshal(), login("root"), 0)))
+			sshtest.VerifyAnswer(t, id.Public, login("root"), sshtest.Exchange(t, s.dial(t), sshtest.SignMessage(id.Public.Marshal(), login("root"), 0)))
 			if len(user.asked)-before != 1 {
 				t.Error("consent for one login is taken for another")
 			}
@@ -341,7 +375,7 @@ func TestGrants(t *testing.T) {
 	}
 }
 
-// peerListener's connections are from processes that the test chooses.
+// peerListener accepts connections from processes that the test chooses.
 type peerListener struct {
 	net.Listener
 	pids []int
@@ -352,7 +386,7 @@ type peerConn struct {
 	pid int
 }
 
-func (c peerConn) Peer() (pid, uid int) { return c.pid, os.Getuid() }
+func (c peerConn) Peer() (pid, uid int, program string) { return c.pid, os.Getuid(), "test" }
 
 func (l *peerListener) Accept() (net.Conn, error) {
 	nc, err := l.Listener.Accept()
@@ -366,55 +400,50 @@ func (l *peerListener) Accept() (net.Conn, error) {
 	return peerConn{nc, pid}, nil
 }
 
-// loginData is what ssh has signed to log in.
+// loginData returns what ssh has signed to log in.
 func loginData(t *testing.T, key ssh.PublicKey, session, user string) []byte {
 	t.Helper()
-	data := ssh.Marshal(signedUserauth{
-		SessionID: []byte(session), Number: msgUserauthRequest, User: user, Service: serviceConnection,
-		Method: methodPublicKey, HasSig: 1, Algorithm: key.Type(), Key: key.Marshal(),
-	})
-	if _, err := parseUserauth(data, key); err != nil {
-		t.Fatal(err)
-	}
-	return data
+	return sshtest.Login(key, session, user, nil)
 }
 
-// forgetful has all PINs and consent forgotten while it asks.
+// forgetful forgets all PINs and consent while it asks for consent.
 type forgetful struct {
 	consenting
 	forget func() int
 }
 
-func (f *forgetful) Confirm(ctx context.Context, p ConfirmPrompt) (Grant, error) {
+func (f *forgetful) Confirm(ctx context.Context, p ask.ConfirmPrompt) (ask.Grant, error) {
 	f.forget()
 	return f.consenting.Confirm(ctx, p)
 }
 
-// TestConsentForgottenMeanwhile: as with PINs, a consent that was asked for
-// before all were forgotten holds for this once.
+// TestConsentForgottenMeanwhile checks that consent holds only once if all
+// consent was forgotten while the prompt was open.
 func TestConsentForgottenMeanwhile(t *testing.T) {
-	id := plain("k", p256())
-	user := &forgetful{consenting: consenting{how: []Grant{GrantUntilLocked, GrantUntilLocked}}}
-	s := serve(t, Config{Source: fixed(id), Prompter: user, ConfirmAll: true})
-	user.forget = s.ForgetPINs
+	t.Parallel()
+	id := plain("k", sshtest.P256())
+	user := &forgetful{consenting: consenting{how: []ask.Grant{ask.GrantUntilLocked, ask.GrantUntilLocked}}}
+	s := serve(t, Config{Sources: []Source{fixed(id)}, Prompter: user, ConfirmAll: true})
+	user.forget = func() int { return s.ForgetPINs(nil) }
 	for range 2 {
-		verify(t, id.Public, nil, ask(t, s.dial(t), signMessage(id.Public.Marshal(), nil, 0)))
+		sshtest.VerifyAnswer(t, id.Public, nil, sshtest.Exchange(t, s.dial(t), sshtest.SignMessage(id.Public.Marshal(), nil, 0)))
 	}
 	if len(user.asked) != 2 {
 		t.Errorf("asked %d times", len(user.asked))
 	}
 }
 
-// TestRememberedSetsNoAlarms: using a PIN that is remembered leaves the clock
-// alone.
+// TestRememberedSetsNoAlarms checks that the use of a remembered PIN sets no
+// alarms.
 func TestRememberedSetsNoAlarms(t *testing.T) {
-	r := remember(t, time.Hour)
+	t.Parallel()
+	r := remember(t, time.Hour, nil)
 	r.sign(t)
-	before := len(r.clock.set)
+	before := len(r.clock.Set)
 	for range 5 {
 		r.sign(t)
 	}
-	if n := len(r.clock.set) - before; n != 0 || r.clock.pending() != 1 {
-		t.Errorf("%d alarms were set, %d are pending", n, r.clock.pending())
+	if n := len(r.clock.Set) - before; n != 0 || r.clock.Pending() != 1 {
+		t.Errorf("%d alarms were set, %d are pending", n, r.clock.Pending())
 	}
 }

@@ -4,234 +4,139 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"slices"
-	"sync"
+	"log/slog"
+	"time"
+
+	"github.com/tpm-agent/tpm-agent/internal/refusal"
+	"github.com/tpm-agent/tpm-agent/internal/softkey"
+	"github.com/tpm-agent/tpm-agent/internal/sshkey"
+	"github.com/tpm-agent/tpm-agent/internal/upstream"
+	"github.com/tpm-agent/tpm-agent/internal/wire"
 )
 
-const (
-	// maxBinds and maxBindBytes are for the bindings of one client, that each
-	// connection to an upstream is told anew. OpenSSH's agent takes 16.
-	maxBinds     = 32
-	maxBindBytes = maxMessage
-)
-
-var (
-	errTooManyBinds = errors.New("too many bindings on this connection")
-	errNoUpstream   = errors.New("no upstream agent")
-	errNotRemoved   = errors.New("upstream agent has not removed its keys")
-	errRefused      = errors.New("upstream agent has the key and does not sign")
-)
-
-// relay is one client's way to the upstreams. One goroutine uses it at a time.
-type relay struct {
-	ups   *upstreams
-	links []*link // as ups.list, or nil before first use
-
-	// binds are the session-bind requests of the client, as they came, the
-	// good and the bad. Nothing is asked before they are answered.
-	binds  [][]byte
-	bytes  int
-	unsafe bool // there were more than are kept: nothing can be asked
+// elsewhere reports whether a key is not offered here, so that an upstream agent
+// may have it.
+func (a *Agent) elsewhere(blob []byte) bool {
+	return a.now().byBlob[string(blob)] == nil && !a.owner.Locked()
 }
 
-func (r *relay) open() ([]*link, error) {
-	if r.unsafe {
-		return nil, errTooManyBinds
+// signUpstream has an upstream agent sign.
+func (a *Agent) signUpstream(ctx context.Context, c *Client, m *signRequest, request []byte) reply {
+	begun := time.Now()
+	answer, r := a.relayFor(ctx, c, m.Blob, request)
+	took := slog.Duration("duration", time.Since(begun))
+	if r != nil {
+		a.refuse(c, "sign", nil, m.Blob, r, took)
+		return failed()
 	}
-	if r.links == nil {
-		r.links = make([]*link, len(r.ups.list))
-		for i, up := range r.ups.list {
-			r.links[i] = &link{up: up}
+	return reply{answer, func() {
+		a.log.Info("signed by an upstream agent", "fingerprint", fingerprint(m.Blob), c.peer(), took)
+	}}
+}
+
+// fingerprint returns that of a key whose type may be unknown.
+func fingerprint(blob []byte) string { return sshkey.Fingerprint(blob) }
+
+// relayFor passes on a request about a key that may be an upstream's.
+func (a *Agent) relayFor(ctx context.Context, c *Client, blob, request []byte) ([]byte, *refusal.Error) {
+	answer, ok, err := c.relay.ForKey(ctx, string(blob), request)
+	switch {
+	case err != nil:
+		return nil, refusal.Because(ctx, refusal.Upstream, err)
+	case !ok:
+		return nil, refusal.New(refusal.UnknownKey, errors.New("or no upstream agent does it"))
+	}
+	return answer, nil
+}
+
+// removeUpstream removes a key that is not ours, or not any more.
+func (a *Agent) removeUpstream(ctx context.Context, c *Client, blob, request []byte, refused *refusal.Error) []byte {
+	if refused.Elsewhere() && a.upstreams != nil {
+		answer, r := a.relayFor(ctx, c, blob, request)
+		if r == nil {
+			a.log.Info("removed from an upstream agent", "fingerprint", fingerprint(blob), c.peer())
+			return answer
 		}
+		refused = r
 	}
-	return r.links, nil
+	a.refuse(c, "remove", nil, blob, refused)
+	return wire.Failure()
 }
 
-// close ends the client's connections to the upstreams.
-func (r *relay) close() {
-	for _, l := range r.links {
-		l.close()
+// addUpstream passes on a key that is not held here, as it came, so that
+// constraints that only the upstream knows reach it.
+func (a *Agent) addUpstream(ctx context.Context, c *Client, m *softkey.Addition, request []byte) []byte {
+	answer, r := a.relayAddition(ctx, c, m, request)
+	if r != nil {
+		a.refuse(c, "add identity", nil, nil, r, slog.String("type", m.Typ))
+		return wire.Failure()
 	}
+	a.log.Info("added to an upstream agent", "type", m.Typ, c.peer())
+	return answer
 }
 
-// bind has a session-bind request told to every upstream before anything else
-// that follows. Whether it is a good one is for each of them to say.
-func (r *relay) bind(request []byte) {
-	if !r.ups.any() || r.unsafe {
-		return
+func (a *Agent) relayAddition(ctx context.Context, c *Client, m *softkey.Addition, request []byte) ([]byte, *refusal.Error) {
+	switch {
+	case a.upstreams == nil && m.Foreign:
+		return nil, refusal.New(refusal.Unsupported, errors.New("keys of type "+m.Typ+" are held only by an upstream agent, and there is none"))
+	case a.upstreams == nil:
+		return nil, refusal.New(refusal.NoSoftware, nil)
+	case c.Bindings.Remote() && upstream.NamesProvider(request):
+		return nil, refusal.New(refusal.Remote, errors.New("a FIDO provider is code, and may not be named over a forwarded connection"))
+	case a.config.Lifetime > 0 && !m.Layout:
+		return nil, refusal.New(refusal.Constraint, errors.New("keys get a lifetime here, and it is unknown whether this one has one"))
 	}
-	r.bytes += len(request)
-	if len(r.binds) == maxBinds || r.bytes > maxBindBytes {
-		r.unsafe, r.binds = true, nil
-		r.ups.log.Warn("nothing more is relayed to upstream agents for this client", "err", errTooManyBinds)
-		return
+	answer, r := a.relayLimited(ctx, c, m.Constraints, request, wire.MsgAddIDConstrained)
+	if r == nil && !bytes.Equal(answer, wire.Success()) {
+		r = refusal.New(refusal.Upstream, errors.New("no upstream agent takes the key"))
 	}
-	r.binds = append(r.binds, bytes.Clone(request))
+	return answer, r
 }
 
-// list returns the keys of all upstreams, in their order, each once. What is
-// not to be had soon is not in it.
-func (r *relay) list(ctx context.Context) []listed {
-	links, err := r.open()
+// relayLimited relays a request to add something to the first upstream that takes
+// it. limits are the constraints in it; the default lifetime is added if there is
+// none among them, which makes the request one of type constrained.
+func (a *Agent) relayLimited(ctx context.Context, c *Client, limits, request []byte, constrained byte) ([]byte, *refusal.Error) {
+	if limited := upstream.WithLifetime(request, limits, a.config.Lifetime, constrained); limited != nil {
+		request = limited
+		defer clear(request) // there is a private key in it, or a PIN
+	}
+	answer, err := c.relay.First(ctx, request, upstream.NamesDestinations(request))
 	if err != nil {
-		return nil
+		return nil, refusal.Because(ctx, refusal.Upstream, err)
 	}
-	lists := make([]*catalog, len(links))
-	var wg sync.WaitGroup
-	for i, l := range links[min(1, len(links)):] {
-		wg.Go(func() { lists[i+1] = r.listOne(ctx, l) })
-	}
-	if len(links) > 0 {
-		lists[0] = r.listOne(ctx, links[0])
-	}
-	wg.Wait()
-	if len(lists) == 1 && lists[0] != nil {
-		return lists[0].keys
-	}
-	return merge(lists)
+	return answer, nil
 }
 
-// listOne returns nil if there is no answer.
-func (r *relay) listOne(ctx context.Context, l *link) *catalog {
-	unbound := len(r.binds) == 0
-	p, ok := l.up.beginList(ctx)
-	if !ok {
-		return l.up.remembered(unbound)
+// smartcard answers requests about smart cards. They name PKCS #11 providers: code
+// that the upstream agent loads. They must not come from another machine
+// (CVE-2023-38408).
+func (a *Agent) smartcard(ctx context.Context, c *Client, request []byte) []byte {
+	answer, r := a.relayCard(ctx, c, request)
+	if r != nil {
+		a.refuse(c, wire.RequestName(request[0]), nil, nil, r)
+		return wire.Failure()
 	}
-	c, err := l.list(ctx, r.binds, p)
-	if err == nil {
-		l.up.learn(c, unbound)
-	}
-	l.up.end(err)
-	l.up.note(err)
-	if stateOf(err) == silent {
-		return l.up.remembered(unbound)
-	}
-	return c
+	return answer
 }
 
-// forKey relays a request for one key: to sign with it, or to remove it. The
-// upstream that has listed it is asked first. ok says that one of them did as
-// it was asked; otherwise answer is a failure, and err says what stood in the
-// way, if anything did. answer is a whole frame.
-//
-// One that has the key and does not sign may have asked its user. Who has said
-// no there is not asked again by the next one, nor does that sign unasked.
-func (r *relay) forKey(ctx context.Context, blob string, request []byte) (answer []byte, ok bool, err error) {
-	links, err := r.open()
-	if err != nil {
-		return failure(), false, err
-	}
-	var errs []error
-	for _, l := range inOrder(links, blob) {
-		answer, _, err := l.request(ctx, errand{request: request, binds: r.binds, known: l.up.holds(blob)})
-		switch {
-		case ctx.Err() != nil:
-			return failure(), false, ctx.Err()
-		case err != nil:
-			errs = append(errs, l.up.named(err))
-		case answer[lengthSize] != msgFailure:
-			if request[0] == msgRemoveIdentity {
-				l.up.forget()
-			}
-			return answer, true, nil
-		case request[0] == msgSignRequest && r.lists(ctx, l, blob):
-			return failure(), false, errors.Join(append(errs, l.up.named(errRefused))...)
+func (a *Agent) relayCard(ctx context.Context, c *Client, request []byte) ([]byte, *refusal.Error) {
+	w := &wire.Parser{Rest: request[1:]}
+	w.Bytes() // provider
+	w.Bytes() // PIN
+	switch {
+	case a.upstreams == nil:
+		return nil, refusal.New(refusal.Unsupported, nil)
+	case c.Bindings.Remote():
+		return nil, refusal.New(refusal.Remote, errors.New("smart cards are for clients on this machine"))
+	case w.Err != nil:
+		return nil, refusal.New(refusal.Malformed, w.Err)
+	case request[0] == wire.MsgRemoveSmartcardKey:
+		answer, err := c.relay.First(ctx, request, false)
+		if err != nil {
+			return nil, refusal.Because(ctx, refusal.Upstream, err)
 		}
+		return answer, nil
 	}
-	return failure(), false, errors.Join(errs...)
-}
-
-// lists says whether an upstream lists a key now, for this client.
-func (r *relay) lists(ctx context.Context, l *link, blob string) bool {
-	c := r.listOne(ctx, l)
-	return c != nil && c.blobs[blob]
-}
-
-// inOrder has those in front that hold the key, and those behind that may not
-// answer.
-func inOrder(links []*link, blob string) []*link {
-	var holders, others, suspects []*link
-	for _, l := range links {
-		switch {
-		case l.up.holds(blob):
-			holders = append(holders, l)
-		case l.up.suspect():
-			suspects = append(suspects, l)
-		default:
-			others = append(others, l)
-		}
-	}
-	return slices.Concat(holders, others, suspects)
-}
-
-func (u *upstream) named(err error) error { return fmt.Errorf("upstream %s: %w", u.name, err) }
-
-// first relays a request to the first upstream that takes it: to add a key, or
-// a smart card. If needsBinding, only those are asked that have shown that
-// they check bindings: what the key may be used for depends on them. answer is
-// a whole frame, a failure unless err is nil.
-func (r *relay) first(ctx context.Context, request []byte, needsBinding bool) (answer []byte, err error) {
-	links, err := r.open()
-	if err == nil && len(links) == 0 {
-		err = errNoUpstream
-	}
-	if err != nil {
-		return failure(), err
-	}
-	var errs []error
-	for _, l := range links {
-		answer, sent, err := r.offer(ctx, l, request, needsBinding)
-		switch {
-		case ctx.Err() != nil:
-			return failure(), ctx.Err()
-		case err == nil && answer[lengthSize] != msgFailure:
-			return answer, nil
-		case err != nil:
-			errs = append(errs, l.up.named(err))
-			if sent && !errors.Is(err, errGone) {
-				// It may have taken it, or do so yet.
-				return failure(), errors.Join(errs...)
-			}
-		}
-	}
-	return failure(), errors.Join(errs...)
-}
-
-func (r *relay) offer(ctx context.Context, l *link, request []byte, needsBinding bool) (answer []byte, sent bool, err error) {
-	e := errand{request: request, binds: r.binds, once: needsBinding}
-	if !needsBinding {
-		return l.request(ctx, e)
-	}
-	if err := l.up.provesBinding(ctx); err != nil {
-		return nil, false, err
-	}
-	// The proof is good for who listens now, not for who was there when the
-	// client's connection was dialled, nor for who comes next.
-	l.drop()
-	return l.request(ctx, e)
-}
-
-// all relays the request to remove all keys. One that is not there has none.
-func (r *relay) all(ctx context.Context, request []byte) error {
-	links, err := r.open()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, l := range links {
-		l.up.forget()
-		answer, _, err := l.request(ctx, errand{request: request, binds: r.binds})
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case isMissing(err):
-		case err != nil:
-			errs = append(errs, l.up.named(err))
-		case answer[lengthSize] != msgSuccess:
-			errs = append(errs, l.up.named(errNotRemoved))
-		}
-	}
-	return errors.Join(errs...)
+	return a.relayLimited(ctx, c, w.Rest, request, wire.MsgAddSmartcardConstr)
 }

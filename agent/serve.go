@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"sync"
@@ -26,52 +27,22 @@ type server struct {
 	wg    sync.WaitGroup // one for each of conns
 }
 
-// service is what all calls of Serve have in common. It is guarded by Agent.mu.
-type service struct {
-	calls  int
-	ending context.Context // ends with the last of them
-	cancel context.CancelFunc
-}
-
-func newService() (s service) {
-	s.ending, s.cancel = context.WithCancel(context.Background())
-	return s
-}
-
-func (a *Agent) beginService() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.service.ending.Err() != nil {
-		a.service = newService()
-	}
-	a.service.calls++
-}
-
-func (a *Agent) endService() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.service.calls--; a.service.calls == 0 {
-		a.service.cancel()
-	}
-}
-
-// Serve answers the clients that connect to l until ctx ends. Then it closes
-// l and the connections that wait for nothing, takes questions to the user away,
-// lets other requests in flight finish for as long as Config.Grace, and returns
-// nil. What has not finished by then
-// is cancelled. It returns an error if l fails for good, or if requests do not
-// even end when they are cancelled. It may be called for several listeners.
+// Serve answers the clients that connect to l until ctx ends. Then it closes l,
+// idle connections and open dialogs, lets other requests finish for as long as
+// Config.Grace, cancels those that have not, and returns nil. It returns an error
+// if l fails for good, or if requests do not even end when they are cancelled. It
+// may be called for several listeners.
 func (a *Agent) Serve(ctx context.Context, l net.Listener) error {
 	s := &server{a: a, l: l, conns: make(map[*conn]struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer s.cancel()
-	a.beginService()
+	a.owner.Begin()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	err := s.accept(ctx)
 	stop()
 	l.Close()
-	a.endService()
-	return errors.Join(err, s.drain(), a.settleDown())
+	a.owner.End()
+	return errors.Join(err, s.drain(), a.owner.Wait(a.config.Grace))
 }
 
 // accept returns nil when ctx has ended.
@@ -81,9 +52,8 @@ func (s *server) accept(ctx context.Context) error {
 		nc, err := s.l.Accept()
 		switch {
 		case err == nil:
-			pause.reset()
-			s.awaitRoom(ctx)
-			s.start(nc)
+			pause = backoff{}
+			s.start(ctx, nc)
 		case ctx.Err() != nil:
 			return nil
 		case passes(err):
@@ -98,45 +68,42 @@ func (s *server) accept(ctx context.Context) error {
 	}
 }
 
-// awaitRoom ends connections that are idle until there is room for one more;
-// if all are busy it waits, and the new client with it.
+// awaitRoom closes idle connections until there is room for one more. If all are
+// busy it waits, and the new client with it. s.mu is held.
 func (s *server) awaitRoom(ctx context.Context) {
 	var pause backoff
-	for ctx.Err() == nil && s.count() >= s.a.maxConns {
+	for ctx.Err() == nil && len(s.conns) >= s.a.config.MaxConns {
+		n := len(s.conns)
+		s.mu.Unlock()
 		if pause.delay == 0 {
-			s.a.log.Warn("as many clients as are served at a time; ending idle ones", "clients", s.count())
+			s.a.log.Warn("too many clients; closing idle connections", "clients", n)
 		}
 		s.endIdle()
 		pause.wait(ctx)
+		s.mu.Lock()
 	}
 }
 
-func (s *server) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.conns)
-}
-
-// endIdle ends the connection that has been idle for longest, if any is.
+// endIdle closes the connection that has been idle for longest, if any is.
 func (s *server) endIdle() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var longest *conn
-	first := never
+	first := int64(math.MaxInt64)
 	for c := range s.conns {
 		if since, idle := c.idle(); idle && since < first {
 			longest, first = c, since
 		}
 	}
 	if longest != nil {
-		s.a.log.Info("idle connection ended, to make room", "peer", longest.peer)
+		s.a.log.Info("closed an idle connection to make room", longest.peer())
 		longest.close()
 		delete(s.conns, longest) // not to be counted or chosen again
 	}
 }
 
-// passes says whether an error of accept(2) is about the one connection, or
-// about a lack of something, rather than about the listener.
+// passes reports whether an error of accept(2) is about one connection, or about a
+// lack of resources, rather than about the listener.
 func passes(err error) bool {
 	var errno syscall.Errno
 	return errors.As(err, &errno) && slices.Contains([]syscall.Errno{
@@ -148,8 +115,6 @@ func passes(err error) bool {
 // backoff doubles its pause from 5 milliseconds to a second.
 type backoff struct{ delay time.Duration }
 
-func (b *backoff) reset() { b.delay = 0 }
-
 func (b *backoff) wait(ctx context.Context) {
 	b.delay = min(max(2*b.delay, 5*time.Millisecond), time.Second)
 	select {
@@ -158,9 +123,12 @@ func (b *backoff) wait(ctx context.Context) {
 	}
 }
 
-func (s *server) start(nc net.Conn) {
+func (s *server) start(ctx context.Context, nc net.Conn) {
 	c := newConn(s.ctx, s.a, nc)
 	s.mu.Lock()
+	if len(s.conns) >= s.a.config.MaxConns {
+		s.awaitRoom(ctx)
+	}
 	s.conns[c] = struct{}{}
 	s.mu.Unlock()
 	s.wg.Go(func() {
@@ -171,17 +139,17 @@ func (s *server) start(nc net.Conn) {
 	})
 }
 
-// drain ends all connections.
+// drain closes all connections.
 func (s *server) drain() error {
 	done := make(chan struct{})
 	go func() { s.wg.Wait(); close(done) }()
 	s.each((*conn).drain)
-	if within(s.a.grace, done) {
+	if within(s.a.config.Grace, done) {
 		return nil
 	}
 	s.cancel()
 	s.each((*conn).close)
-	if within(s.a.grace, done) {
+	if within(s.a.config.Grace, done) {
 		return nil
 	}
 	s.mu.Lock()
@@ -197,7 +165,7 @@ func (s *server) each(do func(*conn)) {
 	}
 }
 
-// within waits for done, but not longer than d.
+// within waits for done, for at most d, and reports whether it came.
 func within(d time.Duration, done <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -4,10 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io"
@@ -16,24 +13,27 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/internal/ask"
+	"github.com/tpm-agent/tpm-agent/internal/test/sshtest"
 )
 
-// softKey signs with any crypto.Signer. Its fields make it ask for a PIN, wait
-// or break.
+// softKey is a key that signs with any crypto.Signer. Its fields make it ask
+// for a PIN, wait or fail.
 type softKey struct {
 	crypto.Signer
-	required bool          // what AuthRequired says
-	pin      []byte        // nil: any auth value will do
-	tries    int           // reported with a wrong PIN, -1: not known
+	required bool          // AuthRequired returns it
+	pin      []byte        // nil: any auth value is right
+	tries    int           // left, reported with a wrong PIN; -1: unknown
 	begun    chan struct{} // if set, each Sign sends to it first
-	gate     chan struct{} // if set, each Sign then waits to receive, or for its context
-	deaf     bool          // … or not for its context
+	gate     chan struct{} // if set, each Sign then receives from it, or waits for the end of its context
+	deaf     bool          // … or ignores its context
 	panics   bool
 
-	ended chan struct{} // each Sign that its context ended sends to it
+	ended chan struct{} // each Sign that its context has ended sends to it
 
 	mu    sync.Mutex
-	auths []string // what Sign was called with
+	auths []string // the auth values of the calls of Sign
 }
 
 func (k *softKey) AuthRequired() bool { return k.required }
@@ -89,47 +89,28 @@ func (wrongPIN) Error() string            { return "TPM_RC_AUTH_FAIL" }
 func (wrongPIN) WrongAuth() bool          { return true }
 func (e wrongPIN) TriesLeft() (int, bool) { return int(e), e >= 0 }
 
-// The signers of all tests; RSA keys take their time to make.
-var (
-	p256   = sync.OnceValue(func() crypto.Signer { return newECDSA(elliptic.P256()) })
-	p384   = sync.OnceValue(func() crypto.Signer { return newECDSA(elliptic.P384()) })
-	p521   = sync.OnceValue(func() crypto.Signer { return newECDSA(elliptic.P521()) })
-	rsa2k  = sync.OnceValue(func() crypto.Signer { return must(rsa.GenerateKey(rand.Reader, 2048)) })
-	caSign = sync.OnceValue(func() ssh.Signer { return must(ssh.NewSignerFromSigner(newECDSA(elliptic.P256()))) })
-)
-
-func newECDSA(c elliptic.Curve) crypto.Signer { return must(ecdsa.GenerateKey(c, rand.Reader)) }
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
-}
-
-func publicOf(s crypto.Signer) ssh.PublicKey { return must(ssh.NewPublicKey(s.Public())) }
-
-// plain is an identity with a key that always signs.
+// plain returns an identity whose key always signs.
 func plain(name string, s crypto.Signer) Identity { return identityOf(name, &softKey{Signer: s}) }
 
 func identityOf(name string, k *softKey) Identity {
-	return Identity{Public: publicOf(k.Signer), Comment: name + "@test", Name: name + ".tpm", Key: k}
+	return Identity{Public: sshtest.PublicOf(k.Signer), Comment: name + "@test", Name: name + ".tpm", Key: k}
 }
 
-// certified is id with a certificate valid from and until the given times.
+// certified returns id with a certificate that is valid from and until the
+// given times.
 func certified(id Identity, from, until uint64) Identity {
 	cert := &ssh.Certificate{
 		Key: id.Public, CertType: ssh.UserCert, KeyId: "id", ValidPrincipals: []string{"me"},
 		ValidAfter: from, ValidBefore: until,
 	}
-	if err := cert.SignCert(rand.Reader, caSign()); err != nil {
+	if err := cert.SignCert(rand.Reader, sshtest.CA()); err != nil {
 		panic(err)
 	}
 	id.Public = cert
 	return id
 }
 
-// changing is a Source whose set can be replaced.
+// changing is a Source whose set a test can replace.
 type changing struct{ set atomic.Pointer[Set] }
 
 func (s *changing) Identities() *Set { return s.set.Load() }
@@ -140,33 +121,35 @@ func fixed(ids ...Identity) *changing {
 	return &s
 }
 
-// prompterFunc is a Prompter.
-type prompterFunc func(context.Context, AuthPrompt) ([]byte, error)
+// prompterFunc is a Prompter that only asks for PINs.
+type prompterFunc func(context.Context, ask.AuthPrompt) ([]byte, error)
 
-func (f prompterFunc) AuthValue(ctx context.Context, p AuthPrompt) ([]byte, error) { return f(ctx, p) }
-
-func (prompterFunc) Confirm(context.Context, ConfirmPrompt) (Grant, error) {
-	return GrantNo, errors.New("not asked for")
+func (f prompterFunc) AuthValue(ctx context.Context, p ask.AuthPrompt) ([]byte, error) {
+	return f(ctx, p)
 }
-func (prompterFunc) LastTry(context.Context, AuthPrompt) error { return nil }
-func (prompterFunc) Inform(context.Context, Notice)            {}
 
-// scripted gives the answers one after the other, and keeps what was asked and
-// the slices it gave.
+func (prompterFunc) Confirm(context.Context, ask.ConfirmPrompt) (ask.Grant, error) {
+	return ask.GrantNo, errors.New("no test asks for consent")
+}
+func (prompterFunc) LastTry(context.Context, ask.AuthPrompt) error { return nil }
+func (prompterFunc) Inform(context.Context, ask.Notice)            {}
+
+// scripted is a user who gives the answers one after the other. It keeps the
+// prompts and the slices that it returned.
 type scripted struct {
 	mu      sync.Mutex
 	answers []string
-	asked   []AuthPrompt
+	asked   []ask.AuthPrompt
 	given   [][]byte
 }
 
-func (*scripted) Confirm(context.Context, ConfirmPrompt) (Grant, error) {
-	return GrantNo, errors.New("not asked for")
+func (*scripted) Confirm(context.Context, ask.ConfirmPrompt) (ask.Grant, error) {
+	return ask.GrantNo, errors.New("no test asks for consent")
 }
-func (*scripted) LastTry(context.Context, AuthPrompt) error { return nil }
-func (*scripted) Inform(context.Context, Notice)            {}
+func (*scripted) LastTry(context.Context, ask.AuthPrompt) error { return nil }
+func (*scripted) Inform(context.Context, ask.Notice)            {}
 
-func (s *scripted) AuthValue(_ context.Context, p AuthPrompt) ([]byte, error) {
+func (s *scripted) AuthValue(_ context.Context, p ask.AuthPrompt) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked = append(s.asked, p)

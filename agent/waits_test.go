@@ -5,11 +5,17 @@ import (
 	"net"
 	"sync"
 	"testing"
+
+	"github.com/tpm-agent/tpm-agent/internal/ask"
+	"github.com/tpm-agent/tpm-agent/internal/restrict"
+	"github.com/tpm-agent/tpm-agent/internal/test/sshtest"
+	"github.com/tpm-agent/tpm-agent/internal/upstream"
+	"github.com/tpm-agent/tpm-agent/internal/wire"
 )
 
-// patient is a user who leaves every dialog open until he is told otherwise.
+// patient is a user who leaves every prompt open until the test ends it.
 type patient struct {
-	open    chan struct{} // each dialog sends when it is there
+	open    chan struct{} // each prompt sends when it opens
 	release chan struct{}
 }
 
@@ -23,29 +29,29 @@ func (p *patient) wait(ctx context.Context) error {
 	}
 }
 
-func (p *patient) AuthValue(ctx context.Context, _ AuthPrompt) ([]byte, error) {
+func (p *patient) AuthValue(ctx context.Context, _ ask.AuthPrompt) ([]byte, error) {
 	return []byte("1234"), p.wait(ctx)
 }
 
-func (p *patient) Confirm(ctx context.Context, _ ConfirmPrompt) (Grant, error) {
-	return GrantOnce, p.wait(ctx)
+func (p *patient) Confirm(ctx context.Context, _ ask.ConfirmPrompt) (ask.Grant, error) {
+	return ask.GrantOnce, p.wait(ctx)
 }
-func (p *patient) LastTry(ctx context.Context, _ AuthPrompt) error { return p.wait(ctx) }
-func (*patient) Inform(context.Context, Notice)                    {}
+func (p *patient) LastTry(ctx context.Context, _ ask.AuthPrompt) error { return p.wait(ctx) }
+func (*patient) Inform(context.Context, ask.Notice)                    {}
 
-// TestWhoWaitsForWhom holds up, at the same time, a dialog for a PIN, one for
-// consent, a signature in the TPM, a lock password's delay and an upstream
-// agent that never answers; and has 20 other clients list, sign with another
-// key, add, remove and bind meanwhile. All of theirs is done while all of
-// those still wait: nothing is measured, the order says it.
+// TestWhoWaitsForWhom checks that ten clients can list, sign with another
+// key, add and bind while a prompt for a PIN, one for consent, a signature
+// in the TPM and an upstream agent that never answers keep others waiting.
+// The order of events shows it, not the time.
 func TestWhoWaitsForWhom(t *testing.T) {
+	t.Parallel()
 	user := &patient{open: make(chan struct{}), release: make(chan struct{})}
-	pin := identityOf("pin", &softKey{Signer: p256(), required: true, pin: []byte("1234")})
-	slow := identityOf("slow", &softKey{Signer: p384(), begun: make(chan struct{}), gate: make(chan struct{})})
-	free := plain("free", p521())
+	pin := identityOf("pin", &softKey{Signer: sshtest.P256(), required: true, pin: []byte("1234")})
+	slow := identityOf("slow", &softKey{Signer: sshtest.P384(), begun: make(chan struct{}), gate: make(chan struct{})})
+	free := plain("free", sshtest.P521())
 	asked, ended := make(chan struct{}), make(chan struct{})
-	silent := pretend(t, func(f *fake, n int, nc net.Conn) {
-		if f.next(n, nc) == nil {
+	silent := sshtest.Pretend(t, func(f *sshtest.Fake, n int, nc net.Conn) {
+		if f.Next(n, nc) == nil {
 			return
 		}
 		if n == 0 {
@@ -54,46 +60,46 @@ func TestWhoWaitsForWhom(t *testing.T) {
 		<-ended
 	})
 	s := serve(t, Config{
-		Source: fixed(pin, slow, free), Prompter: user, Clock: newHandClock(), Upstreams: []Upstream{at(silent.path)},
+		Sources: []Source{fixed(pin, slow, free)}, Prompter: user, Clock: sshtest.NewClock(), Upstreams: []upstream.Agent{upstreamAt(silent.Path)},
 	})
 	data := []byte("data")
-	wantAnswer(t, s.dial(t), constrained(adding(rsa2k(), nil), confirmed()), succeeded)
+	wantAnswer(t, s.dial(t), constrained(sshtest.Adding(sshtest.RSA2048(), nil), confirmed()), sshtest.Succeeded)
 
 	held := []net.Conn{s.dial(t), s.dial(t), s.dial(t), s.dial(t)}
-	send(t, held[0], signMessage(pin.Public.Marshal(), data, 0))
+	sshtest.Send(t, held[0], sshtest.SignMessage(pin.Public.Marshal(), data, 0))
 	<-user.open
-	send(t, held[1], signMessage(publicOf(rsa2k()).Marshal(), data, 2))
+	sshtest.Send(t, held[1], sshtest.SignMessage(sshtest.PublicOf(sshtest.RSA2048()).Marshal(), data, 2))
 	<-user.open
-	send(t, held[2], signMessage(slow.Public.Marshal(), data, 0))
+	sshtest.Send(t, held[2], sshtest.SignMessage(slow.Public.Marshal(), data, 0))
 	<-slow.Key.(*softKey).begun
-	send(t, held[3], listThem)
+	sshtest.Send(t, held[3], sshtest.ListThem)
 	<-asked
 
 	var others sync.WaitGroup
-	for range 20 {
+	for range 10 {
 		nc := s.dial(t)
 		others.Go(func() {
-			for range 10 {
-				if n := countListed(t, ask(t, nc, listThem)); n < 4 {
-					t.Errorf("%d keys are listed, want our own at least", n)
+			for range 4 {
+				if n := sshtest.CountListed(t, sshtest.Exchange(t, nc, sshtest.ListThem)); n < 4 {
+					t.Errorf("%d keys are listed, want at least this agent's own", n)
 				}
-				verify(t, free.Public, data, ask(t, nc, signMessage(free.Public.Marshal(), data, 0)))
-				wantAnswer(t, nc, adding(ed(), nil), succeeded)
-				ask(t, nc, message(msgExtension, extQuery))
+				sshtest.VerifyAnswer(t, free.Public, data, sshtest.Exchange(t, nc, sshtest.SignMessage(free.Public.Marshal(), data, 0)))
+				wantAnswer(t, nc, sshtest.Adding(sshtest.Ed25519(), nil), sshtest.Succeeded)
+				sshtest.Exchange(t, nc, sshtest.Message(wire.MsgExtension, extQuery))
 			}
-			wantAnswer(t, nc, extension(extSessionBind, bindBody(hostA(), "sid", false)), succeeded)
-			ask(t, nc, listThem)
+			wantAnswer(t, nc, sshtest.Extension(restrict.ExtSessionBind, sshtest.BindBody(sshtest.HostA(), "sid", false)), sshtest.Succeeded)
+			sshtest.Exchange(t, nc, sshtest.ListThem)
 		})
 	}
-	others.Wait() // and all of the above still wait
+	others.Wait() // all of the above still wait
 
 	close(ended)
 	close(user.release)
 	close(slow.Key.(*softKey).gate)
-	verify(t, pin.Public, data, recv(t, held[0]))
-	verify(t, publicOf(rsa2k()), data, recv(t, held[1]))
-	verify(t, slow.Public, data, recv(t, held[2]))
-	if n := countListed(t, recv(t, held[3])); n < 4 {
-		t.Errorf("who waited for the upstream agent is shown %d keys", n)
+	sshtest.VerifyAnswer(t, pin.Public, data, sshtest.Recv(t, held[0]))
+	sshtest.VerifyAnswer(t, sshtest.PublicOf(sshtest.RSA2048()), data, sshtest.Recv(t, held[1]))
+	sshtest.VerifyAnswer(t, slow.Public, data, sshtest.Recv(t, held[2]))
+	if n := sshtest.CountListed(t, sshtest.Recv(t, held[3])); n < 4 {
+		t.Errorf("%d keys are listed for the client that waited for the upstream agent", n)
 	}
 }

@@ -8,6 +8,8 @@ package keyfile
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"strings"
 	"unicode"
 )
@@ -116,64 +118,24 @@ func NewLoadable(pubkey, privkey []byte, parent uint32, emptyAuth bool) (*TPMKey
 	if parent == ParentNull || parent == 0 || parent&handleTypeMask == handleTransient {
 		return nil, malformed("parent", 0, "a key with the parent %#08x would not last", parent)
 	}
-	k := &TPMKey{
+	if err := checkParent(parent, 0); err != nil {
+		return nil, err
+	}
+	if err := checkTPM2B("privkey", privkey, 0); err != nil {
+		return nil, err
+	}
+	public, err := ParsePublic(pubkey)
+	if err != nil {
+		return nil, err
+	}
+	return &TPMKey{
 		Type:      Loadable,
 		EmptyAuth: emptyAuth,
 		Parent:    parent,
 		Pubkey:    bytes.Clone(pubkey),
 		Privkey:   bytes.Clone(privkey),
-	}
-	if err := k.check(); err != nil {
-		return nil, err
-	}
-	return k, nil
-}
-
-// check checks k by the rules of [Parse], and sets Public.
-func (k *TPMKey) check() error {
-	if k.Type != Loadable && k.Type != Importable {
-		return malformed("type", 0, "there is no key type %d", int(k.Type))
-	}
-	if err := checkSecret(k.Type, k.Secret, 0); err != nil {
-		return err
-	}
-	if len(k.Description) > maxDescription {
-		return malformed("description", 0, "%d octets, at most %d are allowed", len(k.Description), maxDescription)
-	}
-	if len(k.Policy) > maxPolicy {
-		return tooManyCommands("policy", 0)
-	}
-	for _, signed := range k.AuthPolicy {
-		if len(signed.Policy) > maxPolicy {
-			return tooManyCommands("authPolicy policy", 0)
-		}
-	}
-	if err := checkParent(k.Parent, 0); err != nil {
-		return err
-	}
-	if err := checkTPM2B("privkey", k.Privkey, 0); err != nil {
-		return err
-	}
-	public, err := ParsePublic(k.Pubkey)
-	k.Public = public
-	return err
-}
-
-func tooManyCommands(field string, offset int) error {
-	return malformed(field, offset, "more than %d commands", maxPolicy)
-}
-
-// checkSecret checks that a key of type t may have secret, which is at offset.
-func checkSecret(t Type, secret []byte, offset int) error {
-	switch {
-	case t == Importable && len(secret) == 0:
-		return malformed("secret", offset, "missing, an importable key needs one")
-	case t == Loadable && len(secret) != 0:
-		return malformed("secret", offset, "a loadable key has none")
-	case len(secret) == 0:
-		return nil
-	}
-	return checkTPM2B("secret", secret, offset)
+		Public:    public,
+	}, nil
 }
 
 // checkParent checks that a key can have this parent: one of the four hierarchies, a
@@ -223,4 +185,45 @@ func (k *TPMKey) DisplayDescription() string {
 		}
 		return -1
 	}, k.Description))
+}
+
+// ErrFormat is wrapped by every error about the content of a key file, except for the
+// errors that name an unsupported algorithm.
+var ErrFormat = errors.New("malformed key file")
+
+// errUnsupported is wrapped by the error for a key that may be sound, but whose
+// algorithm no SSH key can have. The text names the algorithm.
+var errUnsupported = errors.New("unsupported algorithm")
+
+// ErrNotRegular is wrapped by the error for a directory, FIFO, socket or device in
+// place of a key file.
+var ErrNotRegular = errors.New("not a regular file")
+
+// The errors for files that may be sound, but are not key files that this package
+// reads. They wrap ErrFormat.
+var (
+	// ErrNoKey means that there is no TSS2 PRIVATE KEY block.
+	ErrNoKey error = refusal("no TSS2 PRIVATE KEY block")
+	// ErrSealed means that the file has sealed data.
+	ErrSealed error = refusal("sealed data, not a key")
+	// ErrLegacy means that the file has an older format, which the text names.
+	ErrLegacy error = refusal("legacy key format")
+)
+
+// refusal is an ErrFormat that does not call the file malformed.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
+func (r refusal) Unwrap() error { return ErrFormat }
+
+// malformed returns an error that says where a file is damaged. offset counts octets
+// from the start of the DER, or of a TPM2B that is parsed alone.
+func malformed(field string, offset int, format string, args ...any) error {
+	return fmt.Errorf("%w: %s at octet %d: %s", ErrFormat, field, offset, fmt.Sprintf(format, args...))
+}
+
+// unsupported names the algorithm of a key that is of no use for SSH.
+func unsupported(field string, offset int, what string) error {
+	return fmt.Errorf("%w: %s at octet %d is %s", errUnsupported, field, offset, what)
 }

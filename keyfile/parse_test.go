@@ -83,6 +83,14 @@ func (f file) mustParse(t *testing.T) *TPMKey {
 	return k
 }
 
+// writtenParent returns the parent as Marshal writes it.
+func writtenParent(parent uint32) uint32 {
+	if parent == 0 || parent&handleTypeMask == handleTransient {
+		return ParentOwner
+	}
+	return parent
+}
+
 // wantError checks that err wraps want, and contains the texts.
 func wantError(t *testing.T, err, want error, texts ...string) {
 	t.Helper()

@@ -48,7 +48,7 @@ func (k *Key) ChangeAuth(ctx context.Context, old, new []byte) (*Key, error) {
 		return nil, err
 	}
 	changed.source = &source
-	changed.Pin(k.ParentName(), false)
+	changed.Pin(k.Parent().Name, false)
 	err = changed.CheckAuth(ctx, new)
 	if wrong, ok := errors.AsType[*AuthError](err); ok {
 		// The user has typed no wrong PIN, so this is not an AuthError.
@@ -83,7 +83,7 @@ func (k *Key) Changeable() error {
 // changeAuth runs TPM2_ObjectChangeAuth (TPM 2.0 Part 3, 12.8) on the loaded key. One
 // session, salted to its parent, proves the old auth value and encrypts the new one.
 func (k *Key) changeAuth(l *link, h tpm2.NamedHandle, from, to []byte) (private []byte, err error) {
-	name := k.ParentName()
+	name := k.Parent().Name
 	err = k.tpm.withSession(l, *k.source, name, func(s *session) error {
 		return k.tpm.withParent(l, *k.source, func(p *parent) error {
 			if err := p.mustBe(name); err != nil {

@@ -1,6 +1,7 @@
 package tpmkey
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"fmt"
@@ -24,38 +25,28 @@ const (
 	RSA4096
 )
 
-// algorithms describes the algorithms, in their order.
-var algorithms = [...]struct {
+// algorithms describes the algorithms.
+var algorithms = map[Algorithm]struct {
 	name  string
 	bits  int              // of the field or of the modulus
 	curve tpm2.TPMECCCurve // 0 for RSA
 }{
-	{"ECDSA P-256", 256, tpm2.TPMECCNistP256},
-	{"ECDSA P-384", 384, tpm2.TPMECCNistP384},
-	{"ECDSA P-521", 521, tpm2.TPMECCNistP521},
-	{"RSA 2048", 2048, 0},
-	{"RSA 3072", 3072, 0},
-	{"RSA 4096", 4096, 0},
+	ECDSAP256: {"ECDSA P-256", 256, tpm2.TPMECCNistP256},
+	ECDSAP384: {"ECDSA P-384", 384, tpm2.TPMECCNistP384},
+	ECDSAP521: {"ECDSA P-521", 521, tpm2.TPMECCNistP521},
+	RSA2048:   {"RSA 2048", 2048, 0},
+	RSA3072:   {"RSA 3072", 3072, 0},
+	RSA4096:   {"RSA 4096", 4096, 0},
 }
 
 // String returns the algorithm as "ECDSA P-256" or "RSA 2048".
 func (a Algorithm) String() string {
-	if a.known() {
-		return algorithms[a-1].name
-	}
-	return fmt.Sprintf("algorithm %d", int(a))
+	return cmp.Or(algorithms[a].name, fmt.Sprintf("algorithm %d", int(a)))
 }
 
 // Bits returns the size of the curve's field or of the modulus, in bits. It is 0 for
 // an unknown algorithm.
-func (a Algorithm) Bits() int {
-	if a.known() {
-		return algorithms[a-1].bits
-	}
-	return 0
-}
-
-func (a Algorithm) known() bool { return a >= 1 && int(a) <= len(algorithms) }
+func (a Algorithm) Bits() int { return algorithms[a].bits }
 
 // Template describes a new key.
 type Template struct {
@@ -87,13 +78,13 @@ type Template struct {
 // Errors: [UnsupportedError], [ErrOwnerAuth], [ErrNoParent], [ParentChangedError], a
 // [tpm2.TPMRC] for other refusals of the TPM, and the error from opening the TPM.
 func (t *TPM) Create(ctx context.Context, tm Template) (*keyfile.TPMKey, error) {
-	return t.newKey(ctx, tm.Parent, tm.Algorithm, func(l *link, sk storageKey) (*keyfile.TPMKey, error) {
-		return t.create(l, tm, sk)
+	return newKey(ctx, t, tm.Parent, tm.Algorithm, func(l *link, sk storageKey) (*keyfile.TPMKey, error) {
+		return tm.create(t, l, sk)
 	})
 }
 
 // newKey calls fn, which puts a new key under a storage key.
-func (t *TPM) newKey(ctx context.Context, parent uint32, a Algorithm, fn func(*link, storageKey) (*keyfile.TPMKey, error)) (file *keyfile.TPMKey, err error) {
+func newKey(ctx context.Context, t *TPM, parent uint32, a Algorithm, fn func(*link, storageKey) (*keyfile.TPMKey, error)) (file *keyfile.TPMKey, err error) {
 	named, err := storageKeyAt(parent)
 	if err != nil {
 		return nil, err
@@ -113,7 +104,7 @@ func (t *TPM) newKey(ctx context.Context, parent uint32, a Algorithm, fn func(*l
 // supported refuses an algorithm that the TPM does not have, and names those that it
 // has.
 func supported(l *link, a Algorithm) error {
-	if !a.known() {
+	if _, known := algorithms[a]; !known {
 		return fmt.Errorf("no such algorithm: %d", a)
 	}
 	ok, err := hasAlgorithm(l, a)
@@ -131,13 +122,16 @@ func supported(l *link, a Algorithm) error {
 	return e
 }
 
-func (t *TPM) create(l *link, tm Template, sk storageKey) (file *keyfile.TPMKey, err error) {
+// create runs TPM2_Create (TPM 2.0 Part 3, 12.1) under a storage key.
+func (tm Template) create(t *TPM, l *link, sk storageKey) (file *keyfile.TPMKey, err error) {
 	value := authValue(tm.Auth, crypto.SHA256)
 	defer clear(value)
 	public := tm.Algorithm.public(len(value) == 0)
-	policy, err := tm.policy(l, &public)
-	if err != nil {
-		return nil, err
+	var policy []keyfile.Policy
+	if len(tm.PCRs) > 0 {
+		if policy, err = tm.policy(l, &public); err != nil {
+			return nil, err
+		}
 	}
 	err = t.withSession(l, sk, tm.ParentName, func(s *session) error {
 		return t.withParent(l, sk, func(p *parent) error {
@@ -145,7 +139,7 @@ func (t *TPM) create(l *link, tm Template, sk storageKey) (file *keyfile.TPMKey,
 				return err
 			}
 			rsp, err := execute(l, "TPM2_Create", tpm2.Create{
-				ParentHandle: p.auth(s.use(nil, continueSession|decryptSession)),
+				ParentHandle: tpm2.AuthHandle{Handle: p.handle, Name: p.name, Auth: s.use(nil, continueSession|decryptSession)},
 				InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
 					UserAuth: tpm2.TPM2BAuth{Buffer: value},
 				}},
@@ -154,7 +148,7 @@ func (t *TPM) create(l *link, tm Template, sk storageKey) (file *keyfile.TPMKey,
 			if err != nil {
 				return fmt.Errorf("creating the key under %v: %w", sk, err)
 			}
-			file, err = keyfile.NewLoadable(tpm2.Marshal(rsp.OutPublic), tpm2.Marshal(rsp.OutPrivate), sk.fileParent(), len(value) == 0)
+			file, err = keyfile.NewLoadable(tpm2.Marshal(rsp.OutPublic), tpm2.Marshal(rsp.OutPrivate), uint32(sk.handle), len(value) == 0)
 			if err == nil {
 				file.Policy = policy
 			}
@@ -167,9 +161,6 @@ func (t *TPM) create(l *link, tm Template, sk storageKey) (file *keyfile.TPMKey,
 // policy returns the policy commands of a key that is bound to PCRs, in the order
 // that create_tpm2_key writes. It writes their digest into the public area.
 func (tm Template) policy(l *link, public *tpm2.TPMTPublic) ([]keyfile.Policy, error) {
-	if len(tm.PCRs) == 0 {
-		return nil, nil
-	}
 	s := keyfile.PCRSelection{Hash: uint16(tpm2.TPMAlgSHA256), PCRs: slices.Compact(slices.Sorted(slices.Values(tm.PCRs)))}
 	if s.PCRs[0] < 0 || s.PCRs[len(s.PCRs)-1] > 23 {
 		return nil, fmt.Errorf("PCRs %v: only 0 to 23 exist", s.PCRs)
@@ -199,7 +190,7 @@ func (a Algorithm) public(noDA bool) tpm2.TPMTPublic {
 			UserWithAuth: true, SignEncrypt: true, NoDA: noDA,
 		},
 	}
-	if curve := algorithms[a-1].curve; curve != 0 {
+	if curve := algorithms[a].curve; curve != 0 {
 		p.Type = tpm2.TPMAlgECC
 		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: curve})
 		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})

@@ -4,11 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
-
-	"github.com/google/go-tpm/tpm2"
 )
 
 // Errors that a caller may branch on. They come wrapped.
@@ -26,16 +23,6 @@ var (
 	// hierarchy that has a password.
 	ErrOwnerAuth = errors.New("the hierarchy of the storage key has a password")
 )
-
-// commandError is a TPM's refusal of a command.
-type commandError struct {
-	command string // as in TPM 2.0 Part 3, such as "TPM2_Load"
-	rc      tpm2.TPMRC
-}
-
-func (e *commandError) Error() string { return e.command + ": " + e.rc.Error() }
-
-func (e *commandError) Unwrap() error { return e.rc }
 
 // AuthError means that the auth value (the PIN) is wrong or missing.
 type AuthError struct {
@@ -125,6 +112,24 @@ func joinInts(list []int) string {
 	return strings.ReplaceAll(strings.Trim(fmt.Sprint(list), "[]"), " ", ", ")
 }
 
+// ParentChangedError means that the TPM does not have the storage key under which a
+// key was loaded before: it is a different TPM, or it was cleared, or a persistent
+// key was replaced, or an interposer on the bus substitutes a key of its own. No
+// session was started with the new storage key. The error wraps [ErrWrongTPM].
+type ParentChangedError struct {
+	Want []byte // the Name that is remembered
+	Have Parent // what the TPM has in that place
+}
+
+func (e *ParentChangedError) Error() string {
+	if strings.HasPrefix(e.Have.At, "0x") {
+		return fmt.Sprintf("a different storage key is at %s: it was replaced, or this TPM was cleared or replaced", e.Have.At)
+	}
+	return "made in another TPM, or this TPM was cleared: its storage key has changed"
+}
+
+func (e *ParentChangedError) Unwrap() error { return ErrWrongTPM }
+
 // UnsupportedError means that this TPM or this package cannot do what was asked.
 type UnsupportedError struct {
 	What      string   // such as "RSA 4096"
@@ -138,9 +143,4 @@ func (e *UnsupportedError) Error() string {
 		s += " (supported: " + strings.Join(e.Supported, ", ") + ")"
 	}
 	return s
-}
-
-// isRC reports whether err is a refusal by the TPM with one of these codes.
-func isRC(err error, codes ...tpm2.TPMRC) bool {
-	return slices.ContainsFunc(codes, func(rc tpm2.TPMRC) bool { return errors.Is(err, rc) })
 }

@@ -105,9 +105,9 @@ func algorithmOf(pub crypto.PublicKey) (Algorithm, error) {
 		}
 		what = fmt.Sprintf("RSA %d", pub.N.BitLen())
 	}
-	for i, a := range algorithms {
-		if a.name == what {
-			return Algorithm(i + 1), nil
+	for a, described := range algorithms {
+		if described.name == what {
+			return a, nil
 		}
 	}
 	return 0, unsupportedKey(what)
@@ -115,8 +115,8 @@ func algorithmOf(pub crypto.PublicKey) (Algorithm, error) {
 
 func unsupportedKey(what string) error {
 	e := &UnsupportedError{What: what, Why: "SSH and TPMs do not have it in common"}
-	for _, a := range algorithms {
-		e.Supported = append(e.Supported, a.name)
+	for a := ECDSAP256; a <= RSA4096; a++ {
+		e.Supported = append(e.Supported, a.String())
 	}
 	return e
 }

@@ -116,7 +116,7 @@ func boundFile(t testing.TB, file *keyfile.TPMKey) *keyfile.TPMKey {
 		t.Fatal(err)
 	}
 	bound.Policy = []keyfile.Policy{pcr, {CommandCode: uint32(tpm2.TPMCCPolicyAuthValue)}}
-	if _, err := tpmkey.New(nil).Key(bound); err != nil {
+	if _, err := tpmkey.New[tpmkey.Conn](nil).Key(bound); err != nil {
 		t.Fatal(err)
 	}
 	return bound

@@ -69,19 +69,19 @@ func (t *TPM) ImportPrivate(ctx context.Context, private crypto.PrivateKey, o Wr
 		return nil, err
 	}
 	defer clear(key.secret)
-	return t.newKey(ctx, o.Parent, key.algorithm, func(l *link, sk storageKey) (*keyfile.TPMKey, error) {
-		return t.importUnder(l, key, o, sk)
+	return newKey(ctx, t, o.Parent, key.algorithm, func(l *link, sk storageKey) (*keyfile.TPMKey, error) {
+		return key.importUnder(t, l, o, sk)
 	})
 }
 
-// importUnder wraps a key to the storage key sk of this TPM, and imports it.
-func (t *TPM) importUnder(l *link, key *external, o WrapOptions, sk storageKey) (file *keyfile.TPMKey, err error) {
+// importUnder wraps the key to the storage key sk of a TPM, and imports it.
+func (e *external) importUnder(t *TPM, l *link, o WrapOptions, sk storageKey) (file *keyfile.TPMKey, err error) {
 	err = t.withParent(l, sk, func(p *parent) error {
 		to, err := p.storageKey()
 		if err != nil {
 			return err
 		}
-		wrapped, err := key.wrap(to, sk, o)
+		wrapped, err := e.wrap(to, sk, o)
 		if err != nil {
 			return err
 		}
@@ -109,14 +109,14 @@ func (t *TPM) importUnder(l *link, key *external, o WrapOptions, sk storageKey) 
 // primary.
 func (k *Key) foundUnder(l *link) (storageKey, error) {
 	sk := *k.source
-	if sk.persistent != srkHandle || k.file.Parent == uint32(srkHandle) {
+	if sk.handle != srkHandle || k.file.Parent == uint32(srkHandle) {
 		return sk, nil
 	}
 	at, err := k.tpm.readSRK(l)
-	if err != nil || !at.is(tpm2.TPMAlgECC) {
+	if err != nil || at == nil || at.public.Type != tpm2.TPMAlgECC {
 		return sk, err
 	}
-	owner := storageKey{hierarchy: tpm2.TPMRHOwner, template: eccH}
+	owner := storageKey{tpm2.TPMRHOwner, eccH}
 	err = k.tpm.withParent(l, owner, func(p *parent) error {
 		if bytes.Equal(p.name.Buffer, at.name.Buffer) {
 			sk = owner
@@ -131,7 +131,7 @@ func (k *Key) foundUnder(l *link) (storageKey, error) {
 
 // loadable returns the loadable file of an importable key that has loaded.
 func (k *Key) loadable(sk storageKey) (*keyfile.TPMKey, error) {
-	file, err := keyfile.NewLoadable(k.file.Pubkey, tpm2.Marshal(tpm2.TPM2BPrivate{Buffer: k.imported}), sk.fileParent(), k.file.EmptyAuth)
+	file, err := keyfile.NewLoadable(k.file.Pubkey, tpm2.Marshal(tpm2.TPM2BPrivate{Buffer: k.imported}), uint32(sk.handle), k.file.EmptyAuth)
 	if err != nil {
 		return nil, fmt.Errorf("the key as the TPM wrapped it: %w", err)
 	}
@@ -139,48 +139,4 @@ func (k *Key) loadable(sk storageKey) (*keyfile.TPMKey, error) {
 	file.Description, file.Unknown = k.file.Description, k.file.Unknown
 	file.RSAParent = sk.template == rsaH
 	return file, nil
-}
-
-// private returns the key's TPM2B_PRIVATE without its size, for loading under p. It
-// is in the file, or comes from TPM2_Import for a key that was wrapped elsewhere. The
-// result of TPM2_Import is kept in memory once it has loaded.
-func (k *Key) private(l *link, p *parent) ([]byte, error) {
-	if k.file.Type != keyfile.Importable {
-		return k.file.Privkey[2:], nil
-	}
-	if k.imported != nil {
-		return k.imported, nil
-	}
-	rsp, err := execute(l, "TPM2_Import", tpm2.Import{
-		ParentHandle: p.auth(tpm2.PasswordAuth(nil)),
-		ObjectPublic: tpm2.BytesAs2B[tpm2.TPMTPublic](k.file.Pubkey[2:]),
-		Duplicate:    tpm2.TPM2BPrivate{Buffer: k.file.Privkey[2:]},
-		InSymSeed:    tpm2.TPM2BEncryptedSecret{Buffer: k.file.Secret[2:]},
-		Symmetric:    tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
-	})
-	if err == nil {
-		return rsp.OutPrivate.Buffer, nil
-	}
-	importing := fmt.Sprintf("importing the key under %v", p.key)
-	if wrapsOther(p, err) {
-		const why = "the key was wrapped for another storage key, or for another TPM, or this TPM was cleared since, or the key file is damaged"
-		return nil, &wrongParentError{importing, why, p.identity(), err}
-	}
-	return nil, fmt.Errorf("%s: %w", importing, err)
-}
-
-// wrapsOther reports whether err says that the key was wrapped for a different
-// storage key than p. Either the integrity value is wrong, or the seed cannot be
-// decrypted at all, for example one for an RSA key by an ECC key. libtpms reports a
-// failure of OAEP as TPM_RC_FAILURE.
-func wrapsOther(p *parent, err error) bool {
-	if isRC(err, tpm2.TPMRCIntegrity) || p.is(tpm2.TPMAlgRSA) && isRC(err, tpm2.TPMRCFailure) {
-		return true
-	}
-	f1, ok := errors.AsType[tpm2.TPMFmt1Error](err)
-	if !ok {
-		return false
-	}
-	ofParameter, n := f1.Parameter()
-	return ofParameter && n == 4 // inSymSeed
 }

@@ -1,7 +1,7 @@
 package tpmkey
 
 import (
-	"cmp"
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -18,9 +18,8 @@ const srkHandle tpm2.TPMHandle = 0x81000001
 // storageKey is one way to get a parent: a persistent object, or a primary key that
 // is created in a hierarchy from a template.
 type storageKey struct {
-	persistent tpm2.TPMHandle
-	hierarchy  tpm2.TPMHandle
-	template   template
+	handle   tpm2.TPMHandle // of the object, or of the hierarchy; key files name it so
+	template template
 }
 
 // template is a storage key template. Templates that differ only in their unique
@@ -28,8 +27,10 @@ type storageKey struct {
 type template int
 
 const (
+	// persistent is that of an object that is in the TPM already: none.
+	persistent template = iota
 	// eccH is H-2 of the key file draft: P-256, unique of size zero.
-	eccH template = iota + 1
+	eccH
 	// rsaH is H-1: RSA 2048, unique of size zero.
 	rsaH
 	// eccL is go-tpm's ECCSRKTemplate: P-256, unique of 32 and 32 zeros. Some
@@ -38,11 +39,11 @@ const (
 )
 
 func (sk storageKey) String() string {
-	if sk.persistent != 0 {
-		return fmt.Sprintf("the persistent storage key %#x", uint32(sk.persistent))
+	if sk.template == persistent {
+		return fmt.Sprintf("the persistent storage key %#x", uint32(sk.handle))
 	}
 	names := map[template]string{eccH: "P-256", rsaH: "RSA 2048", eccL: "P-256 with a zero-filled template"}
-	return fmt.Sprintf("the %s primary storage key of the %s hierarchy", names[sk.template], hierarchies[sk.hierarchy])
+	return fmt.Sprintf("the %s primary storage key of the %s hierarchy", names[sk.template], hierarchies[sk.handle])
 }
 
 // hierarchies names the hierarchies, as users write them.
@@ -55,11 +56,11 @@ var hierarchies = map[tpm2.TPMHandle]string{
 func storageKeyAt(parent uint32) (storageKey, error) {
 	switch {
 	case parent == 0:
-		return storageKey{hierarchy: tpm2.TPMRHOwner, template: eccH}, nil
+		return storageKey{tpm2.TPMRHOwner, eccH}, nil
 	case parent>>24 == 0x81:
-		return storageKey{persistent: tpm2.TPMHandle(parent)}, nil
+		return storageKey{tpm2.TPMHandle(parent), persistent}, nil
 	case parent == keyfile.ParentOwner, parent == keyfile.ParentEndorsement, parent == keyfile.ParentPlatform:
-		return storageKey{hierarchy: tpm2.TPMHandle(parent), template: eccH}, nil
+		return storageKey{tpm2.TPMHandle(parent), eccH}, nil
 	case parent == uint32(tpm2.TPMRHNull):
 		return storageKey{}, &UnsupportedError{What: "parent in the null hierarchy", Why: "the key would be lost at the next reset of the TPM"}
 	default:
@@ -71,25 +72,23 @@ func storageKeyAt(parent uint32) (storageKey, error) {
 	}
 }
 
-// fileParent returns the handle by which a key file names the storage key.
-func (sk storageKey) fileParent() uint32 { return uint32(cmp.Or(sk.persistent, sk.hierarchy)) }
-
 // orSRK calls fn with the storage key for a new key. If that is the owner's primary
 // and the owner hierarchy has a password, orSRK calls fn again with the storage key
 // at [srkHandle], provided that there is one.
 func (t *TPM) orSRK(l *link, sk storageKey, fn func(storageKey) error) error {
 	err := fn(sk)
-	if sk.hierarchy != tpm2.TPMRHOwner || !errors.Is(err, ErrOwnerAuth) {
+	if sk.handle != tpm2.TPMRHOwner || !errors.Is(err, ErrOwnerAuth) {
 		return err
 	}
 	p, srkErr := t.readSRK(l)
 	if srkErr != nil || p == nil {
 		return errors.Join(err, srkErr)
 	}
-	return fn(storageKey{persistent: srkHandle})
+	return fn(storageKey{srkHandle, persistent})
 }
 
-// parent is a storage key in the TPM. Its handle is valid inside withParent only.
+// parent is a storage key in the TPM. Its handle is valid inside withParent only. Its
+// auth value is empty, even if its hierarchy has a password.
 type parent struct {
 	key    storageKey
 	handle tpm2.TPMHandle
@@ -98,18 +97,12 @@ type parent struct {
 	saved  savedContext // of a primary
 }
 
-// auth authorizes the use of p by a session for the empty auth value. Storage keys
-// have that even if their hierarchy has a password.
-func (p *parent) auth(s tpm2.Session) tpm2.AuthHandle {
-	return tpm2.AuthHandle{Handle: p.handle, Name: p.name, Auth: s}
-}
-
 // withParent calls fn with the storage key in the TPM. A primary is created once.
 // After that its saved context is loaded, which takes a chip some milliseconds
 // instead of up to a second. In between it takes no slot in the TPM.
 func (t *TPM) withParent(l *link, sk storageKey, fn func(*parent) error) error {
-	if sk.persistent != 0 {
-		p, err := persistentParent(l, sk.persistent)
+	if sk.template == persistent {
+		p, err := persistentParent(l, sk.handle)
 		if err != nil {
 			return err
 		}
@@ -138,22 +131,10 @@ func (t *TPM) loadPrimary(l *link, sk storageKey) (*parent, error) {
 		// The TPM was reset, and the context is lost.
 		delete(t.parents, sk)
 	}
-	p, err := createPrimary(l, sk)
-	if err != nil {
-		return nil, err
-	}
-	if p.saved, err = l.saveContext(p.handle); err != nil {
-		return nil, errors.Join(err, l.release(p.handle, p.name))
-	}
-	t.parents[sk] = p
-	return p, nil
-}
-
-func createPrimary(l *link, sk storageKey) (*parent, error) {
 	var rsp *tpm2.CreatePrimaryResponse
 	err := l.making(firstTransient, func() (err error) {
 		rsp, err = execute(l, "TPM2_CreatePrimary", tpm2.CreatePrimary{
-			PrimaryHandle: tpm2.AuthHandle{Handle: sk.hierarchy, Name: tpm2.HandleName(sk.hierarchy), Auth: tpm2.PasswordAuth(nil)},
+			PrimaryHandle: tpm2.AuthHandle{Handle: sk.handle, Name: tpm2.HandleName(sk.handle), Auth: tpm2.PasswordAuth(nil)},
 			InPublic:      tpm2.New2B(sk.template.public()),
 		})
 		return err
@@ -168,8 +149,13 @@ func createPrimary(l *link, sk storageKey) (*parent, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("creating %v: TPM2_CreatePrimary: %w", sk, err), l.flush(rsp.ObjectHandle))
 	}
-	l.hold(rsp.Name)
-	return &parent{key: sk, handle: rsp.ObjectHandle, name: rsp.Name, public: public}, nil
+	l.held = append(l.held, string(rsp.Name.Buffer))
+	p := &parent{key: sk, handle: rsp.ObjectHandle, name: rsp.Name, public: public}
+	if p.saved, err = l.saveContext(p.handle); err != nil {
+		return nil, errors.Join(err, l.release(p.handle, p.name))
+	}
+	t.parents[sk] = p
+	return p, nil
 }
 
 // persistentParent reads the public area of a persistent storage key. An object that
@@ -189,7 +175,7 @@ func persistentParent(l *link, h tpm2.TPMHandle) (*parent, error) {
 	if a := public.ObjectAttributes; !a.Restricted || !a.Decrypt || a.SignEncrypt {
 		return nil, &UnsupportedError{What: fmt.Sprintf("parent %#x", uint32(h)), Why: "the object there is not a storage key"}
 	}
-	return &parent{key: storageKey{persistent: h}, handle: h, name: rsp.Name, public: public}, nil
+	return &parent{key: storageKey{h, persistent}, handle: h, name: rsp.Name, public: public}, nil
 }
 
 // srk is the object at [srkHandle]. It is read once per connection.
@@ -225,18 +211,18 @@ type candidate struct {
 // primary is never created on a guess, because that may take a chip a minute.
 func (t *TPM) candidates(l *link, k *keyfile.TPMKey) ([]candidate, error) {
 	if k.Parent>>24 == 0x81 {
-		return []candidate{{storageKey: storageKey{persistent: tpm2.TPMHandle(k.Parent)}}}, nil
+		return []candidate{{storageKey: storageKey{tpm2.TPMHandle(k.Parent), persistent}}}, nil
 	}
 	// 0 (from old versions of tpm2tss-genkey) and transient handles (which mean
 	// nothing outside the process that wrote them) mean the owner hierarchy.
-	named := storageKey{hierarchy: tpm2.TPMRHOwner, template: eccH}
+	named := storageKey{tpm2.TPMRHOwner, eccH}
 	if k.Parent>>24 == 0x40 {
-		named.hierarchy = tpm2.TPMHandle(k.Parent)
+		named.handle = tpm2.TPMHandle(k.Parent)
 	}
 	if k.RSAParent {
 		named.template = rsaH
 	}
-	if named.hierarchy != tpm2.TPMRHOwner {
+	if named.handle != tpm2.TPMRHOwner {
 		return []candidate{{storageKey: named}}, nil
 	}
 	p, err := t.readSRK(l)
@@ -245,21 +231,18 @@ func (t *TPM) candidates(l *link, k *keyfile.TPMKey) ([]candidate, error) {
 	}
 	list := []candidate{{storageKey: named}}
 	if !k.RSAParent {
-		list = append(list, candidate{storageKey{hierarchy: tpm2.TPMRHOwner, template: eccL}, true})
+		list = append(list, candidate{storageKey{tpm2.TPMRHOwner, eccL}, true})
 	}
-	at := candidate{storageKey{persistent: srkHandle}, true}
-	switch isRSA := p.is(tpm2.TPMAlgRSA); {
+	at := candidate{storageKey{srkHandle, persistent}, true}
+	switch {
 	case p == nil:
-	case isRSA == k.RSAParent:
+	case (p.public.Type == tpm2.TPMAlgRSA) == k.RSAParent:
 		list = slices.Insert(list, 0, at)
-	case isRSA:
+	case !k.RSAParent:
 		list = append(list, at)
 	}
 	return list, nil
 }
-
-// is reports whether p is a storage key of the algorithm. A nil p is not.
-func (p *parent) is(alg tpm2.TPMAlgID) bool { return p != nil && p.public.Type == alg }
 
 // public returns the template's public area. go-tpm's templates differ from the
 // draft's in their unique field only.
@@ -273,4 +256,109 @@ func (tp template) public() tpm2.TPMTPublic {
 		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{})
 	}
 	return p
+}
+
+// Parent identifies a storage key.
+type Parent struct {
+	// Name is nameAlg and digest of its public area (TPM 2.0 Part 1, 16). It was
+	// computed here, not copied from the TPM's response.
+	Name []byte
+	// At is where it was found: "0x81000001" for a persistent handle; a hierarchy
+	// ("owner") for the primary of the draft's P-256 template; "owner-rsa" and
+	// "owner-zeros" for other templates. The seed of the hierarchy determines the
+	// key there: a different Name in the same place means a different TPM, or one
+	// that was cleared.
+	At string
+}
+
+// at returns the place of a storage key, as in [Parent].
+func (sk storageKey) at() string {
+	if sk.template == persistent {
+		return fmt.Sprintf("%#x", uint32(sk.handle))
+	}
+	suffix := map[template]string{rsaH: "-rsa", eccL: "-zeros"}
+	return hierarchies[sk.handle] + suffix[sk.template]
+}
+
+func (p *parent) identity() Parent { return Parent{bytes.Clone(p.name.Buffer), p.key.at()} }
+
+// place returns the key's storage key. If it was found at [srkHandle] and is known to
+// be the owner's primary, its place is the owner's: that stays true when the handle
+// is evicted.
+func (k *Key) place(p *parent) Parent {
+	at := p.identity()
+	if p.key.template != persistent || k.file.Parent == uint32(p.key.handle) {
+		return at
+	}
+	for primary, known := range k.tpm.parents {
+		if bytes.Equal(known.name.Buffer, at.Name) {
+			at.At = primary.at()
+		}
+	}
+	return at
+}
+
+// named decodes the public area of a response and computes its Name, which must be
+// the one in the response. A copied Name would pin nothing: an interposer that
+// replaces the public area can leave the Name as it was.
+func named(area tpm2.TPM2BPublic, claimed tpm2.TPM2BName) (*tpm2.TPMTPublic, error) {
+	public, err := area.Contents()
+	if err != nil {
+		return nil, err
+	}
+	name, err := tpm2.ObjectName(public)
+	if err == nil && !bytes.Equal(name.Buffer, claimed.Buffer) {
+		err = errors.New("the Name in the response is not that of its public area")
+	}
+	return public, err
+}
+
+// mustBe checks that the storage key has the Name want. A nil want accepts any.
+func (p *parent) mustBe(want []byte) error {
+	if want == nil || bytes.Equal(want, p.name.Buffer) {
+		return nil
+	}
+	return &ParentChangedError{Want: bytes.Clone(want), Have: p.identity()}
+}
+
+// wrongParentError is the TPM's refusal to load a key under a storage key.
+type wrongParentError struct {
+	doing  string // such as "loading the key under …"
+	why    string // a guess at the cause
+	parent Parent
+	err    error // of TPM2_Load or TPM2_Import
+}
+
+func (e *wrongParentError) Error() string { return fmt.Sprintf("%s: %s: %v", e.doing, e.why, e.err) }
+
+func (e *wrongParentError) Unwrap() []error { return []error{ErrWrongTPM, e.err} }
+
+// plain returns the error without the guess.
+func (e *wrongParentError) plain() error { return fmt.Errorf("%s: %w", e.doing, e.err) }
+
+// refusal returns why a key does not load, from the storage keys that refused it and
+// the errors that matter. If the storage key that is remembered is among them, the
+// file is damaged (perhaps only in its public part). If not, the key belongs to a
+// different TPM.
+func (k *Key) refusal(tried []*wrongParentError, errs []error) error {
+	err := errors.Join(errs...)
+	want, loaded := k.pin, k.parent.Load()
+	if loaded != nil {
+		want = loaded.Name
+	}
+	if want == nil || !errors.Is(err, ErrWrongTPM) {
+		return err
+	}
+	for _, t := range tried {
+		switch same := bytes.Equal(t.parent.Name, want); {
+		case same && loaded != nil: // it has loaded from the same octets
+			return fmt.Errorf("the TPM refuses what it loaded before: %w", t.plain())
+		case same:
+			return fmt.Errorf("%w: %w", ErrDamaged, t.plain())
+		}
+	}
+	if refused, ok := errors.AsType[*wrongParentError](err); ok {
+		return fmt.Errorf("%w: %w", &ParentChangedError{Want: bytes.Clone(want), Have: refused.parent}, refused.plain())
+	}
+	return err
 }

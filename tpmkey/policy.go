@@ -75,7 +75,7 @@ func newPolicy(file *keyfile.TPMKey) (*policy, error) {
 // whether it is supported.
 func policyHash(alg uint16) (crypto.Hash, bool) {
 	h := nameHash(alg)
-	return h, uint16(hashAlg(h)) == alg
+	return h, uint16(hashAlgs[h]) == alg
 }
 
 // signedPolicies returns the signed policies that can be run. If none can, the error

@@ -2,6 +2,7 @@ package tpmkey
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -16,9 +17,9 @@ const pcrTries = 5
 
 // byPolicy signs with the loaded key h in a policy session. Each signature needs its
 // own session: the PCRs may have changed since the last one.
-func (k *Key) byPolicy(l *link, h tpm2.NamedHandle, s *signing) (err error) {
+func (s *signing) byPolicy(l *link, h tpm2.NamedHandle) (err error) {
 	for range pcrTries {
-		err = l.making(firstSession, func() error { return k.signByPolicy(l, h, s) })
+		err = l.making(firstSession, func() error { return s.inPolicySession(l, h) })
 		if !isRC(err, tpm2.TPMRCPCRChanged) {
 			break
 		}
@@ -26,13 +27,14 @@ func (k *Key) byPolicy(l *link, h tpm2.NamedHandle, s *signing) (err error) {
 	return err
 }
 
-// signByPolicy starts a policy session, runs the key's policy in it, signs, and
+// inPolicySession starts a policy session, runs the key's policy in it, signs, and
 // flushes the session unless its last use did. If the auth value will be proved in
 // it, the session is salted to the key's parent. PCRs alone are no secret.
-func (k *Key) signByPolicy(l *link, h tpm2.NamedHandle, s *signing) (err error) {
+func (s *signing) inPolicySession(l *link, h tpm2.NamedHandle) (err error) {
+	k := s.key
 	var ses *session
 	if k.policy.usesAuth() {
-		ses, err = k.tpm.saltedSession(l, *k.source, k.ParentName(), tpm2.TPMSEPolicy, k.policy.hash)
+		ses, err = k.tpm.saltedSession(l, *k.source, k.Parent().Name, tpm2.TPMSEPolicy, k.policy.hash)
 	} else {
 		ses, err = startSession(l, nil, tpm2.TPMSEPolicy, k.policy.hash)
 	}
@@ -48,7 +50,7 @@ func (k *Key) signByPolicy(l *link, h tpm2.NamedHandle, s *signing) (err error) 
 		if auth {
 			value = s.value
 		}
-		err = k.sign(l, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: ses.use(value, 0)}, s)
+		err = s.sign(l, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: ses.use(value, 0)})
 	}
 	clear(ses.key)
 	if !ses.ended && l.broken == nil {
@@ -75,7 +77,7 @@ func (p *policy) runSigned(l *link, s *session) (auth bool, err error) {
 	for i, signed := range p.signed {
 		if i > 0 {
 			// go-tpm does not have this command.
-			restart := newCommand(tpm2.TPMSTNoSessions, tpm2.TPMCCPolicyRestart, handleOctets(s.handle))
+			restart := newCommand(tpm2.TPMSTNoSessions, tpm2.TPMCCPolicyRestart, binary.BigEndian.AppendUint32(nil, uint32(s.handle)))
 			if _, err := l.plain("TPM2_PolicyRestart", restart); err != nil {
 				return false, err
 			}
@@ -162,7 +164,7 @@ func (sp *signedPolicy) ticket(l *link) (*tpm2.TPMTTKVerified, error) {
 		return nil, fmt.Errorf("the signature of the policy: %w", err)
 	}
 	name := tpm2.TPM2BName{Buffer: sp.by.Signer.Name()}
-	l.hold(name)
+	l.held = append(l.held, string(name.Buffer))
 	signer, err := execute(l, "TPM2_LoadExternal", tpm2.LoadExternal{
 		InPublic:  tpm2.BytesAs2B[tpm2.TPMTPublic](sp.by.SignerArea[2:]),
 		Hierarchy: tpm2.TPMRHOwner, // the TPM gives no ticket for a key in the null hierarchy

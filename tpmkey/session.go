@@ -119,7 +119,7 @@ func startSession(l *link, p *parent, kind tpm2.TPMSE, hash crypto.Hash) (*sessi
 		NonceCaller: tpm2.TPM2BNonce{Buffer: s.nonceCaller},
 		SessionType: kind,
 		Symmetric:   tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull},
-		AuthHash:    hashAlg(hash),
+		AuthHash:    hashAlgs[hash],
 	}
 	var salt []byte
 	if p != nil {

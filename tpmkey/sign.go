@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/asn1"
@@ -12,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"runtime"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
@@ -20,10 +22,21 @@ import (
 
 // signing is one call of [Key.Sign].
 type signing struct {
+	key    *Key
 	hash   crypto.Hash
 	digest []byte
 	value  []byte // the auth value
 	sig    []byte // the result
+}
+
+// curveHashes are the hashes that SSH fixes for the curves (RFC 5656, 6.2.1).
+var curveHashes = map[elliptic.Curve]crypto.Hash{
+	elliptic.P256(): crypto.SHA256, elliptic.P384(): crypto.SHA384, elliptic.P521(): crypto.SHA512,
+}
+
+// hashAlgs are the TPM's numbers of hashes.
+var hashAlgs = map[crypto.Hash]tpm2.TPMAlgID{
+	crypto.SHA1: tpm2.TPMAlgSHA1, crypto.SHA256: tpm2.TPMAlgSHA256, crypto.SHA384: tpm2.TPMAlgSHA384, crypto.SHA512: tpm2.TPMAlgSHA512,
 }
 
 // Sign signs digest in the TPM. digest is the hash opts.HashFunc() of a message. The
@@ -39,19 +52,23 @@ type signing struct {
 // [ErrOwnerAuth], [UnsupportedError], a [tpm2.TPMRC] for other refusals of the TPM,
 // and the error from opening the TPM.
 func (k *Key) Sign(ctx context.Context, auth, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	s := &signing{hash: opts.HashFunc(), digest: digest, value: authValue(auth, k.nameHash)}
+	if len(auth) > 0 {
+		clearStack() // makes room first: a stack that grows leaves its old copy behind
+		defer clearStack()
+	}
+	s := &signing{key: k, hash: opts.HashFunc(), digest: digest, value: authValue(auth, k.nameHash)}
 	defer clear(s.value)
-	if err := k.check(s); err != nil {
+	if err := s.check(); err != nil {
 		return nil, err
 	}
 	verified := make(chan bool, 1)
 	err := k.tpm.withTurn(ctx, func(l *link) error {
 		return k.withLoaded(l, func(h tpm2.NamedHandle) error {
-			err := k.authorized(l, h, s)
+			err := s.authorize(l, h)
 			if err == nil {
 				// Verify while the TPM flushes the key and, after
 				// that, while it works for the next caller.
-				go func() { verified <- k.verify(s) }()
+				go func() { verified <- s.verify() }()
 			}
 			return err
 		})
@@ -66,10 +83,10 @@ func (k *Key) Sign(ctx context.Context, auth, digest []byte, opts crypto.SignerO
 }
 
 // check refuses what the key can never sign.
-func (k *Key) check(s *signing) error {
-	p, alg := k.file.Public, hashAlg(s.hash)
+func (s *signing) check() error {
+	p, alg := s.key.file.Public, hashAlgs[s.hash]
 	_, isRSA := p.Key.(*rsa.PublicKey)
-	if alg == tpm2.TPMAlgNull || alg == tpm2.TPMAlgSHA1 && !isRSA {
+	if alg == 0 || alg == tpm2.TPMAlgSHA1 && !isRSA {
 		return &UnsupportedError{What: "signature over " + s.hash.String(), Why: "only SHA-2 is used"}
 	}
 	if len(s.digest) != s.hash.Size() {
@@ -97,18 +114,29 @@ func authValue(pin []byte, nameAlg crypto.Hash) []byte {
 	return value
 }
 
-// authorized signs with the loaded key h. A key without auth value is authorized by
+// clearStack overwrites what functions that have returned left on the stack. Copies
+// of an auth value in vector registers get there.
+//
+//go:noinline
+func clearStack() {
+	var b [16 << 10]byte
+	clear(b[:])
+	runtime.KeepAlive(&b)
+}
+
+// authorize signs with the loaded key h. A key without auth value is authorized by
 // an empty password; one with an auth value by an HMAC in a salted session, so that
 // the auth value never crosses the bus; and one with a policy by a policy session.
-func (k *Key) authorized(l *link, h tpm2.NamedHandle, s *signing) (err error) {
+func (s *signing) authorize(l *link, h tpm2.NamedHandle) (err error) {
+	k := s.key
 	switch {
 	case k.policy != nil:
-		err = k.byPolicy(l, h, s)
+		err = s.byPolicy(l, h)
 	case len(s.value) == 0:
-		err = k.sign(l, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: tpm2.PasswordAuth(nil)}, s)
+		err = s.sign(l, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: tpm2.PasswordAuth(nil)})
 	default:
-		err = k.tpm.withSession(l, *k.source, k.ParentName(), func(ses *session) error {
-			return k.sign(l, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: ses.use(s.value, continueSession)}, s)
+		err = k.tpm.withSession(l, *k.source, k.Parent().Name, func(ses *session) error {
+			return s.sign(l, tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: ses.use(s.value, continueSession)})
 		})
 	}
 	if err != nil {
@@ -120,17 +148,17 @@ func (k *Key) authorized(l *link, h tpm2.NamedHandle, s *signing) (err error) {
 // sign makes the signature by TPM2_Sign where possible. An RSA key that may only
 // decrypt, and SHA-512 in a TPM that does not have it, need TPM2_RSA_Decrypt: it is
 // the private operation, here on a padded block.
-func (k *Key) sign(l *link, key tpm2.AuthHandle, s *signing) (err error) {
+func (s *signing) sign(l *link, key tpm2.AuthHandle) (err error) {
 	if err := l.alive(); err != nil {
 		return err
 	}
-	p := k.file.Public
+	p := s.key.file.Public
 	pub, isRSA := p.Key.(*rsa.PublicKey)
 	if !isRSA {
 		s.sig, err = tpm2Sign(l, key, tpm2.TPMAlgECDSA, s.hash, s.digest)
 		return err
 	}
-	known, err := k.tpm.hasHash(l, s.hash)
+	known, err := hasHash(s.key.tpm, l, s.hash)
 	switch {
 	case err != nil:
 	case p.Attributes.Sign() && known:
@@ -152,7 +180,7 @@ func (k *Key) sign(l *link, key tpm2.AuthHandle, s *signing) (err error) {
 func tpm2Sign(l *link, key tpm2.AuthHandle, alg tpm2.TPMAlgID, hash crypto.Hash, digest []byte) ([]byte, error) {
 	p := appendSized(make([]byte, 0, 96), digest)
 	p = binary.BigEndian.AppendUint16(p, uint16(alg))
-	p = binary.BigEndian.AppendUint16(p, uint16(hashAlg(hash)))
+	p = binary.BigEndian.AppendUint16(p, uint16(hashAlgs[hash]))
 	// An empty ticket: the digest was not computed by the TPM.
 	p = binary.BigEndian.AppendUint16(p, uint16(tpm2.TPMSTHashCheck))
 	p = binary.BigEndian.AppendUint32(p, uint32(tpm2.TPMRHNull))
@@ -165,7 +193,7 @@ func tpm2Sign(l *link, key tpm2.AuthHandle, alg tpm2.TPMAlgID, hash crypto.Hash,
 	var gotAlg, gotHash uint16
 	var first, second cryptobyte.String
 	ok := in.ReadUint16(&gotAlg) && in.ReadUint16(&gotHash) && in.ReadUint16LengthPrefixed(&first) &&
-		gotAlg == uint16(alg) && gotHash == uint16(hashAlg(hash))
+		gotAlg == uint16(alg) && gotHash == uint16(hashAlgs[hash])
 	if ok && alg == tpm2.TPMAlgECDSA {
 		ok = in.ReadUint16LengthPrefixed(&second)
 	}
@@ -212,8 +240,8 @@ func decryptRSA(l *link, key tpm2.AuthHandle, pub *rsa.PublicKey, hash crypto.Ha
 
 // verify checks a signature in software. A fault in the chip or on the bus can
 // produce a wrong signature, which may reveal the private key.
-func (k *Key) verify(s *signing) bool {
-	switch pub := k.file.Public.Key.(type) {
+func (s *signing) verify() bool {
+	switch pub := s.key.file.Public.Key.(type) {
 	case *ecdsa.PublicKey:
 		return ecdsa.VerifyASN1(pub, s.digest, s.sig)
 	case *rsa.PublicKey:

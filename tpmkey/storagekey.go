@@ -152,7 +152,7 @@ func (t *TPM) StorageKey(ctx context.Context, at uint32) (key *StorageKey, handl
 	}
 	err = t.withTurn(ctx, func(l *link) error {
 		return t.orSRK(l, named, func(sk storageKey) error {
-			handle = sk.fileParent()
+			handle = uint32(sk.handle)
 			return t.withParent(l, sk, func(p *parent) (err error) {
 				key, err = p.storageKey()
 				return err

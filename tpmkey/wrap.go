@@ -72,8 +72,8 @@ func (e *external) wrap(to *StorageKey, named storageKey, o WrapOptions) (*keyfi
 		Type:      keyfile.Importable,
 		EmptyAuth: len(value) == 0,
 		Secret:    tpm2.Marshal(tpm2.TPM2BEncryptedSecret{Buffer: secret}),
-		RSAParent: named.persistent == 0 && to.RSA(),
-		Parent:    named.fileParent(),
+		RSAParent: named.template != persistent && to.RSA(),
+		Parent:    uint32(named.handle),
 		Pubkey:    pubkey,
 		Privkey:   tpm2.Marshal(tpm2.TPM2BPrivate{Buffer: duplicate}),
 		Public:    parsed,
@@ -83,11 +83,11 @@ func (e *external) wrap(to *StorageKey, named storageKey, o WrapOptions) (*keyfi
 // namable refuses a storage key that a key file cannot name: a hierarchy means the
 // key that H-2 or H-1 gives there, and no other.
 func namable(to *StorageKey, named storageKey) error {
-	if named.persistent != 0 || to.fits(eccH) || to.fits(rsaH) {
+	if named.template == persistent || to.fits(eccH) || to.fits(rsaH) {
 		return nil
 	}
 	return &UnsupportedError{
-		What:      "this storage key as the " + hierarchies[named.hierarchy] + " hierarchy's",
+		What:      "this storage key as the " + hierarchies[named.handle] + " hierarchy's",
 		Why:       "a key file can name only those of the TCG's templates (P-256 and RSA 2048) by their hierarchy",
 		Supported: []string{"the storage key's persistent handle as parent"},
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 )
 
-// wrappedFor has a key with a PIN made for a TPM, in home.
+// wrappedFor makes a key with a PIN in home, wrapped for a TPM.
 func wrappedFor(t *testing.T, tpm *tpmtest.SWTPM, home, name, pin string) {
 	t.Helper()
 	out, err := programIn(t, home, "srk", "--tpm", tpm.Address()).Output()
@@ -23,17 +23,19 @@ func wrappedFor(t *testing.T, tpm *tpmtest.SWTPM, home, name, pin string) {
 	}
 }
 
-// programIn is a run of the program in a directory.
+// programIn returns a command that runs tpm-agent in the directory home.
 func programIn(t *testing.T, home string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := program(t, args...)
 	cmd.Dir = home
+	cmd.Env = append(cmd.Env, "HOME="+home, "XDG_STATE_HOME="+home+"/state")
 	return cmd
 }
 
-// TestWrappedLastTry: the try that may lock the TPM is not spent on the PIN of a
-// wrapped key before the user has said yes.
-func TestWrappedLastTry(t *testing.T) {
+// TestImportWrappedLastTry checks that import does not use the last try before a
+// lockout for the PIN of a wrapped key unless the user says yes.
+func TestImportWrappedLastTry(t *testing.T) {
+	t.Parallel()
 	tpm := tpmtest.Start(t)
 	home := program(t).Dir
 	wrappedFor(t, tpm, home, "id", "1234")
@@ -70,16 +72,17 @@ func TestWrappedLastTry(t *testing.T) {
 		}
 	}
 	if n := counter(); n != before {
-		t.Errorf("%d wrong PINs, and were %d", n, before)
+		t.Errorf("the TPM has counted %d wrong PINs, want %d", n, before)
 	}
 	if out, code := run("yes\n1234\n", "import", "-q"); code != 0 {
 		t.Errorf("status %d: %s", code, out)
 	}
 }
 
-// TestWrappedForAnotherTPM: nor is the PIN of a wrapped key given to a TPM that is
-// not the one of before.
-func TestWrappedForAnotherTPM(t *testing.T) {
+// TestImportWrappedNewTPM checks that import does not give the PIN of a wrapped key
+// to a TPM that has replaced the remembered one without --new-tpm.
+func TestImportWrappedNewTPM(t *testing.T) {
+	t.Parallel()
 	tpm := tpmtest.Start(t)
 	home := program(t).Dir
 	if out, err := programIn(t, home, "keygen", "-q", "-N", "", "-f", "old", "--tpm", tpm.Address()).CombinedOutput(); err != nil {
@@ -94,7 +97,7 @@ func TestWrappedForAnotherTPM(t *testing.T) {
 		t.Errorf("status %d: %s", code, out)
 	}
 	if files := list(t, home); len(files) != len(before) {
-		t.Errorf("there are %q", files)
+		t.Errorf("import left the files %q", files)
 	}
 	if out, err := programIn(t, home, append(args, "--new-tpm")...).CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)

@@ -16,23 +16,24 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/tpm-agent/tpm-agent/internal/inspect"
 	"github.com/tpm-agent/tpm-agent/internal/parents"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// crash is a command that writes files. It is killed at every system call by
-// which it does, and then each of these calls fails. Keys are in keys/.
+// crash is a command that writes files. The test kills it at each of its writing
+// system calls, and in other runs makes each of these calls fail. Keys are in keys/.
 type crash struct {
 	name    string
-	prepare [][]string // what is run before
+	prepare [][]string // commands to run first
 	args    []string   // of tpm-agent
-	again   string     // what it may say when it is run once more; empty: it works
-	late    string     // what it says when it fails after all is done; empty: it does not
-	partly  bool       // when it fails it may be done in part: the new key is there, and the old one
+	again   string     // the error that a second run may give; empty: it must succeed
+	late    string     // the error if it fails after its work is done; empty: it has none
+	partly  bool       // a failure may leave both the new key and the old one
 }
 
-// A key of ssh-keygen, keys/old. Wherever there is one, it or the key that was
-// made of it for the TPM must be usable all the time.
+// These commands prepare a home. If there is a key of ssh-keygen, keys/old, then
+// that key or the TPM key made from it must be usable at all times.
 var (
 	crashOld       = []string{"ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-C", "here", "-f", "keys/old"}
 	crashLocked    = []string{"ssh-keygen", "-q", "-t", "ecdsa", "-N", crashPassphrase, "-C", "here", "-f", "keys/old"}
@@ -81,8 +82,8 @@ var crashes = []crash{
 		args:  []string{"import", "-q", "-N", crashPIN, "--replace", "keys/old"},
 		again: "is a TPM key already", partly: true,
 	},
-	// The PINs are those of keys that the lockout does not protect: to find out
-	// which one a key has, both are tried.
+	// The lockout does not count wrong PINs of these keys, so the test can try both
+	// PINs to find out which one a key has.
 	{
 		name: "passwd, set", prepare: [][]string{crashFree},
 		args:  []string{"passwd", "-q", "--without-lockout", "-N", crashPIN, "keys/id.tpm"},
@@ -106,7 +107,7 @@ const (
 	crashPassphrase = "correct horse"
 )
 
-// crashHome is a home for a crash, a copy of one that was prepared once.
+// crashHome returns a new home, a copy of a prepared one.
 func crashHome(t *testing.T, prepared string) string {
 	t.Helper()
 	home := t.TempDir()
@@ -116,7 +117,7 @@ func crashHome(t *testing.T, prepared string) string {
 	return home
 }
 
-// inHome is a program of the tests, in that home. Its output goes to a file.
+// inHome returns a command that runs a program in home. Its output goes to a file.
 func inHome(t *testing.T, home, name string, args ...string) (cmd *exec.Cmd, output *os.File) {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -137,7 +138,7 @@ func inHome(t *testing.T, home, name string, args ...string) (cmd *exec.Cmd, out
 	return cmd, output
 }
 
-// said runs a program of the tests, and returns what it said.
+// said runs a program in home and returns its output.
 func said(t *testing.T, home, name string, args ...string) (string, error) {
 	t.Helper()
 	cmd, output := inHome(t, home, name, args...)
@@ -145,6 +146,7 @@ func said(t *testing.T, home, name string, args ...string) (string, error) {
 	return text(t, output), err
 }
 
+// text returns the content of a file.
 func text(t *testing.T, f *os.File) string {
 	t.Helper()
 	data, err := os.ReadFile(f.Name())
@@ -154,9 +156,10 @@ func text(t *testing.T, f *os.File) string {
 	return string(data)
 }
 
-// TestCrash kills and hinders each of the commands at each of its writing
-// system calls.
+// TestCrash checks that no key is lost and no file is damaged if a command is killed
+// at any of its writing system calls, or if any of these calls fails.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	if testing.Short() || raceDetector {
 		t.Skip("takes long, and traces the program as it is: make test runs it without the race detector")
 	}
@@ -167,7 +170,7 @@ func TestCrash(t *testing.T) {
 			if err := os.Mkdir(filepath.Join(prepared, "keys"), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			// In another directory: the software TPM is there before, no more.
+			// This creates the software TPM. The key is not in keys/.
 			first := []string{"tpm-agent", "keygen", "-q", "-N", "", "-f", "first"}
 			for _, command := range append([][]string{first}, c.prepare...) {
 				if out, err := said(t, prepared, command[0], command[1:]...); err != nil {
@@ -190,7 +193,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// undisturbed lets the command do its work, and counts the calls.
+// undisturbed runs the command to its end and returns the number of its writing
+// calls.
 func (c *crash) undisturbed(t *testing.T, prepared string) int {
 	t.Helper()
 	home := crashHome(t, prepared)
@@ -200,32 +204,34 @@ func (c *crash) undisturbed(t *testing.T, prepared string) int {
 		t.Fatalf("%v: %s", status, text(t, output))
 	}
 	if found := remains(t, home); found == 0 || tr.count < 8 {
-		t.Fatalf("%d calls that write, and %d keys", tr.count, found)
+		t.Fatalf("the command made %d writing calls and %d keys, want at least 8 and 1", tr.count, found)
 	}
-	t.Logf("%d calls that write", tr.count)
+	t.Logf("%d writing calls", tr.count)
 	return tr.count
 }
 
+// killed kills the command at its n-th writing call, and checks that the keys are
+// intact and that a second run succeeds or says why not.
 func (c *crash) killed(t *testing.T, home string, n int) {
 	tr := &tracer{below: home, at: n}
 	cmd, output := inHome(t, home, "tpm-agent", c.args...)
 	status := tr.run(t, cmd)
 	if !status.Signaled() || status.Signal() != syscall.SIGKILL {
-		t.Fatalf("was not killed at %d of %d: %v: %s", n, tr.count, status, text(t, output))
+		t.Fatalf("the command was not killed at call %d of %d: %v: %s", n, tr.count, status, text(t, output))
 	}
 	t.Log("at", tr.call)
 	remains(t, home)
 	out, err := said(t, home, "tpm-agent", c.args...)
 	if err != nil && !strings.Contains(out, c.again) {
-		t.Errorf("once more: %v: %s", err, out)
+		t.Errorf("the second run: %v: %s", err, out)
 	}
 	if remains(t, home) == 0 {
 		t.Error("there is no key")
 	}
 }
 
-// hindered has one call fail. The command may get along without it; else it
-// says why it failed, and has changed nothing.
+// hindered makes the n-th writing call fail. The command may succeed without the
+// call. Otherwise it must say why it failed, and must have changed nothing.
 func (c *crash) hindered(t *testing.T, home string, n int, errno syscall.Errno) {
 	before := written(t, home)
 	tr := &tracer{below: home, at: n, errno: errno}
@@ -234,7 +240,7 @@ func (c *crash) hindered(t *testing.T, home string, n int, errno syscall.Errno) 
 	out := text(t, output)
 	found := remains(t, home)
 	if status.ExitStatus() == 0 {
-		t.Logf("gets along without %s", tr.call)
+		t.Logf("the command succeeds without %s", tr.call)
 		if found == 0 {
 			t.Error("there is no key")
 		}
@@ -243,13 +249,13 @@ func (c *crash) hindered(t *testing.T, home string, n int, errno syscall.Errno) 
 	if !status.Exited() || !strings.Contains(out, errno.Error()) {
 		t.Errorf("at %s: %v: %s", tr.call, status, out)
 	}
-	// What cannot be removed stays, under a name that is known for that.
+	// A file that cannot be removed stays, under a temporary name.
 	if after := written(t, home); after != before && tr.call != "unlinkat" && !c.partly && (c.late == "" || !strings.Contains(out, c.late)) {
 		t.Errorf("at %s: the files were\n%s and are\n%s%s", tr.call, before, after, out)
 	}
 }
 
-// written describes the files in keys.
+// written returns the names and hashes of the files in keys.
 func written(t *testing.T, home string) string {
 	t.Helper()
 	var b strings.Builder
@@ -259,7 +265,7 @@ func written(t *testing.T, home string) string {
 	return b.String()
 }
 
-// contents yields the files of a directory, if it is there.
+// contents yields the files of a directory. A missing directory is empty.
 func contents(t *testing.T, dir string) iter.Seq2[string, []byte] {
 	return func(yield func(string, []byte) bool) {
 		entries, err := os.ReadDir(dir)
@@ -278,10 +284,10 @@ func contents(t *testing.T, dir string) iter.Seq2[string, []byte] {
 	}
 }
 
-// remains fails for a file that is not whole, for one that others can read and
-// must not, for a key that does not sign, and if neither keys/old nor a key made
-// of it can be used any more, or the old key is gone. It returns the number of
-// TPM keys.
+// remains checks the files in home and returns the number of TPM keys. It fails the
+// test if a file is incomplete, if others can read a private key, if a key does not
+// sign, if neither keys/old nor a key made from it is usable, or if the old key is
+// gone.
 func remains(t *testing.T, home string) (found int) {
 	t.Helper()
 	usable, kept := make(map[string]bool), make(map[string]bool)
@@ -310,14 +316,14 @@ func remains(t *testing.T, home string) (found int) {
 	}
 	if data, err := os.ReadFile(filepath.Join(home, "keys", "old.pub")); err == nil {
 		if public := parsePublic(t, data); !usable[public] || !kept[public] {
-			t.Errorf("the old key: usable %v, kept %v", usable[public], kept[public])
+			t.Errorf("the old key is usable: %v; it is kept: %v; want both", usable[public], kept[public])
 		}
 	}
 	listed(t, filepath.Join(home, "keys"), home)
 	return found
 }
 
-// private fails for a file that others can read and that holds no public key.
+// private fails the test if others can read a file that is not a public key.
 func private(t *testing.T, path string, data []byte) {
 	t.Helper()
 	info, err := os.Stat(path)
@@ -329,21 +335,21 @@ func private(t *testing.T, path string, data []byte) {
 	}
 }
 
-// tpmKey has a key file sign, and returns its public key.
+// tpmKey checks that a TPM key signs, and returns its public key.
 func tpmKey(t *testing.T, home, path string) string {
 	t.Helper()
 	if out, err := said(t, home, "signs", path, crashPIN, crashOldPIN); err != nil {
 		t.Errorf("%s: %v: %s", path, err, out)
 		return ""
 	}
-	_, public, err := readKey(path)
+	_, public, err := inspect.ReadKey(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(public.Marshal())
 }
 
-// plainKey returns the public key of a key of ssh-keygen.
+// plainKey returns the public key of a private key file of ssh-keygen.
 func plainKey(t *testing.T, path string, data []byte) string {
 	t.Helper()
 	signer, err := ssh.ParsePrivateKey(data)
@@ -358,37 +364,38 @@ func plainKey(t *testing.T, path string, data []byte) string {
 	return string(signer.PublicKey().Marshal())
 }
 
+// parsePublic returns the key of a .pub file.
 func parsePublic(t *testing.T, data []byte) string {
 	t.Helper()
 	public, _, _, rest, err := ssh.ParseAuthorizedKey(data)
 	if err != nil || len(rest) > 0 {
-		t.Errorf("a public key: %v, and %q", err, rest)
+		t.Errorf("parsing a public key: %v, rest %q", err, rest)
 		return ""
 	}
 	return string(public.Marshal())
 }
 
-// checkPublic fails unless a public key is that of a key beside it.
+// checkPublic fails the test unless a public key belongs to a private key beside it.
 func checkPublic(t *testing.T, path string, data []byte) {
 	t.Helper()
 	public := parsePublic(t, data)
 	base := strings.TrimSuffix(path, ".pub")
 	for _, beside := range []string{base + ".tpm", base + ".wrapped.tpm", base} {
 		private, err := os.ReadFile(beside)
-		switch _, key, keyErr := readKey(beside); {
+		switch _, key, keyErr := inspect.ReadKey(beside); {
 		case err != nil:
 			continue
 		case keyErr == nil && string(key.Marshal()) != public:
-			t.Errorf("%s is not of the key %s", path, beside)
+			t.Errorf("%s does not belong to the key %s", path, beside)
 		case keyErr != nil && plainKey(t, beside, private) != public:
-			t.Errorf("%s is not of the key %s", path, beside)
+			t.Errorf("%s does not belong to the key %s", path, beside)
 		}
 		return
 	}
 	t.Errorf("%s: a public key without its private one", path)
 }
 
-// listed fails if the files give tpm-agent cause to complain.
+// listed fails the test if tpm-agent list reports a problem with the files.
 func listed(t *testing.T, dir, home string) {
 	t.Helper()
 	if _, err := (parents.Store{Path: filepath.Join(home, "state", "tpm-agent", "storage-keys")}).Read(dir); err != nil {

@@ -12,10 +12,10 @@ import (
 	sshagent "golang.org/x/crypto/ssh/agent"
 )
 
-// TestCrowd: 64 clients of a running daemon and its TPM at once, and one more
-// that sends garbage. One of the 64 hangs up with its request under way; the
-// other 63 get their signatures.
-func TestCrowd(t *testing.T) {
+// TestManyClients checks that the agent serves 63 clients at once while one more
+// client sends garbage and another client hangs up before its answer.
+func TestManyClients(t *testing.T) {
+	t.Parallel()
 	public, socket := served(t)
 	garbage := connect(t, socket)
 	if _, err := io.WriteString(garbage, "GET / HTTP/1.1\r\n\r\n"); err != nil {
@@ -52,14 +52,14 @@ func TestCrowd(t *testing.T) {
 	}
 	wg.Wait()
 	if n := right.Load(); n != 63 {
-		t.Errorf("%d right signatures, want 63", n)
+		t.Errorf("%d clients got a signature, want 63", n)
 	}
 	if answer, _ := io.ReadAll(garbage); len(answer) > 0 {
-		t.Errorf("garbage was answered with %x", answer)
+		t.Errorf("the agent answered garbage with %x", answer)
 	}
 }
 
-// connect waits for the daemon to listen.
+// connect connects to the agent. It waits until the agent listens.
 func connect(t *testing.T, socket string) net.Conn {
 	t.Helper()
 	for start := time.Now(); ; time.Sleep(time.Millisecond) {

@@ -1,18 +1,15 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
+
+	"github.com/tpm-agent/tpm-agent/internal/cli"
+	"github.com/tpm-agent/tpm-agent/internal/term"
 )
 
-type envOptions struct {
-	socket string
-	form   shellForm
-}
-
-func newEnvCmd(g *global) *cobra.Command {
-	var o envOptions
+func newEnvCmd(sys *term.System) *cobra.Command {
+	var form term.ShellForm
+	var socket string
 	cmd := &cobra.Command{
 		Use:   "env",
 		Short: "Print the command that lets a shell use the agent",
@@ -21,24 +18,9 @@ shell to run. It does not start the agent.`,
 		Example: `  eval "$(tpm-agent env)"        # sh, bash, zsh
   eval ` + "`tpm-agent env -c`" + `          # csh, tcsh
   tpm-agent env --fish | source  # fish`,
-		Args:              noArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(cmd *cobra.Command, _ []string) error { return runEnv(g.sys, o) },
+		RunE: func(*cobra.Command, []string) error { return cli.Env(sys, form, socket) },
 	}
-	cmd.Flags().StringVar(&o.socket, "socket", "", "`PATH` of the agent's socket\n(default $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
-	o.form.flags(cmd, "print it ")
+	cmd.Flags().StringVar(&socket, "socket", "", "`PATH` of the agent's socket\n(default $XDG_RUNTIME_DIR/tpm-agent/agent.sock)")
+	cli.ShellFlags(cmd, &form, "")
 	return cmd
-}
-
-func runEnv(sys system, o envOptions) error {
-	kind, err := o.form.shell(sys.getenv("SHELL"))
-	if err != nil {
-		return err
-	}
-	path, err := sys.socketPath(o.socket)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(sys.stdout, kind.set("SSH_AUTH_SOCK", path))
-	return err
 }

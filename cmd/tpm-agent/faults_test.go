@@ -14,13 +14,16 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/tpm-agent/tpm-agent/internal/inspect"
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// program is a run of tpm-agent in a home of its own, with the software TPM.
+// program returns a command that runs tpm-agent in a new home with the software TPM.
 func program(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
+	needs.Programs(t, "swtpm", "ssh-keygen")
 	path, err := exec.LookPath("tpm-agent") // the test binary: see TestMain
 	if err != nil {
 		t.Fatal(err)
@@ -36,9 +39,10 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// TestFullDisk makes keys on disks with less and less room. Either both files
-// are there in the end, or none.
-func TestFullDisk(t *testing.T) {
+// TestKeygenFullDisk checks that keygen on a disk that is too small saves both files
+// or none.
+func TestKeygenFullDisk(t *testing.T) {
+	t.Parallel()
 	full, done := 0, 0
 	for pages := range 6 {
 		dir := smallDisk(t, pages)
@@ -50,19 +54,19 @@ func TestFullDisk(t *testing.T) {
 			continue
 		}
 		full++
-		if !strings.Contains(string(out), "no space left on device") || !strings.Contains(string(out), "hint: nothing was kept") {
-			t.Errorf("%d pages: says %s", pages, out)
+		if !strings.Contains(string(out), "no space left on device") || !strings.Contains(string(out), "hint: nothing was saved") {
+			t.Errorf("%d pages: keygen reports %s", pages, out)
 		}
 		if files := list(t, dir); len(files) != 1 {
 			t.Errorf("%d pages: left behind %q", pages, files)
 		}
 	}
 	if full < 2 || done < 1 {
-		t.Errorf("%d disks were too small, %d were not: the test did not see both", full, done)
+		t.Errorf("%d disks were too small and %d were large enough: the test needs both", full, done)
 	}
 }
 
-// smallDisk is a file system with room for that many pages.
+// smallDisk mounts a file system with room for that many pages.
 func smallDisk(t *testing.T, pages int) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -84,6 +88,7 @@ func smallDisk(t *testing.T, pages int) string {
 	return dir
 }
 
+// list returns the names of the files in a directory.
 func list(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -96,7 +101,8 @@ func list(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// checkKey fails unless both files are there, whole, and of the same key.
+// checkKey fails the test unless both files exist, are complete, and belong to the
+// same key.
 func checkKey(t *testing.T, file string) {
 	t.Helper()
 	key, err := keyfile.ReadFile(file + ".tpm")
@@ -113,13 +119,14 @@ func checkKey(t *testing.T, file string) {
 		t.Error(err)
 		return
 	}
-	if !bytes.Equal(data, authorizedKey(want, "here")) {
+	if !bytes.Equal(data, inspect.AuthorizedKey(want, "here")) {
 		t.Errorf("%s.pub is %q", file, data)
 	}
 }
 
-// TestReadOnlyDisk: the reason is named, nothing is changed.
-func TestReadOnlyDisk(t *testing.T) {
+// TestKeygenReadOnlyDisk checks that keygen reports a read-only file system.
+func TestKeygenReadOnlyDisk(t *testing.T) {
+	t.Parallel()
 	dir := smallDisk(t, 4)
 	if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
@@ -130,9 +137,10 @@ func TestReadOnlyDisk(t *testing.T) {
 	}
 }
 
-// TestKilled ends keygen at many moments by SIGKILL. A file that is there is
-// whole; and what is there is no obstacle to the next one.
-func TestKilled(t *testing.T) {
+// TestKeygenKilled kills keygen at many moments, and checks that the files it has
+// written are complete.
+func TestKeygenKilled(t *testing.T) {
+	t.Parallel()
 	const times = 16
 	begin := time.Now()
 	if out, err := program(t, "keygen", "-q", "-N", "", "-C", "here", "-f", "id").CombinedOutput(); err != nil {
@@ -146,7 +154,7 @@ func TestKilled(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(delay) // a moment, not an event: any will do
+		time.Sleep(delay) // any moment will do; the test waits for no event
 		_ = cmd.Process.Kill()
 		if err := cmd.Wait(); err != nil {
 			killed++
@@ -155,11 +163,11 @@ func TestKilled(t *testing.T) {
 		}
 		checkRemains(t, cmd.Dir)
 	}
-	t.Logf("%d were killed, %d were done before", killed, done)
+	t.Logf("%d runs were killed, %d had ended before", killed, done)
 }
 
-// checkRemains fails for a file that is not whole. The private key comes first:
-// a public key alone would be a lie.
+// checkRemains fails the test if a file is incomplete, or if there is a public key
+// without its private key. keygen must save the private key first.
 func checkRemains(t *testing.T, dir string) {
 	t.Helper()
 	private, public := filepath.Join(dir, "id.tpm"), filepath.Join(dir, "id.pub")
@@ -177,9 +185,10 @@ func checkRemains(t *testing.T, dir string) {
 	}
 }
 
-// TestInterrupted ends keygen by SIGINT while it works in a TPM that nobody
-// cleans up. Nothing may be left in it: tpmtest looks.
-func TestInterrupted(t *testing.T) {
+// TestKeygenInterrupted sends SIGINT to keygen at many moments, and checks that
+// keygen leaves nothing in a TPM without a resource manager.
+func TestKeygenInterrupted(t *testing.T) {
+	t.Parallel()
 	tpm := tpmtest.Start(t)
 	for delay := time.Duration(0); delay < 30*time.Millisecond; delay += 2 * time.Millisecond {
 		cmd := program(t, "--tpm", tpm.Address(), "keygen", "-N", "1234", "-C", "here", "-f", "id")
@@ -202,18 +211,27 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// What is wrong with the TPM is said in the terms of the address.
-func TestHints(t *testing.T) {
+// TestTPMHints checks the errors and hints for an address without a TPM.
+func TestTPMHints(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		args []string
 		want string
 	}{
 		{[]string{"--tpm", "device:/dev/null", "keygen", "-N", "", "-f", "id"}, "tpm-agent: making the key: "},
-		{[]string{"--tpm", "swtpm:path=/nowhere/sock", "keygen", "-N", "", "-f", "id"}, "hint: --tpm or "},
+		{[]string{"--tpm", "swtpm:path=/nowhere/sock", "keygen", "-N", "", "-f", "id"}, "hint: choose the TPM with --tpm or "},
 	} {
 		out, err := program(t, test.args...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), test.want) {
 			t.Errorf("%q: %v: %s", test.args, err, out)
 		}
+	}
+}
+
+// write writes a file that only its owner can read.
+func write(t *testing.T, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }

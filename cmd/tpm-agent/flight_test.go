@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,15 +17,17 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
 	sshagent "golang.org/x/crypto/ssh/agent"
 
 	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 )
 
-// TestInFlight: 32 requests of one client before it reads an answer, 32
-// goroutines that share x/crypto's client on one connection, and 32 clients
-// with a connection each, all at the same time.
-func TestInFlight(t *testing.T) {
+// TestManyRequests checks that the agent serves many requests at the same time: 32
+// from a client that sends all before it reads an answer, 32 from goroutines that
+// share one connection, and 32 from clients with a connection each.
+func TestManyRequests(t *testing.T) {
+	t.Parallel()
 	const n = 32
 	public, socket := served(t)
 	var all sync.WaitGroup
@@ -48,9 +51,10 @@ func TestInFlight(t *testing.T) {
 	all.Wait()
 }
 
-// TestEndsInFlight: SIGTERM lets the signature that the TPM is making finish, and
-// takes no new clients.
-func TestEndsInFlight(t *testing.T) {
+// TestSIGTERMFinishesSignature checks that after SIGTERM the agent removes its socket
+// but finishes the signature that the TPM is making.
+func TestSIGTERMFinishesSignature(t *testing.T) {
+	t.Parallel()
 	sw, dir := tpmtest.Start(t), t.TempDir()
 	public := keyIn(t, sw.Address(), dir)
 	tpm, socket := newGate(t, sw.Socket()), filepath.Join(dir, "run", "s")
@@ -66,7 +70,10 @@ func TestEndsInFlight(t *testing.T) {
 	if err := serve.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	for start := time.Now(); exists(socket); time.Sleep(time.Millisecond) {
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Lstat(socket); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
 		if time.Since(start) > time.Minute {
 			t.Fatal("the socket is still there")
 		}
@@ -84,15 +91,16 @@ func TestEndsInFlight(t *testing.T) {
 	}
 }
 
-// gate stands before a TPM. Once it is shut, what goes there waits until it is
-// opened.
+// gate is a proxy in front of a TPM. Once it is shut, it holds the next command back
+// until it is opened.
 type gate struct {
 	path    string
 	shut    atomic.Bool
-	reached chan struct{} // something waits
+	reached chan struct{} // closed when a command waits
 	open    chan struct{}
 }
 
+// newGate starts a gate in front of the TPM at the socket tpm.
 func newGate(t *testing.T, tpm string) *gate {
 	t.Helper()
 	g := &gate{path: filepath.Join(t.TempDir(), "tpm"), reached: make(chan struct{}), open: make(chan struct{})}
@@ -110,6 +118,7 @@ func newGate(t *testing.T, tpm string) *gate {
 	return g
 }
 
+// pass copies between a client and the TPM.
 func (g *gate) pass(client net.Conn, tpm string) {
 	defer client.Close()
 	server, err := net.Dial("unix", tpm)
@@ -134,8 +143,8 @@ func (g *gate) pass(client net.Conn, tpm string) {
 	}
 }
 
-// pipeline sends n requests to sign and as many to list at once, and checks
-// that each answer is that of the request in its place.
+// pipeline sends n sign and n list requests at once, and checks that the answers
+// arrive in the order of the requests.
 func pipeline(t *testing.T, conn net.Conn, public ssh.PublicKey, n int) {
 	t.Helper()
 	var requests []byte
@@ -170,10 +179,12 @@ func pipeline(t *testing.T, conn net.Conn, public ssh.PublicKey, n int) {
 	}
 }
 
+// frame returns a message with its length in front.
 func frame(message []byte) []byte {
 	return append(binary.BigEndian.AppendUint32(nil, uint32(len(message))), message...)
 }
 
+// answer reads the next answer from conn.
 func answer(t *testing.T, conn net.Conn) []byte {
 	t.Helper()
 	var length [4]byte
@@ -187,7 +198,7 @@ func answer(t *testing.T, conn net.Conn) []byte {
 	return message
 }
 
-// served makes a key and runs the daemon that has it.
+// served makes a key and starts an agent that has it.
 func served(t *testing.T) (public ssh.PublicKey, socket string) {
 	t.Helper()
 	sw, dir := tpmtest.Start(t), t.TempDir()
@@ -200,7 +211,7 @@ func served(t *testing.T) (public ssh.PublicKey, socket string) {
 	return public, socket
 }
 
-// keyIn makes a key without a PIN, the file id.tpm of a directory.
+// keyIn makes a key without a PIN in dir, in the file id.tpm.
 func keyIn(t *testing.T, tpm, dir string) ssh.PublicKey {
 	t.Helper()
 	key := filepath.Join(dir, "id")

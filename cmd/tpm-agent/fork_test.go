@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// caller is a command that may start agents in the background, which end with
+// caller returns a command that may start agents in the background. They end with
 // the test.
 func caller(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
@@ -33,7 +33,7 @@ func caller(t *testing.T, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// status is the exit status of a command that has ended.
+// status returns the exit status of a command from the error of its Run.
 func status(t *testing.T, err error) int {
 	t.Helper()
 	var exit *exec.ExitError
@@ -46,9 +46,10 @@ func status(t *testing.T, err error) int {
 	return exit.ExitCode()
 }
 
-// TestForkInShells has real shells take what serve --fork and -k print. The
-// name of the directory has in it what means something to each of them.
+// TestForkInShells checks that real shells can evaluate the output of serve --fork
+// and -k. The directory's name contains characters that are special in each shell.
 func TestForkInShells(t *testing.T) {
+	t.Parallel()
 	const posix = `eval "$(tpm-agent serve --fork %[1]s)"; echo "pid $SSH_AGENT_PID"; ssh-add -l; echo "status $?"
 kill -0 $SSH_AGENT_PID && echo alive; S=$SSH_AUTH_SOCK; eval "$(tpm-agent serve -k %[1]s)"
 test -e "$S" || echo ended; echo "${SSH_AUTH_SOCK-unset} ${SSH_AGENT_PID-unset}"`
@@ -82,8 +83,10 @@ test -e "$S"; or echo ended; set -q SSH_AUTH_SOCK; or set -q SSH_AGENT_PID; or e
 	}
 }
 
-// TestForkForms: the form is that of $SHELL where none is asked for.
-func TestForkForms(t *testing.T) {
+// TestForkShellSyntax checks that without a flag, serve --fork prints commands for
+// $SHELL.
+func TestForkShellSyntax(t *testing.T) {
+	t.Parallel()
 	for shell, want := range map[string]string{
 		"/bin/bash": "SSH_AUTH_SOCK=S; export SSH_AUTH_SOCK;\nSSH_AGENT_PID=P; export SSH_AGENT_PID;\necho Agent pid P;\n",
 		"/bin/tcsh": "setenv SSH_AUTH_SOCK S;\nsetenv SSH_AGENT_PID P;\necho Agent pid P;\n",
@@ -99,7 +102,8 @@ func TestForkForms(t *testing.T) {
 	}
 }
 
-// forked starts an agent in the background by cmd and returns its pid.
+// forked runs cmd, which starts an agent in the background, and returns the agent's
+// pid.
 func forked(t *testing.T, cmd *exec.Cmd) int {
 	t.Helper()
 	out, err := cmd.Output()
@@ -114,9 +118,11 @@ func forked(t *testing.T, cmd *exec.Cmd) int {
 	return pid
 }
 
-// TestForkLetsGo: nobody who waits for the end of a pipe waits for the agent.
-// It keeps nothing of its caller: no descriptor, directory, terminal or session.
-func TestForkLetsGo(t *testing.T) {
+// TestForkDetaches checks that an agent in the background keeps nothing of its
+// caller: no descriptor, directory, terminal or session. A process that waits for the
+// end of a pipe must not wait for the agent.
+func TestForkDetaches(t *testing.T) {
+	t.Parallel()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -133,23 +139,23 @@ func TestForkLetsGo(t *testing.T) {
 		t.Fatal(err)
 	}
 	if said, err := io.ReadAll(r); err != nil || len(said) > 0 {
-		t.Errorf("the caller's pipe: %q, %v", said, err)
+		t.Errorf("reading the caller's pipe to its end: %q, %v", said, err)
 	}
 	if err := unix.Kill(pid, 0); err != nil {
-		t.Errorf("the agent: %v", err)
+		t.Errorf("the agent does not run: %v", err)
 	}
 	if sid, err := unix.Getsid(pid); err != nil || sid != pid {
-		t.Errorf("it is in session %d, %v", sid, err)
+		t.Errorf("the agent is in session %d, want its own: %v", sid, err)
 	}
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
 	if err != nil || !regexp.MustCompile(`Max core file size +0 `).Match(limits) {
 		t.Errorf("%v\n%s", err, limits)
 	}
 	if os.Getuid() != 0 {
-		return // nobody else can look into the agent
+		return // only root can read /proc of the agent
 	}
 	if at, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); at != "/" {
-		t.Errorf("it works in %s, %v", at, err)
+		t.Errorf("the agent's directory is %s, want /: %v", at, err)
 	}
 	for fd := range 3 {
 		if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); to != os.DevNull {
@@ -167,9 +173,10 @@ func TestForkLetsGo(t *testing.T) {
 	}
 }
 
-// TestForkPaths: an agent that has left the directory finds what was named
-// relative to it.
-func TestForkPaths(t *testing.T) {
+// TestForkRelativePaths checks that relative paths still work after the agent has
+// changed its directory.
+func TestForkRelativePaths(t *testing.T) {
+	t.Parallel()
 	cmd := caller(t, "sh", "-c", `set -e
 mkdir keys
 tpm-agent keygen -q -N 2468 -f keys/mine -C here
@@ -188,9 +195,11 @@ test ! -e s`)
 	}
 }
 
-// TestForkWithoutTerminal: the agent has no terminal, but asks on that of its
-// client. Where that has none either, the agent says so and goes on.
+// TestForkWithoutTerminal checks that an agent without a terminal asks on the
+// client's terminal. If the client has none either, the agent refuses and keeps
+// running.
 func TestForkWithoutTerminal(t *testing.T) {
+	t.Parallel()
 	cmd := caller(t, "sh", "-c", `set -e
 mkdir -m 700 .ssh
 tpm-agent keygen -q -N 2468 -f .ssh/id_ecdsa
@@ -207,8 +216,9 @@ eval "$(tpm-agent serve -k)"`)
 	s.ends(0)
 }
 
-// TestForkFails: an agent that cannot start says why where it was started.
+// TestForkFails checks that the caller sees why an agent cannot start.
 func TestForkFails(t *testing.T) {
+	t.Parallel()
 	first := program(t, "serve")
 	path := filepath.Join(first.Dir, "tpm-agent", "agent.sock")
 	startAndWait(t, first, path)
@@ -258,11 +268,13 @@ func startAndWait(t *testing.T, cmd *exec.Cmd, path string) {
 			return
 		}
 	}
-	t.Fatalf("nobody listens at %s", path)
+	t.Fatalf("no agent listens at %s", path)
 }
 
-// TestForkUnheard: an agent that nobody can have heard of does not stay.
-func TestForkUnheard(t *testing.T) {
+// TestForkWithoutReader checks that the agent ends if it cannot tell the shell where
+// it is.
+func TestForkWithoutReader(t *testing.T) {
+	t.Parallel()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -270,7 +282,7 @@ func TestForkUnheard(t *testing.T) {
 	r.Close()
 	defer w.Close()
 
-	// The shell has gone.
+	// The shell has closed the pipe.
 	cmd := caller(t, "tpm-agent", "serve", "--fork")
 	cmd.Stdout = w
 	var stderr bytes.Buffer
@@ -282,7 +294,7 @@ func TestForkUnheard(t *testing.T) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 
-	// The process that has started it has gone.
+	// The process that started the agent has ended.
 	cmd = caller(t, "tpm-agent", "serve", "--forked")
 	cmd.ExtraFiles = []*os.File{w}
 	if got := status(t, cmd.Run()); got != 1 {
@@ -292,16 +304,17 @@ func TestForkUnheard(t *testing.T) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 
-	// There never was one.
+	// A user gives the internal flag --forked.
 	cmd = caller(t, "tpm-agent", "serve", "--forked")
 	if out, err := cmd.CombinedOutput(); status(t, err) != 2 || !strings.Contains(string(out), "hint: tpm-agent serve --fork\n") {
 		t.Errorf("%v, %s", err, out)
 	}
 }
 
-// TestForkWithSocket: an agent in the background is none that a service manager
-// could start by a socket.
+// TestForkWithSocket checks that --fork is refused if a service manager passes a
+// socket.
 func TestForkWithSocket(t *testing.T) {
+	t.Parallel()
 	cmd := caller(t, "sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec tpm-agent serve --fork`)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(cmd.Dir, "passed"), Net: "unix"})
 	if err != nil {

@@ -22,16 +22,16 @@ import (
 	sshagent "golang.org/x/crypto/ssh/agent"
 )
 
-// running is a daemon that a test has started.
+// running is an agent that a test has started.
 type running struct {
 	t      *testing.T
 	pid    int
 	socket string
-	public ssh.PublicKey // of a software key that it holds
+	public ssh.PublicKey // of a software key in the agent
 }
 
-// run starts a daemon, through a shell that may limit it first, and adds a
-// software key.
+// startLimited starts an agent and adds a software key. limit is a shell command
+// that runs first, such as ulimit.
 func startLimited(t *testing.T, limit string) *running {
 	t.Helper()
 	cmd := program(t)
@@ -66,7 +66,7 @@ func startLimited(t *testing.T, limit string) *running {
 	return &running{t, shell.Process.Pid, socket, key}
 }
 
-// dial makes a connection and has one list over it.
+// dial makes a connection and requests a list over it.
 func (r *running) dial() (net.Conn, error) {
 	conn, err := net.Dial("unix", r.socket)
 	if err != nil {
@@ -86,7 +86,7 @@ func (r *running) dial() (net.Conn, error) {
 	return conn, nil
 }
 
-// sign makes n signatures over one connection.
+// sign requests n signatures over one connection.
 func (r *running) sign(n int) error {
 	conn, err := net.Dial("unix", r.socket)
 	if err != nil {
@@ -107,12 +107,12 @@ func (r *running) sign(n int) error {
 	return nil
 }
 
-// descriptors counts the daemon's.
+// descriptors returns the number of open descriptors of the agent.
 func (r *running) descriptors() int {
 	r.t.Helper()
 	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", r.pid))
 	if errors.Is(err, fs.ErrPermission) {
-		r.t.Skip("only root can look into a daemon that keeps others out of its memory")
+		r.t.Skip("only root can read /proc of the agent")
 	}
 	if err != nil {
 		r.t.Fatal(err)
@@ -120,7 +120,7 @@ func (r *running) descriptors() int {
 	return len(files)
 }
 
-// resident is the daemon's memory in KiB.
+// resident returns the resident memory of the agent in KiB.
 func (r *running) resident() int {
 	r.t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.pid))
@@ -135,7 +135,7 @@ func (r *running) resident() int {
 	return kib
 }
 
-// awaitDescriptors waits until the daemon has no more than so many.
+// awaitDescriptors waits until the agent has at most n open descriptors.
 func (r *running) awaitDescriptors(n int) {
 	r.t.Helper()
 	for start := time.Now(); r.descriptors() > n; time.Sleep(5 * time.Millisecond) {
@@ -145,10 +145,11 @@ func (r *running) awaitDescriptors(n int) {
 	}
 }
 
-// TestThousandIdle: 1000 connections that wait for nothing, and 64 busy ones
-// beside them, again and again. Descriptors are given back, and memory does
-// not grow from one time to the next.
+// TestThousandIdle checks that an agent with 1000 idle and 64 busy connections closes
+// their descriptors when they end, and that its memory does not grow from one round of
+// connections to the next.
 func TestThousandIdle(t *testing.T) {
+	t.Parallel()
 	r := startLimited(t, "")
 	before := r.descriptors()
 	var peaks []int
@@ -182,10 +183,11 @@ func TestThousandIdle(t *testing.T) {
 	}
 }
 
-// TestFewDescriptors has 48 of them and 200 clients that stay: each is served,
-// at the cost of those that have been idle for longest, and it all works when
-// they have gone.
+// TestFewDescriptors checks that an agent with 48 descriptors serves 200 clients that
+// stay connected: it closes the connections that were idle the longest. After the
+// clients have gone, it works as before.
 func TestFewDescriptors(t *testing.T) {
+	t.Parallel()
 	r := startLimited(t, "ulimit -n 48;")
 	before := r.descriptors()
 	var idle []net.Conn
@@ -201,7 +203,7 @@ func TestFewDescriptors(t *testing.T) {
 	}
 	idle[0].SetDeadline(time.Now().Add(longEnough))
 	if n, err := idle[0].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("the first client is still connected, and reads %d bytes, %v", n, err)
+		t.Errorf("the first client is still connected and reads %d bytes, %v", n, err)
 	}
 	for _, conn := range idle {
 		conn.Close()

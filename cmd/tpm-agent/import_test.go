@@ -13,11 +13,12 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/tpm-agent/tpm-agent/internal/inspect"
 	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// sshKey makes a key file with ssh-keygen, and returns its public key.
+// sshKey makes a key file with ssh-keygen and returns its public key.
 func sshKey(t *testing.T, path, passphrase string) ssh.PublicKey {
 	t.Helper()
 	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ecdsa", "-N", passphrase, "-C", "here", "-f", path).CombinedOutput(); err != nil {
@@ -34,24 +35,25 @@ func sshKey(t *testing.T, path, passphrase string) ssh.PublicKey {
 	return public
 }
 
-// checkImported fails unless path is a key file of the public key.
+// checkImported fails the test unless path is the key file of the public key want.
 func checkImported(t *testing.T, path string, want ssh.PublicKey) *keyfile.TPMKey {
 	t.Helper()
-	key, public, err := readKey(path)
+	key, public, err := inspect.ReadKey(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(public.Marshal(), want.Marshal()) {
-		t.Errorf("%s is another key", path)
+		t.Errorf("%s is a different key", path)
 	}
 	return key
 }
 
-// TestImportOnTerminal: the passphrase is not shown, may be typed again when it
-// was wrong, and becomes what the user says.
+// TestImportOnTerminal checks that import does not show the passphrase, asks again
+// after a wrong one, and does with it what the user chooses.
 func TestImportOnTerminal(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
-		answers []string // what is typed at the question of what becomes of it
+		answers []string // to the question what to do with the passphrase
 		pin     string
 	}{
 		"kept":    {[]string{"\n"}, "s3cret"},
@@ -65,7 +67,7 @@ func TestImportOnTerminal(t *testing.T) {
 			s := sit(t, cmd)
 			s.WaitFor("Enter passphrase for id: ")
 			if s.Echoes() {
-				t.Error("the passphrase can be seen")
+				t.Error("the terminal shows the passphrase")
 			}
 			s.Type("wrong\n")
 			s.WaitFor("Wrong passphrase.  Try again.")
@@ -84,15 +86,15 @@ func TestImportOnTerminal(t *testing.T) {
 			s.WaitFor("The old private key is still in id")
 			s.ends(0)
 			if key := checkImported(t, filepath.Join(cmd.Dir, "id.tpm"), public); key.EmptyAuth != (test.pin == "") {
-				t.Errorf("no PIN: %v", key.EmptyAuth)
+				t.Errorf("the key has no PIN: %v, want %v", key.EmptyAuth, test.pin == "")
 			}
 			signsWith(t, cmd, test.pin)
 		})
 	}
 }
 
-// signsWith checks that the key id.tpm of a run signs with the PIN, by making
-// another run of the same home use it.
+// signsWith checks that the key id.tpm in the home of run signs with the PIN, and that
+// the agent asks for a PIN only if there is one.
 func signsWith(t *testing.T, run *exec.Cmd, pin string) {
 	t.Helper()
 	cmd := program(t, "serve", "--key-dir", ".", "--", "ssh-keygen", "-q", "-Y", "sign", "-n", "file", "-f", "id.pub", "id.pub")
@@ -101,7 +103,7 @@ func signsWith(t *testing.T, run *exec.Cmd, pin string) {
 	if err := os.WriteFile(askpass, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	// Without the old key, ssh-keygen has nobody but the agent to ask.
+	// Without the old key, ssh-keygen can ask only the agent.
 	if err := os.Rename(filepath.Join(run.Dir, "id"), filepath.Join(run.Dir, "away")); err != nil {
 		t.Fatal(err)
 	}
@@ -113,13 +115,14 @@ func signsWith(t *testing.T, run *exec.Cmd, pin string) {
 		t.Error(err)
 	}
 	if _, err := os.Stat(filepath.Join(run.Dir, "asked")); (err == nil) != (pin != "") {
-		t.Errorf("asked for a PIN: %v", err == nil)
+		t.Errorf("the agent asked for a PIN: %v, want %v", err == nil, pin != "")
 	}
 }
 
-// TestImportGivenUp: three wrong passphrases, Ctrl-C and Ctrl-D end it, and
-// leave nothing behind.
-func TestImportGivenUp(t *testing.T) {
+// TestImportCancelled checks that three wrong passphrases, Ctrl-C and Ctrl-D end
+// import and leave no files behind.
+func TestImportCancelled(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		typed  []string
 		status int
@@ -146,8 +149,10 @@ func TestImportGivenUp(t *testing.T) {
 	}
 }
 
-// TestImportWrappedOnTerminal: a wrong PIN of a wrapped key may be typed again.
+// TestImportWrappedOnTerminal checks that import does not show the PIN of a wrapped
+// key, and asks again after a wrong one.
 func TestImportWrappedOnTerminal(t *testing.T) {
+	t.Parallel()
 	cmd := program(t, "import", "id.wrapped.tpm")
 	run := func(args ...string) []byte {
 		other := exec.Command(cmd.Path, args...)
@@ -165,24 +170,24 @@ func TestImportWrappedOnTerminal(t *testing.T) {
 	s := sit(t, cmd)
 	s.WaitFor("Enter PIN for id.wrapped.tpm: ")
 	if s.Echoes() {
-		t.Error("the PIN can be seen")
+		t.Error("the terminal shows the PIN")
 	}
 	s.Type("wrong\n")
-	s.WaitFor("wrong PIN")
-	s.WaitFor("Try again.")
+	s.WaitFor("Wrong PIN. 2 tries left")
 	s.WaitFor("Enter PIN for id.wrapped.tpm: ")
 	s.Type("s3cret\n")
 	s.WaitFor("Your public key is the same, in id.pub")
 	s.WaitFor("Only this TPM can open it")
 	s.ends(0)
-	if _, _, err := readKey(filepath.Join(cmd.Dir, "id.tpm")); err != nil {
+	if _, _, err := inspect.ReadKey(filepath.Join(cmd.Dir, "id.tpm")); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestImportFullDisk imports on disks with less and less room, in all ways that
-// write there: the old key stays where it is, or the new one is there whole.
+// TestImportFullDisk checks that import on a disk that is too small leaves the old key
+// in place, and otherwise saves the new key completely.
 func TestImportFullDisk(t *testing.T) {
+	t.Parallel()
 	full, done := 0, 0
 	for _, option := range []string{"--quiet", "--retire", "--replace"} {
 		for pages := range 6 {
@@ -207,23 +212,23 @@ func TestImportFullDisk(t *testing.T) {
 			}
 			full++
 			if !strings.Contains(string(out), "no space left on device") {
-				t.Errorf("%s, %d pages: says %s", option, pages, out)
+				t.Errorf("%s, %d pages: import reports %s", option, pages, out)
 			}
 			wantContent(t, path, string(old))
 			if files := list(t, dir); len(files) != 3 {
-				t.Errorf("%s, %d pages: there are %q", option, pages, files)
+				t.Errorf("%s, %d pages: import left the files %q", option, pages, files)
 			}
 			if files, err := os.ReadDir(state); err == nil && len(files) > 0 {
-				t.Errorf("%s, %d pages: there are retired %v", option, pages, files)
+				t.Errorf("%s, %d pages: import left the retired keys %v", option, pages, files)
 			}
 		}
 	}
 	if full < 3 || done < 3 {
-		t.Errorf("%d disks were too small, %d were not: the test did not see both", full, done)
+		t.Errorf("%d disks were too small and %d were large enough: the test needs both", full, done)
 	}
 }
 
-// fill leaves room for so many pages.
+// fill writes a file that leaves room for that many pages.
 func fill(t *testing.T, dir string, pages int) {
 	t.Helper()
 	var fs syscall.Statfs_t
@@ -236,6 +241,7 @@ func fill(t *testing.T, dir string, pages int) {
 	}
 }
 
+// checkImportDone checks the files after import with an option.
 func checkImportDone(t *testing.T, option, path string, public ssh.PublicKey) {
 	t.Helper()
 	switch _, err := os.Lstat(path); option {
@@ -243,18 +249,19 @@ func checkImportDone(t *testing.T, option, path string, public ssh.PublicKey) {
 		checkImported(t, path, public)
 	case "--retire":
 		if !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("the old key: %v", err)
+			t.Errorf("the old key is still there: %v", err)
 		}
 		fallthrough
 	default:
 		checkImported(t, path+".tpm", public)
 	}
-	wantContent(t, path+".pub", string(authorizedKey(public, "here")))
+	wantContent(t, path+".pub", string(inspect.AuthorizedKey(public, "here")))
 }
 
-// TestReplaceKilled ends import --replace at many moments by SIGKILL. At each of
-// them the file is the old key or the new one, and the old one is somewhere.
-func TestReplaceKilled(t *testing.T) {
+// TestImportReplaceKilled kills import --replace at many moments. It checks that the
+// file is always the old key or the new one, and that the old key is not lost.
+func TestImportReplaceKilled(t *testing.T) {
+	t.Parallel()
 	const times = 20
 	replace := func(delay time.Duration) (killed bool) {
 		cmd := program(t, "import", "-q", "--no-pin", "--replace", "id")
@@ -268,7 +275,7 @@ func TestReplaceKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		if delay > 0 {
-			time.Sleep(delay) // a moment, not an event: any will do
+			time.Sleep(delay) // any moment will do; the test waits for no event
 			_ = cmd.Process.Kill()
 		}
 		killed = cmd.Wait() != nil
@@ -280,7 +287,7 @@ func TestReplaceKilled(t *testing.T) {
 			checkImported(t, path, public)
 			kept, err := filepath.Glob(filepath.Join(cmd.Dir, "tpm-agent", "retired", "id.*"))
 			if err != nil || len(kept) != 1 {
-				t.Fatalf("retired are %q, %v", kept, err)
+				t.Fatalf("the retired keys are %q, want one: %v", kept, err)
 			}
 			wantContent(t, kept[0], string(old))
 		}
@@ -288,7 +295,7 @@ func TestReplaceKilled(t *testing.T) {
 	}
 	begin := time.Now()
 	if replace(0) {
-		t.Fatal("it does not work without being killed either")
+		t.Fatal("import --replace fails if it is not killed")
 	}
 	whole, killed := time.Since(begin), 0
 	for n := range times {
@@ -296,15 +303,16 @@ func TestReplaceKilled(t *testing.T) {
 			killed++
 		}
 	}
-	t.Logf("%d of %d were killed", killed, times)
+	t.Logf("%d of %d runs were killed", killed, times)
 	if killed == 0 {
-		t.Error("none was killed")
+		t.Error("no run was killed")
 	}
 }
 
-// TestImportInterrupted ends import by SIGINT while it works in a TPM that
-// nobody cleans up. Nothing may be left in it, nor on disk.
+// TestImportInterrupted sends SIGINT to import at many moments. It checks that import
+// leaves nothing in a TPM without a resource manager and no damaged file.
 func TestImportInterrupted(t *testing.T) {
+	t.Parallel()
 	tpm := tpmtest.Start(t)
 	for delay := time.Duration(0); delay < 40*time.Millisecond; delay += 2 * time.Millisecond {
 		cmd := program(t, "--tpm", tpm.Address(), "import", "-q", "-N", "1234", "id")
@@ -313,7 +321,7 @@ func TestImportInterrupted(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(delay) // a moment, not an event: any will do
+		time.Sleep(delay) // any moment will do; the test waits for no event
 		_ = cmd.Process.Signal(os.Interrupt)
 		_ = cmd.Wait()
 		if files := list(t, cmd.Dir); len(files) > 2 {
@@ -325,14 +333,14 @@ func TestImportInterrupted(t *testing.T) {
 	}
 }
 
-// TestImportFailsClean: whatever goes wrong, nothing is left in a TPM that nobody
-// cleans up, and nothing new in the directory.
-func TestImportFailsClean(t *testing.T) {
+// TestImportFailureCleanup checks that a failed import leaves nothing in a TPM without
+// a resource manager, and no new file.
+func TestImportFailureCleanup(t *testing.T) {
+	t.Parallel()
 	tpm := tpmtest.Start(t)
 	home := program(t).Dir
 	run := func(args ...string) (string, int) {
-		cmd := program(t, append([]string{"--tpm", tpm.Address()}, args...)...)
-		cmd.Dir = home
+		cmd := programIn(t, home, append([]string{"--tpm", tpm.Address()}, args...)...)
 		out, err := cmd.CombinedOutput()
 		return string(out), status(t, err)
 	}
@@ -366,20 +374,21 @@ func TestImportFailsClean(t *testing.T) {
 	} {
 		out, code := run(append([]string{"import"}, test.args...)...)
 		if code != test.code || !strings.Contains(out, test.says) {
-			t.Errorf("%q: status %d, says %s", test.args, code, out)
+			t.Errorf("%q: status %d, want %d; import reports %s", test.args, code, test.code, out)
 		}
 		if left, err := tpm.Leftovers(); err != nil || len(left) > 0 {
 			t.Errorf("%q: left in the TPM: %q, %v", test.args, left, err)
 		}
 		if files := list(t, home); len(files) != len(before) {
-			t.Errorf("%q: there are %q", test.args, files)
+			t.Errorf("%q: import left the files %q", test.args, files)
 		}
 	}
 }
 
+// first returns the first of its arguments.
 func first(out string, _ int) string { return out }
 
-// damage changes what is encrypted in a wrapped key.
+// damage writes a copy of a wrapped key with one encrypted bit changed.
 func damage(t *testing.T, from, to string) {
 	t.Helper()
 	key, err := keyfile.ReadFile(from)
@@ -393,5 +402,14 @@ func damage(t *testing.T, from, to string) {
 	}
 	if err := os.WriteFile(to, data, 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// wantContent fails the test unless the file has the content want.
+func wantContent(t *testing.T, path, want string) {
+	t.Helper()
+	got, err := os.ReadFile(path)
+	if err != nil || string(got) != want {
+		t.Errorf("%s has %q, want %q: %v", path, got, want, err)
 	}
 }

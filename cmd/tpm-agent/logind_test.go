@@ -11,18 +11,18 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/test/bustest"
 )
 
-// logs waits until the agent has logged a text so often.
+// logs waits until the agent has logged a text n times.
 func (d *agentRun) logs(n int, text string) {
 	d.t.Helper()
 	for start := time.Now(); strings.Count(d.logged(), text) < n; time.Sleep(time.Millisecond) {
 		if time.Since(start) > longEnough {
-			d.t.Fatalf("not %d times in the log: %s\n%s", n, text, d.logged())
+			d.t.Fatalf("the log does not contain %d times %s:\n%s", n, text, d.logged())
 		}
 	}
 }
 
-// notInMemory fails the test if the PIN is in the agent's memory. Only root may
-// look.
+// notInMemory fails the test if the PIN is in the agent's memory. It only checks if
+// root runs the test.
 func (d *agentRun) notInMemory() {
 	d.t.Helper()
 	if os.Getuid() != 0 {
@@ -33,10 +33,10 @@ func (d *agentRun) notInMemory() {
 	}
 }
 
-// TestLogind: PINs are forgotten before the machine sleeps, and when the user's
-// screen is locked. The machine waits for an agent that remembers something, and
-// for no other.
+// TestLogind checks that the agent forgets PINs before the machine sleeps and when the
+// user's screen is locked, and that it delays sleep only while it remembers a PIN.
 func TestLogind(t *testing.T) {
+	t.Parallel()
 	bus := bustest.Start(t)
 	logind := bus.Logind()
 	s := newScene(t, patient, randomPIN(memoryPIN))
@@ -51,15 +51,15 @@ func TestLogind(t *testing.T) {
 		d.signs(s.public) // without a question
 	}
 	d.signs(s.pinless)
-	if n := connections(t, bus); n != 2 { // the mock, and who counts
-		t.Errorf("%d connections to the bus before anything is remembered", n)
+	if n := connections(t, bus); n != 2 { // the mock and the test itself
+		t.Errorf("%d connections to the bus before the agent remembers a PIN, want 2", n)
 	}
 	logind.Inhibitors(0)
 	remembered()
 	logind.Inhibitors(1)
 	for range 2 {
 		logind.Sleeps(true)
-		logind.Inhibitors(0) // now it may sleep
+		logind.Inhibitors(0) // the agent does not delay sleep any more
 		d.notInMemory()
 		remembered()
 		logind.Sleeps(false)
@@ -76,7 +76,7 @@ func TestLogind(t *testing.T) {
 		remembered()
 	}
 	if n := strings.Count(d.logged(), "the screen was locked"); n != 2 {
-		t.Errorf("%d screens were locked, want 2", n)
+		t.Errorf("the log reports %d locked screens, want 2", n)
 	}
 	logind.Stop()
 	bus.Stop()
@@ -84,7 +84,7 @@ func TestLogind(t *testing.T) {
 	d.signs(s.public)
 }
 
-// connections counts those that the bus has, the one that asks among them.
+// connections returns the number of connections to the bus, including its own.
 func connections(t *testing.T, bus *bustest.Bus) (n int) {
 	t.Helper()
 	conn := bus.Client()
@@ -101,9 +101,10 @@ func connections(t *testing.T, bus *bustest.Bus) (n int) {
 	return n
 }
 
-// TestNoLogind: without a system bus, and with what is none, PINs are remembered
-// as ever, and the log says that nothing tells when to forget them.
+// TestNoLogind checks that without a usable system bus the agent still remembers PINs,
+// and logs that it does not notice sleep and screen lock.
 func TestNoLogind(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct{ address, logs string }{
 		"no bus":      {"unix:path=/nonexistent/bus", `level=INFO msg="no system bus can be used`},
 		"no address":  {"tcp:host=127.0.0.1,port=1", `level=WARN msg="PINs are not forgotten when the machine sleeps`},
@@ -116,7 +117,7 @@ func TestNoLogind(t *testing.T) {
 			d := s.serve(append(a.env(), "DBUS_SYSTEM_BUS_ADDRESS="+tt.address), "--pin-ttl", "1h")
 			d.signs(s.pinless)
 			if strings.Contains(d.logged(), "system bus") {
-				t.Errorf("it looks for the bus at its start:\n%s", d.logged())
+				t.Errorf("the agent connects to the bus before it remembers a PIN:\n%s", d.logged())
 			}
 			if _, err := d.asked(a, s.public, "say "+s.pin); err != nil {
 				t.Fatal(err, d.logged())

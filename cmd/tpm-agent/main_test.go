@@ -15,19 +15,22 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
-// TestMain makes the program itself a command of the test scripts: it runs in a
-// process of its own, as users run it.
+// TestMain makes tpm-agent a command of the tests and scripts. It runs in its own
+// process, as users run it.
 func TestMain(m *testing.M) {
 	testscript.Main(steady{m}, map[string]func(){"tpm-agent": main, "hardened": hardened, "signs": signs})
 }
 
-// steady runs the tests, whatever umask and directory for temporary files the one
-// who starts them has: keys are not used below what others may write to, and
-// the path of a socket must fit into 108 octets, with the name of its test.
+// steady runs the tests with a fixed umask, and with a short directory for temporary
+// files: the agent refuses key directories that others can write to, and the path of
+// a socket, which contains the name of the test, must fit into 108 octets.
 type steady struct{ *testing.M }
 
+// Run implements [testscript.TestingM].
 func (s steady) Run() int {
 	unix.Umask(0o022)
 	if len(os.TempDir()) > len("/tmp/12345678") {
@@ -38,11 +41,20 @@ func (s steady) Run() int {
 	return s.M.Run()
 }
 
-// TestScripts runs the scripts in testdata/script. Each has a home of its own
-// and a software TPM in it; none touches the user's.
+// TestScripts runs the scripts in testdata/script. Each has its own home and software
+// TPM; none uses the user's home.
 func TestScripts(t *testing.T) {
+	t.Parallel()
+	needs.Programs(t, "swtpm", "ssh-keygen", "ssh-add")
+	// Without WorkdirRoot, a run of only some scripts leaves a directory behind.
+	root, err := os.MkdirTemp("", "scripts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(root) })
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
+		Dir:         "testdata/script",
+		WorkdirRoot: root,
 		Setup: func(env *testscript.Env) error {
 			home := filepath.Join(env.WorkDir, "h")
 			run := filepath.Join(home, "run")
@@ -81,8 +93,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// endForked ends the agents that are no children of the test and have a socket
-// below home: a script that fails has not ended them itself.
+// endForked kills the agents in the background that have a socket below home. A script
+// that fails does not end them itself.
 func endForked(home string) {
 	_ = filepath.WalkDir(home, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Type() != fs.ModeSocket {
@@ -106,11 +118,11 @@ func endForked(home string) {
 	})
 }
 
-// longEnough ends tests that would hang. It is no measure of anything: a machine
-// that is busy may take its time.
+// longEnough is the time after which a test that hangs fails. It is long because a
+// machine can be busy.
 const longEnough = 2 * time.Minute
 
-// A daemon of a script.
+// A daemonProcess is a program that a script runs in the background.
 type daemonProcess struct {
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -159,11 +171,12 @@ func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%s does not answer on $SOCK", args[0])
 }
 
-// daemons are those that the script has started, by name.
+// daemons returns the programs that the script has started, by name.
 func daemons(ts *testscript.TestScript) map[string]*daemonProcess {
 	return ts.Value(daemonsKey{}).(map[string]*daemonProcess)
 }
 
+// daemonsKey is the key of the script's daemons in its values.
 type daemonsKey struct{}
 
 // cmdSignal sends a signal to a daemon: signal NAME TERM|HUP|INT|KILL|USR1|USR2.
@@ -176,7 +189,7 @@ func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // cmdEnded waits for a daemon to end, and checks its exit status: ended NAME
-// STATUS. A signal that ended it counts as -1.
+// STATUS. The status is -1 if a signal ended it.
 func cmdEnded(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 || daemons(ts)[args[0]] == nil {
 		ts.Fatalf("usage: ended NAME STATUS")
@@ -185,7 +198,7 @@ func cmdEnded(ts *testscript.TestScript, neg bool, args []string) {
 	select {
 	case <-d.done:
 	case <-time.After(longEnough):
-		ts.Fatalf("%s goes on\n%s", args[0], ts.ReadFile(args[0]+".log"))
+		ts.Fatalf("%s does not end\n%s", args[0], ts.ReadFile(args[0]+".log"))
 	}
 	if got := strconv.Itoa(d.cmd.ProcessState.ExitCode()); got != args[1] {
 		ts.Fatalf("%s ended with %s, want %s\n%s", args[0], got, args[1], ts.ReadFile(args[0]+".log"))
@@ -223,7 +236,7 @@ func cmdMode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// cmdAwait waits until a file holds a text: await FILE TEXT.
+// cmdAwait waits until a file contains a text: await FILE TEXT.
 func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: await FILE TEXT")
@@ -233,5 +246,5 @@ func cmdAwait(ts *testscript.TestScript, neg bool, args []string) {
 			return
 		}
 	}
-	ts.Fatalf("%q does not come in %s", args[1], args[0])
+	ts.Fatalf("%q does not appear in %s", args[1], args[0])
 }

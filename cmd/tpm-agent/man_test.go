@@ -12,17 +12,21 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+
+	"github.com/tpm-agent/tpm-agent/internal/cli"
+	"github.com/tpm-agent/tpm-agent/internal/term"
 )
 
-// manDate is on every page. It is a constant, so that the same source makes the same
-// pages. Change it when the contents change.
+// manDate is the date on every page. It is a constant, so the same source makes the
+// same pages. Change it when the contents change.
 const manDate = "2026-11-30"
 
 var update = flag.Bool("update", false, "rewrite the manual pages")
 
-// TestManPages compares the embedded pages with the commands and their bodies,
+// TestManPages checks that the embedded pages match the commands and their bodies,
 // man/*.body. With -update it rewrites the pages.
 func TestManPages(t *testing.T) {
+	t.Parallel()
 	want := t.TempDir()
 	generate(t, want)
 	if *update {
@@ -59,9 +63,10 @@ func TestManPages(t *testing.T) {
 	}
 }
 
+// generate writes the pages of all commands to dir.
 func generate(t *testing.T, dir string) {
 	t.Helper()
-	root := newRootCmd(system{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr})
+	root := wholeProgram()
 	for _, cmd := range append([]*cobra.Command{root}, root.Commands()...) {
 		if cmd.Name() == "help" {
 			continue
@@ -84,6 +89,7 @@ func generate(t *testing.T, dir string) {
 	}
 }
 
+// readPages returns the pages in dir by file name.
 func readPages(t *testing.T, dir fs.FS) map[string]string {
 	t.Helper()
 	names, err := fs.Glob(dir, "*.1")
@@ -104,8 +110,9 @@ func readPages(t *testing.T, dir fs.FS) map[string]string {
 // TestHelpIsComplete checks that every command describes itself, shows what to type
 // within ten lines, and fits in 80 columns.
 func TestHelpIsComplete(t *testing.T) {
+	t.Parallel()
 	var out strings.Builder
-	root := newRootCmd(system{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr})
+	root := wholeProgram()
 	root.SetOut(&out)
 	for _, cmd := range append([]*cobra.Command{root}, root.Commands()...) {
 		if cmd.Short == "" || cmd.Long == "" && cmd.Name() != "help" {
@@ -131,6 +138,7 @@ func TestHelpIsComplete(t *testing.T) {
 // TestManEnvironment checks that the page names every environment variable that the
 // source reads.
 func TestManEnvironment(t *testing.T) {
+	t.Parallel()
 	reads := regexp.MustCompile(`(?:[gG]etenv|[lL]ookup)\((?:\w+(?:\.\w+)?, )?"([A-Z][A-Z_]+)"\)`)
 	ours := []string{
 		"GODEBUG", "JOURNAL_STREAM", "LISTEN_PIDFDID", // passed on by the runtime and by systemd
@@ -139,7 +147,7 @@ func TestManEnvironment(t *testing.T) {
 	page := readPages(t, os.DirFS("man"))["tpm-agent.1"]
 	_, environment, _ := strings.Cut(page, ".SH ENVIRONMENT")
 	found := 0
-	for _, pattern := range []string{"*.go", "../../internal/prompt/*.go", "../../internal/prompt/*/*.go", "../../internal/softtpm/*.go", "../../internal/socket/*.go", "../../internal/logind/*.go"} {
+	for _, pattern := range []string{"*.go", "../../internal/*/*.go", "../../internal/prompt/*/*.go"} {
 		sources, err := filepath.Glob(pattern)
 		if err != nil || len(sources) == 0 {
 			t.Fatal(pattern, err)
@@ -165,8 +173,9 @@ func TestManEnvironment(t *testing.T) {
 	}
 }
 
-// TestManText checks that text stays text where man(7) would see a request.
+// TestManText checks that manText escapes text that man(7) would take for a request.
 func TestManText(t *testing.T) {
+	t.Parallel()
 	for text, want := range map[string]string{
 		".ssh is hidden":            "\\&.ssh is hidden\n",
 		"it's a back\\slash -x":     "it\\(aqs a back\\eslash \\-x\n",
@@ -178,4 +187,12 @@ func TestManText(t *testing.T) {
 			t.Errorf("%q: %q, want %q", text, got, want)
 		}
 	}
+}
+
+// wholeProgram returns the root command with all subcommands.
+func wholeProgram() *cobra.Command {
+	sys := &term.System{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+	root := newRootCmd(sys)
+	cli.Add(root, sys, commands, nil)
+	return root
 }

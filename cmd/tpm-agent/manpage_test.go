@@ -9,9 +9,9 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// manPage returns the page of a command in the language of man(7). The description
-// is body, which is written by hand; the rest comes from the command and the tables
-// below.
+// manPage returns the page of a command in the language of man(7). body is the
+// description, which is written by hand. The rest comes from the command and the
+// tables below.
 func manPage(cmd *cobra.Command, body, date string) string {
 	var b strings.Builder
 	name := strings.ReplaceAll(cmd.CommandPath(), " ", "-")
@@ -45,10 +45,11 @@ func manPage(cmd *cobra.Command, body, date string) string {
 	return b.String()
 }
 
-// A manItem is an environment variable or a file, with the commands that use it. The
-// * stands for the page of tpm-agent itself.
+// A manItem is an environment variable or a file, with the commands that use it. *
+// stands for the page of tpm-agent itself.
 type manItem struct{ name, commands, text string }
 
+// of reports whether the item belongs on the page of a command.
 func (i manItem) of(cmd *cobra.Command) bool {
 	names := strings.Fields(i.commands)
 	return slices.Contains(names, cmd.Name()) || slices.Contains(names, "*") && !cmd.HasParent()
@@ -136,6 +137,7 @@ func seeAlso(cmd *cobra.Command) string {
 	return strings.Join(pages, " ,\n") + "\n"
 }
 
+// manCommands returns the list of commands.
 func manCommands(root *cobra.Command) string {
 	var b strings.Builder
 	for _, cmd := range root.Commands() {
@@ -146,6 +148,7 @@ func manCommands(root *cobra.Command) string {
 	return b.String()
 }
 
+// synopsis returns the SYNOPSIS of a command.
 func synopsis(cmd *cobra.Command) string {
 	if !cmd.HasParent() {
 		return "\\fBtpm\\-agent\\fR \\fICOMMAND\\fR [\\fIoptions\\fR] [\\fIarguments\\fR]"
@@ -154,7 +157,8 @@ func synopsis(cmd *cobra.Command) string {
 	return strings.TrimSpace(fmt.Sprintf("\\fB%s\\fR [\\fIoptions\\fR] %s", roff(cmd.CommandPath()), roff(arguments)))
 }
 
-// manFlags returns the options as --help shows them. Those of all commands come last.
+// manFlags returns the options as --help shows them. Options that all commands have
+// come last.
 func manFlags(cmd *cobra.Command) string {
 	var b strings.Builder
 	show := func(f *pflag.Flag) {
@@ -218,6 +222,7 @@ func manText(text string) string {
 // literal returns lines that are indented and not filled.
 func literal(lines []string) string { return ".sp 0.5v\n.RS 4\n" + unfilled(lines) + ".RE\n" }
 
+// unfilled returns lines that man(7) does not fill.
 func unfilled(lines []string) string {
 	var b strings.Builder
 	b.WriteString(".nf\n")
@@ -242,6 +247,7 @@ func roff(s string) string {
 	return strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`, "…", `\&...`).Replace(s)
 }
 
+// lowerFirst returns s with its first letter in lower case.
 func lowerFirst(s string) string {
 	if strings.HasPrefix(s, "An ") || strings.HasPrefix(s, "A ") || len(s) > 1 && s[1] >= 'a' {
 		return strings.ToLower(s[:1]) + s[1:]

@@ -2,4 +2,5 @@
 
 package main
 
+// raceDetector reports whether the race detector is on.
 const raceDetector = false

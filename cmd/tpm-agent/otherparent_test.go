@@ -4,15 +4,16 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 )
 
-// storageAttributes are those of the standard storage keys.
+// storageAttributes are the attributes of the standard storage keys.
 const storageAttributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt"
 
-// persist puts a primary of the owner hierarchy at a handle, in place of what is
-// there.
+// persist makes a primary key of the owner hierarchy and stores it at a handle. It
+// replaces the object there.
 func persist(t *testing.T, tpm *tpmtest.SWTPM, handle, password string, options ...string) {
 	t.Helper()
 	saved := filepath.Join(t.TempDir(), "primary")
@@ -30,10 +31,11 @@ func persist(t *testing.T, tpm *tpmtest.SWTPM, handle, password string, options 
 	tpm.Tool("tpm2_flushcontext", "-t")
 }
 
-// TestOtherStorageKey: no key is made or imported under another storage key than
-// the one of before, however its handle is written, and also where it is used
+// TestDifferentStorageKey checks that keygen and import refuse a storage key that
+// differs from the remembered one: for each spelling of its handle, and if it is used
 // because the owner hierarchy has a password.
-func TestOtherStorageKey(t *testing.T) {
+func TestDifferentStorageKey(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		password string
 		first    []string
@@ -57,8 +59,7 @@ func TestOtherStorageKey(t *testing.T) {
 			home := program(t).Dir
 			sshKey(t, filepath.Join(home, "old"), "")
 			run := func(args ...string) (string, int) {
-				cmd := program(t, append([]string{"--tpm", tpm.Address()}, args...)...)
-				cmd.Dir = home
+				cmd := programIn(t, home, append([]string{"--tpm", tpm.Address()}, args...)...)
 				out, err := cmd.CombinedOutput()
 				return string(out), status(t, err)
 			}
@@ -78,7 +79,7 @@ func TestOtherStorageKey(t *testing.T) {
 				}
 			}
 			if files := list(t, home); len(files) != before {
-				t.Errorf("there are %q", files)
+				t.Errorf("the refused commands left the files %q", files)
 			}
 			if out, code := run(append(append(keygen, "second", "--new-tpm"), test.first...)...); code != 0 {
 				t.Errorf("--new-tpm: status %d: %s", code, out)
@@ -90,15 +91,15 @@ func TestOtherStorageKey(t *testing.T) {
 	}
 }
 
-// TestNoStorageKey: what is said where nothing is at the handle is about the
-// handle, and not about a key that was made under it.
+// TestNoStorageKey checks that the error for an empty handle is about the handle, not
+// about a key that was made under it.
 func TestNoStorageKey(t *testing.T) {
+	t.Parallel()
 	tpm := tpmtest.Start(t)
 	home := program(t).Dir
 	sshKey(t, filepath.Join(home, "old"), "")
 	for _, args := range [][]string{{"srk"}, {"keygen", "-N", "", "-f", "new"}, {"import", "--no-pin", "old"}} {
-		cmd := program(t, append(args, "--tpm", tpm.Address(), "--parent", "0x81000123")...)
-		cmd.Dir = home
+		cmd := programIn(t, home, append(args, "--tpm", tpm.Address(), "--parent", "0x81000123")...)
 		out, err := cmd.CombinedOutput()
 		if code := status(t, err); code != 1 || !strings.Contains(string(out), "nothing is at 0x81000123") ||
 			!strings.Contains(string(out), "tpm2_getcap handles-persistent") || strings.Contains(string(out), "was made under") {
@@ -107,19 +108,19 @@ func TestNoStorageKey(t *testing.T) {
 	}
 }
 
-// TestStorageKeyTakenAway: that a key's storage key was taken from its handle, or
-// replaced there, is not said to mean another TPM.
-func TestStorageKeyTakenAway(t *testing.T) {
+// TestStorageKeyRemoved checks what list and inspect report if a key's storage key was
+// removed from its handle or replaced there: this does not mean a different TPM.
+func TestStorageKeyRemoved(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(*tpmtest.SWTPM){
-		"away":     func(tpm *tpmtest.SWTPM) { tpm.Tool("tpm2_evictcontrol", "-Q", "-C", "o", "-c", "0x81000005") },
+		"removed":  func(tpm *tpmtest.SWTPM) { tpm.Tool("tpm2_evictcontrol", "-Q", "-C", "o", "-c", "0x81000005") },
 		"replaced": func(tpm *tpmtest.SWTPM) { persist(t, tpm, "0x81000005", "") },
 	} {
 		tpm := tpmtest.Start(t)
 		persist(t, tpm, "0x81000005", "", "-a", storageAttributes)
 		home := program(t).Dir
 		run := func(args ...string) string {
-			cmd := program(t, append(args, "--tpm", tpm.Address())...)
-			cmd.Dir = home
+			cmd := programIn(t, home, append(args, "--tpm", tpm.Address())...)
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Fatalf("%s: %q: %v: %s", name, args, err, out)
@@ -128,19 +129,19 @@ func TestStorageKeyTakenAway(t *testing.T) {
 		}
 		run("keygen", "-q", "-N", "", "-f", "id", "--parent", "0x81000005")
 		change(tpm)
-		want := "its storage key is not at 0x81000005 any more: it was taken away or replaced on " + string(today()) + ", or this TPM was cleared, or is another one\n"
+		want := "its storage key is no longer at 0x81000005: it was removed or replaced on " + time.Now().Format(time.DateOnly) + ", or this TPM was cleared or is a different one\n"
 		if out := run("inspect", "id.tpm"); !strings.Contains(out, "does not load it: loading the key: "+want) {
-			t.Errorf("%s: inspect says %s", name, out)
+			t.Errorf("%s: inspect reports %s", name, out)
 		}
 		if out := run("list", "--key-dir", "."); !strings.Contains(out, "* id: "+want) {
-			t.Errorf("%s: list says %s", name, out)
+			t.Errorf("%s: list reports %s", name, out)
 		}
 		persist(t, tpm, "0x81000005", "", "-a", storageAttributes)
 		if out := run("inspect", "id.tpm"); !strings.Contains(out, "loads it") {
-			t.Errorf("%s: inspect says %s", name, out)
+			t.Errorf("%s: inspect reports %s", name, out)
 		}
 		if out := run("list", "--key-dir", "."); strings.Contains(out, "*") {
-			t.Errorf("%s: list says %s", name, out)
+			t.Errorf("%s: list reports %s", name, out)
 		}
 	}
 }

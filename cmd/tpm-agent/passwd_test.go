@@ -13,13 +13,14 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// passwd is one run of passwd on a key of the scene, on a terminal.
+// passwd runs tpm-agent passwd for a key of the scene, on a terminal.
 func (s *scene) passwd(key string, args ...string) *seat {
 	s.t.Helper()
 	return sit(s.t, s.command("tpm-agent", append([]string{"passwd", "keys/" + key + ".tpm"}, args...)...))
 }
 
-// tried has the TPM sign with a key file of the scene.
+// tried signs with a key file of the scene, and returns the output and whether it
+// succeeded.
 func (s *scene) tried(key, pin string) (string, bool) {
 	s.t.Helper()
 	cmd := s.command("signs", "keys/"+key+".tpm", pin)
@@ -27,6 +28,7 @@ func (s *scene) tried(key, pin string) (string, bool) {
 	return string(out), err == nil
 }
 
+// mustTry fails the test unless a key signs with the PIN.
 func (s *scene) mustTry(key, pin string) {
 	s.t.Helper()
 	if out, ok := s.tried(key, pin); !ok {
@@ -34,15 +36,17 @@ func (s *scene) mustTry(key, pin string) {
 	}
 }
 
+// content returns the content of a key file of the scene.
 func (s *scene) content(key string) string {
 	s.t.Helper()
 	return string(must(os.ReadFile(filepath.Join(s.keys, key+".tpm"))))
 }
 
-// TestPasswdOnTerminal: wrong PINs are told with the tries that are left, the
-// last one wants a yes, nothing is shown, and each mistake costs one try, also
-// when it is made twice.
+// TestPasswdOnTerminal checks that passwd does not show PINs, shows how many tries are
+// left after a wrong one, and asks before the last try. The same wrong PIN costs only
+// one try, even if it is typed twice.
 func TestPasswdOnTerminal(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, lockoutParameters{3, 24 * time.Hour}, "")
 	changed := s.wrong(20)
 	s.costs(1, func() {
@@ -64,7 +68,7 @@ func TestPasswdOnTerminal(t *testing.T) {
 		p.ends(0)
 	})
 	s.mustTry("id", changed)
-	// Without the yes nothing is tried.
+	// Without a yes, passwd does not use the last try.
 	before := s.content("id")
 	s.costs(1, func() {
 		p := s.passwd("id")
@@ -81,8 +85,8 @@ func TestPasswdOnTerminal(t *testing.T) {
 			p.WaitFor("Try the PIN of keys/id.tpm anyway?")
 			p.WaitFor("Type yes to go on, anything else to stop: ")
 			p.Type(answer)
-			p.WaitFor("the last try is left: refused at the prompt")
-			p.WaitFor("hint: nothing was changed; wait 24 hours, and the TPM gives a try back")
+			p.WaitFor("the last try was not used: refused at the prompt")
+			p.WaitFor("hint: nothing was changed; wait 24 hours until the TPM gives back a try")
 			p.ends(1)
 		})
 	}
@@ -98,15 +102,17 @@ func TestPasswdOnTerminal(t *testing.T) {
 	})
 	p := s.passwd("id")
 	p.WaitFor("the TPM is locked")
-	p.WaitFor("hint: wait 24 hours; keys without a PIN go on working")
+	p.WaitFor("hint: wait 24 hours; keys without a PIN keep working")
 	p.ends(1)
 	if s.content("id") != before {
 		t.Error("the key file has changed")
 	}
 }
 
-// TestPasswdRecovers: after the time that it tells, the TPM takes PINs again.
+// TestPasswdRecovers checks that the TPM accepts PINs again after the time that passwd
+// shows in a lockout.
 func TestPasswdRecovers(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, lockoutParameters{1, time.Hour}, "")
 	p := s.passwd("id")
 	p.WaitFor("One more wrong PIN locks the TPM.")
@@ -116,7 +122,7 @@ func TestPasswdRecovers(t *testing.T) {
 	p.WaitFor("the TPM is locked")
 	p.WaitFor("1h0m0s")
 	p.ends(1)
-	s.setLockout(lockoutParameters{1, time.Second}) // that hour passes at once
+	s.setLockout(lockoutParameters{1, time.Second}) // this ends the hour at once
 	for start := time.Now(); s.counter() > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Since(start) > longEnough {
 			t.Fatal("the TPM stays locked")
@@ -125,9 +131,10 @@ func TestPasswdRecovers(t *testing.T) {
 	s.mustTry("id", s.pin)
 }
 
-// TestPasswdGivenUp: Ctrl-C and Ctrl-D at each question end it, and change
-// nothing.
-func TestPasswdGivenUp(t *testing.T) {
+// TestPasswdCancelled checks that Ctrl-C and Ctrl-D at each question end passwd and
+// change nothing.
+func TestPasswdCancelled(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	before := s.content("id")
 	for _, end := range []struct {
@@ -147,7 +154,7 @@ func TestPasswdGivenUp(t *testing.T) {
 		}
 	}
 	if s.content("id") != before || s.counter() != 0 {
-		t.Errorf("something has changed; %d tries", s.counter())
+		t.Errorf("passwd changed the key: %v; it cost %d tries", s.content("id") != before, s.counter())
 	}
 	p := s.passwd("id")
 	for range 3 {
@@ -157,9 +164,10 @@ func TestPasswdGivenUp(t *testing.T) {
 	p.ends(1)
 }
 
-// TestPasswdUnprotected: what the lockout cannot protect is said, and a new key
-// offered.
+// TestPasswdUnprotected checks that passwd warns if the lockout would not protect the
+// PIN of a key, and offers to make a new key.
 func TestPasswdUnprotected(t *testing.T) {
+	t.Parallel()
 	const question = "Make a new key with a PIN, set the PIN anyway, or stop? (new/anyway/stop) [new]: "
 	t.Run("new", func(t *testing.T) {
 		s := newScene(t, patient, "")
@@ -188,9 +196,9 @@ func TestPasswdUnprotected(t *testing.T) {
 			t.Errorf("the new key: %+v", key.Public)
 		}
 		if public := string(must(os.ReadFile(filepath.Join(s.keys, "plain-pin.pub")))); !strings.HasSuffix(public, " plain@test\n") {
-			t.Errorf("its comment is another one: %s", public)
+			t.Errorf("the new key does not have the comment of the old one: %s", public)
 		}
-		// Once more: the name is not free any more, nor is one that is typed.
+		// Again: passwd proposes another name, and refuses a typed name that is in use.
 		p = s.passwd("plain")
 		p.WaitFor(question)
 		p.Type("\n")
@@ -235,9 +243,10 @@ func TestPasswdUnprotected(t *testing.T) {
 	})
 }
 
-// TestPasswdCost: a change with the right PINs costs no try, and a wrong one that
-// is given costs one. What crosses the bus is looked at when the scene ends.
+// TestPasswdCost checks that passwd costs no try with the right PIN and one try with a
+// wrong one. At its end the scene checks that no PIN crossed the bus.
 func TestPasswdCost(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	long := s.wrong(40)
 	s.costs(0, func() {
@@ -262,8 +271,10 @@ func TestPasswdCost(t *testing.T) {
 	s.mustTry("id", "")
 }
 
-// TestPasswdTPMGone: a TPM that goes away between the questions changes nothing.
+// TestPasswdTPMGone checks that passwd changes nothing if the TPM disappears between
+// two questions.
 func TestPasswdTPMGone(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	before := s.content("id")
 	p := s.passwd("id")
@@ -281,8 +292,10 @@ func TestPasswdTPMGone(t *testing.T) {
 	s.mustTry("id", s.pin)
 }
 
-// TestPasswdChangedMeanwhile: somebody else's change is not overwritten.
+// TestPasswdChangedMeanwhile checks that passwd does not overwrite a change by another
+// process.
 func TestPasswdChangedMeanwhile(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	p := s.passwd("id")
 	p.secretly("Enter old PIN ", s.pin)
@@ -297,13 +310,14 @@ func TestPasswdChangedMeanwhile(t *testing.T) {
 	p.WaitFor("hint: nothing was changed here")
 	p.ends(1)
 	if s.content("id") != other {
-		t.Error("somebody else's key file was overwritten")
+		t.Error("passwd overwrote the key file of another process")
 	}
 }
 
-// TestPasswdRemembers checks that the storage key is remembered for the new
-// file, also if a symbolic link was named.
+// TestPasswdRemembers checks that passwd remembers the storage key for the new file,
+// even if it was given a symbolic link.
 func TestPasswdRemembers(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	if err := os.Symlink("keys/id.tpm", filepath.Join(s.home, "link.tpm")); err != nil {
 		t.Fatal(err)
@@ -315,13 +329,14 @@ func TestPasswdRemembers(t *testing.T) {
 	key := must(keyfile.ReadFile(filepath.Join(s.keys, "id.tpm")))
 	known := must(parents.Store{Path: filepath.Join(s.home, "tpm-agent", "storage-keys")}.Read(s.keys))
 	if p, changed := known.Of(parents.KeyOf(s.public, key), ""); p == nil || changed {
-		t.Errorf("remembered is %v, for a different file: %v", p, changed)
+		t.Errorf("the remembered storage key is %v, for a different file: %v", p, changed)
 	}
 	s.mustTry("id", changed)
 }
 
-// TestPasswdFullDisk changes PINs on disks with less and less room.
+// TestPasswdFullDisk checks that passwd on a disk that is too small changes nothing.
 func TestPasswdFullDisk(t *testing.T) {
+	t.Parallel()
 	full, done := 0, 0
 	for pages := range 4 {
 		dir := smallDisk(t, pages+4)
@@ -344,14 +359,14 @@ func TestPasswdFullDisk(t *testing.T) {
 		case err == nil:
 			done++
 			if bytes.Equal(before, after) {
-				t.Errorf("%d pages: nothing has changed", pages)
+				t.Errorf("%d pages: passwd succeeded but changed nothing", pages)
 			}
 		case !strings.Contains(out, "no space left on device") || !strings.Contains(out, "nothing was changed"):
-			t.Errorf("%d pages: says %s", pages, out)
+			t.Errorf("%d pages: passwd reports %s", pages, out)
 		default:
 			full++
 			if !bytes.Equal(before, after) {
-				t.Errorf("%d pages: it has changed", pages)
+				t.Errorf("%d pages: passwd failed but changed the file", pages)
 			}
 		}
 		for _, name := range list(t, dir) {
@@ -361,18 +376,19 @@ func TestPasswdFullDisk(t *testing.T) {
 		}
 	}
 	if full < 1 || done < 1 {
-		t.Errorf("%d disks were too small, %d were not: the test did not see both", full, done)
+		t.Errorf("%d disks were too small and %d were large enough: the test needs both", full, done)
 	}
 }
 
-// inOneHome is the environment of a program that shares its home with others.
+// inOneHome returns an environment with home, for programs that share it.
 func inOneHome(environ []string, home string) []string {
 	return append(environ, "HOME="+home, "XDG_RUNTIME_DIR="+home, "XDG_STATE_HOME="+home)
 }
 
-// TestPasswdInterrupted ends it by SIGINT while it works in a TPM that nobody
-// cleans up.
+// TestPasswdInterrupted sends SIGINT to passwd at many moments. It checks that the key
+// keeps the old PIN or gets the new one, and that no temporary file is left.
 func TestPasswdInterrupted(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	pins := [2]string{s.pin, s.wrong(20)}
 	for delay := time.Duration(0); delay < 40*time.Millisecond; delay += 3 * time.Millisecond {
@@ -382,13 +398,13 @@ func TestPasswdInterrupted(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(delay) // a moment, not an event: any will do
+		time.Sleep(delay) // any moment will do; the test waits for no event
 		_ = cmd.Process.Signal(os.Interrupt)
 		err := cmd.Wait()
 		if s.content("id") != before {
 			pins[0], pins[1] = pins[1], pins[0]
 		} else if err == nil {
-			t.Errorf("after %v: has done nothing, and says nothing", delay)
+			t.Errorf("after %v: passwd succeeded but changed nothing", delay)
 		}
 		for _, name := range list(t, s.keys) {
 			if keyfile.IsTemporary(name) {
@@ -398,13 +414,14 @@ func TestPasswdInterrupted(t *testing.T) {
 		s.mustTry("id", pins[0])
 	}
 	if n := s.counter(); n != 0 {
-		t.Errorf("%d tries", n)
+		t.Errorf("the TPM counted %d wrong tries, want 0", n)
 	}
 }
 
-// TestPasswdUnderAgent: an agent that has used the key before takes the new PIN
-// from then on, and the old one no more, also where the file is behind a link.
-func TestPasswdUnderAgent(t *testing.T) {
+// TestPasswdWhileAgentRuns checks that an agent that has already used the key accepts
+// only the new PIN after passwd, also if the key file is behind a symbolic link.
+func TestPasswdWhileAgentRuns(t *testing.T) {
+	t.Parallel()
 	for _, linked := range []bool{false, true} {
 		s := newScene(t, patient, "")
 		if linked {
@@ -438,17 +455,18 @@ func TestPasswdUnderAgent(t *testing.T) {
 	}
 }
 
-// TestPasswdHints: some programs say that a key has no PIN, or that it has one,
-// and are wrong. What is tried to find out costs nothing, or one try.
-func TestPasswdHints(t *testing.T) {
+// TestPasswdWrongEmptyAuth checks that passwd works with key files that wrongly claim
+// to have a PIN or to have none. Finding out costs at most one try.
+func TestPasswdWrongEmptyAuth(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name string
 		key  string
 		cost int
 		args []string
 	}{
-		{"a PIN that is denied", "id", 1, []string{"-P", "old"}},
-		{"no PIN where one is said to be", "plain", 0, []string{"--without-lockout"}},
+		{"the file denies its PIN", "id", 1, []string{"-P", "old"}},
+		{"the file claims a PIN", "plain", 0, []string{"--without-lockout"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := newScene(t, patient, "")
@@ -471,15 +489,16 @@ func TestPasswdHints(t *testing.T) {
 			})
 			s.mustTry(test.key, changed)
 			if must(keyfile.ReadFile(path)).EmptyAuth {
-				t.Error("the new file says that there is no PIN")
+				t.Error("the new file claims that it has no PIN")
 			}
 		})
 	}
 }
 
-// TestPasswdReadOnlyDisk: that the file cannot be replaced is found out before
-// anybody is asked for a PIN.
+// TestPasswdReadOnlyDisk checks that passwd reports a read-only file system before it
+// asks for a PIN.
 func TestPasswdReadOnlyDisk(t *testing.T) {
+	t.Parallel()
 	dir := smallDisk(t, 4)
 	cmd := program(t, "keygen", "-q", "-N", "old", "-f", filepath.Join(dir, "id"))
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -490,6 +509,6 @@ func TestPasswdReadOnlyDisk(t *testing.T) {
 	}
 	out, err := program(t, "passwd", filepath.Join(dir, "id.tpm")).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "id.tpm: read-only file system") || !strings.Contains(string(out), "hint: the file system is mounted read-only") || strings.Contains(string(out), "Enter") {
-		t.Errorf("%v, says %s", err, out)
+		t.Errorf("passwd ended with %v and reports %s", err, out)
 	}
 }

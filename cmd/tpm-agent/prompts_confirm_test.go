@@ -5,13 +5,13 @@ import (
 	"testing"
 )
 
-// step is a text on the screen, and the keys that are pressed when it appears.
+// step is a text to wait for on the screen, and the keys to press then.
 type step struct {
 	text string
 	keys []string
 }
 
-// consents are how a user allows one use, none, and all for a while.
+// consents are the steps to allow one use, to refuse it, and to allow all for a while.
 var consents = map[string]struct{ once, no, longer []step }{
 	"pinentry-curses": {
 		[]step{{"Allow once", []string{"Enter"}}},
@@ -30,9 +30,10 @@ var consents = map[string]struct{ once, no, longer []step }{
 	},
 }
 
-// With --confirm the agent asks about each use, until the user allows all for a
-// while, and again when that is forgotten.
+// TestPromptConsent checks that with --confirm the agent asks before each use, does not
+// ask while a longer consent holds, and asks again after lock.
 func TestPromptConsent(t *testing.T) {
+	t.Parallel()
 	const command, done = "./login plain 'echo $((6*7))in'", "42in"
 	for _, way := range terminalWays {
 		t.Run(way.name, func(t *testing.T) {
@@ -60,8 +61,8 @@ func TestPromptConsent(t *testing.T) {
 	}
 }
 
-// steps runs a command and takes the steps one after the other. Without steps
-// there must be no question.
+// steps runs a command, takes the steps in order, and waits for done. Without steps,
+// the agent must not ask.
 func (p *pane) steps(command string, steps []step, done string) {
 	p.t.Helper()
 	p.runs("clear; " + command)
@@ -73,7 +74,7 @@ func (p *pane) steps(command string, steps []step, done string) {
 	p.usable()
 }
 
-// lock is the command that makes the agent forget.
+// lock returns the command that makes the agent forget PINs and consent.
 func (d *agentRun) lock() *exec.Cmd {
 	cmd := d.command("tpm-agent", "lock")
 	cmd.Env = append(cmd.Env, "SSH_AUTH_SOCK="+d.socket)

@@ -10,14 +10,14 @@ import (
 	sshagent "golang.org/x/crypto/ssh/agent"
 )
 
-// What each way to a PIN costs, by the TPM's own count of wrong tries.
-
-// TestPromptCosts: a wrong PIN costs one try, and everything else none.
+// TestPromptCosts checks that a wrong PIN costs one try and all other answers cost
+// none, by the TPM's own count.
 func TestPromptCosts(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	a := newAskpass(t)
 	d := s.serve(a.env())
-	// What is learned of a key at its first use is learned before the counting.
+	// The agent learns about a key at its first use. Do that before the counting.
 	if _, err := d.asked(a, s.public, "say "+s.pin); err != nil {
 		t.Fatal(err, d.logged())
 	}
@@ -37,8 +37,8 @@ func TestPromptCosts(t *testing.T) {
 		{"a mistake and cancel", []string{one, "cancel"}, 1, false},
 		{"a crash", []string{"crash " + s.pin}, 0, false},
 		{"a mebibyte", []string{"big"}, 0, false},
-		// There are key files that say they have a PIN and have none, so an
-		// empty one is tried, once.
+		// Some key files wrongly claim to have a PIN, so the agent tries an empty
+		// PIN once.
 		{"an empty line", []string{"say", "say " + s.pin}, 1, true},
 		{"an empty line again", []string{"say", "say " + s.pin}, 0, true},
 		{"nothing", []string{"nothing", "cancel"}, 0, false},
@@ -56,9 +56,10 @@ func TestPromptCosts(t *testing.T) {
 	}
 }
 
-// TestPromptHangUp: a client that hangs up in the dialog takes it with it, also
-// if its program is deaf to SIGTERM, and costs nothing.
+// TestPromptHangUp checks that the agent ends the dialog when its client hangs up, even
+// if the program ignores SIGTERM, and that this costs no try.
 func TestPromptHangUp(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	a := newAskpass(t)
 	d := s.serve(a.env())
@@ -79,7 +80,7 @@ func TestPromptHangUp(t *testing.T) {
 	}
 }
 
-// badPinentry speaks the protocol until it is asked for the PIN.
+// badPinentry follows the protocol until the agent asks for the PIN.
 const badPinentry = `#!/bin/sh
 echo OK hello
 while read -r word rest; do
@@ -92,9 +93,10 @@ while read -r word rest; do
 done
 `
 
-// TestPromptBadPinentry: a pinentry that says what none says, or nothing, gives no
-// PIN, costs nothing, and is ended.
+// TestPromptBadPinentry checks that the agent ends a pinentry that breaks the protocol
+// or does not answer, and that this costs no try.
 func TestPromptBadPinentry(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	if err := os.Mkdir(filepath.Join(s.home, ".gnupg"), 0o700); err != nil {
 		t.Fatal(err)
@@ -104,7 +106,7 @@ func TestPromptBadPinentry(t *testing.T) {
 		"a mebibyte": {`printf 'D '; head -c 1048576 /dev/zero | tr '\000' x; echo; echo OK`, "a line longer than 1000 octets"},
 		"NUL":        {`echo 'D 12%0034'; echo OK`, "a NUL octet"},
 		"crash":      {`kill -SEGV $$`, "ended without an answer, signal: segmentation fault"},
-		"silence":    {`sleep 600`, "nobody answered at the prompt within 1s"},
+		"silence":    {`sleep 600`, "no answer at the prompt within 1s"},
 		"cancel":     {`echo 'ERR 83886179 Operation cancelled'`, "refused at the prompt"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -118,7 +120,7 @@ func TestPromptBadPinentry(t *testing.T) {
 			d := s.serve([]string{"DISPLAY=:99"}, "--prompt", "pinentry", "--prompt-timeout", limit)
 			s.costs(0, func() {
 				if err := d.sign(s.public); err == nil {
-					t.Error("it signs")
+					t.Error("the agent signed, want a refusal")
 				}
 			})
 			childless(t, d.cmd.Process.Pid)
@@ -131,9 +133,10 @@ func TestPromptBadPinentry(t *testing.T) {
 	}
 }
 
-// TestPromptLocked: an agent that is locked lists nothing, signs nothing, asks
-// nobody, and costs nothing.
+// TestPromptLocked checks that a locked agent lists no keys, does not sign, does not
+// ask, and uses no try.
 func TestPromptLocked(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	a := newAskpass(t)
 	d := s.serve(a.env())
@@ -144,7 +147,7 @@ func TestPromptLocked(t *testing.T) {
 	s.costs(0, func() {
 		for _, key := range []ssh.PublicKey{s.public, s.pinless} {
 			if _, err := d.asked(a, key); err == nil {
-				t.Error("it signs")
+				t.Error("the agent signed, want a refusal")
 			}
 		}
 		if keys, err := client.List(); err != nil || len(keys) > 0 {

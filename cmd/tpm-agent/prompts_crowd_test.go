@@ -6,10 +6,10 @@ import (
 	"testing"
 )
 
-// TestPromptWaiting: fifty requests for one key make one question, whose answer
-// serves them all, though half of them hang up meanwhile; and a wrong answer for
-// fifty of them costs one try.
-func TestPromptWaiting(t *testing.T) {
+// TestPromptShared checks that fifty requests for one key share one prompt, even if
+// half of the clients hang up, and that a wrong PIN costs one try for all of them.
+func TestPromptShared(t *testing.T) {
+	t.Parallel()
 	const n = 50
 	s := newScene(t, patient, "")
 	a := newAskpass(t)
@@ -32,9 +32,9 @@ func TestPromptWaiting(t *testing.T) {
 	}
 }
 
-// crowd has n clients want the same key while a question for it is open. If
-// hangUp is set, every second one hangs up before it is answered, the first
-// included.
+// crowd lets n clients request signatures with the same key while the prompt for it is
+// open, and answers the prompt. If hangUp is set, every second client hangs up before,
+// starting with the first.
 func (d *agentRun) crowd(a *askpass, n int, hangUp bool, answers []string) {
 	d.t.Helper()
 	var conns []net.Conn
@@ -64,12 +64,12 @@ func (d *agentRun) crowd(a *askpass, n int, hangUp bool, answers []string) {
 	for i, conn := range stay {
 		all.Go(func() {
 			if message := answer(d.t, conn); message[0] != 14 {
-				d.t.Errorf("client %d of %d is answered %x", i, len(stay), message)
+				d.t.Errorf("client %d of %d got the answer %x", i, len(stay), message)
 			}
 		})
 	}
 	all.Wait()
 	if q := a.poll(); q != nil {
-		d.t.Errorf("another question: %s", q.text)
+		d.t.Errorf("the agent asked again: %s", q.text)
 	}
 }

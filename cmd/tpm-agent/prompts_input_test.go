@@ -6,9 +6,10 @@ import (
 	"testing"
 )
 
-// TestPromptOddPINs: PINs that are short, long, and not of ASCII sign, however
-// they are given; what is one PIN for one way is the same for the others.
-func TestPromptOddPINs(t *testing.T) {
+// TestPromptUnusualPINs checks that short, long and non-ASCII PINs work in the same way
+// for each way to give them.
+func TestPromptUnusualPINs(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
@@ -24,7 +25,7 @@ func TestPromptOddPINs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newScene(t, patient, pin)
 			if len(pin) < 4 {
-				s.secrets = nil // is everywhere
+				s.secrets = nil // a short PIN occurs everywhere by chance
 			}
 			s.programs()
 			a := newAskpass(t)
@@ -40,7 +41,7 @@ func TestPromptOddPINs(t *testing.T) {
 			})
 			for _, way := range terminalWays {
 				if len(pin) == 32 || len(pin) == 33 {
-					break // on the keyboard they are nothing special
+					break // typing these tests nothing new
 				}
 				s.pinentry(way.pinentry)
 				d := s.serve(nil, way.args...)
@@ -51,9 +52,10 @@ func TestPromptOddPINs(t *testing.T) {
 	}
 }
 
-// TestPromptTerminalVanishes: a terminal that is closed takes its question with
-// it, and costs nothing.
-func TestPromptTerminalVanishes(t *testing.T) {
+// TestPromptTerminalClosed checks that the agent ends a prompt when its terminal is
+// closed, that this costs no try, and that other clients are still asked.
+func TestPromptTerminalClosed(t *testing.T) {
+	t.Parallel()
 	for _, way := range terminalWays {
 		t.Run(way.name, func(t *testing.T) {
 			s := newScene(t, patient, "")
@@ -61,7 +63,7 @@ func TestPromptTerminalVanishes(t *testing.T) {
 			s.pinentry(way.pinentry)
 			d := s.serve(nil, way.args...)
 			p := d.tmux()
-			p.do("new-window", "-d", "exec sh") // or the server ends with its last pane
+			p.do("new-window", "-d", "exec sh") // keeps the tmux server running without the other pane
 			s.costs(0, func() {
 				p.runs("clear; " + uses[0].command)
 				p.waitFor("id.tpm")
@@ -70,7 +72,7 @@ func TestPromptTerminalVanishes(t *testing.T) {
 				childless(t, d.cmd.Process.Pid)
 				d.signs(s.pinless)
 			})
-			// Somebody else is asked as before.
+			// The agent still asks another client.
 			p.tty = p.tell("#{pane_tty}")
 			p.runs("export SSH_AUTH_SOCK=" + d.socket + "; cd; " + uses[0].command)
 			p.waitFor("id.tpm")
@@ -82,9 +84,10 @@ func TestPromptTerminalVanishes(t *testing.T) {
 	}
 }
 
-// TestPromptSmallTerminal: where the dialog of pinentry does not fit, the agent
-// asks itself, in lines.
+// TestPromptSmallTerminal checks that the agent itself asks, line by line, if the
+// dialog of pinentry does not fit the terminal.
 func TestPromptSmallTerminal(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	s.programs()
 	s.pinentry("pinentry-curses")
@@ -100,9 +103,10 @@ func TestPromptSmallTerminal(t *testing.T) {
 	p.usable()
 }
 
-// TestPromptImpossiblePINs: no prompt can ask for a PIN with a newline in it, or
-// for one that is longer than all of them take, so none is made.
-func TestPromptImpossiblePINs(t *testing.T) {
+// TestPromptInvalidPINs checks that no command sets a PIN that a prompt could not ask
+// for: one with a newline, or one that is too long.
+func TestPromptInvalidPINs(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	software := filepath.Join(s.home, "software")
 	s.mustRun("ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", software)
@@ -119,7 +123,7 @@ func TestPromptImpossiblePINs(t *testing.T) {
 		}
 	}
 	if found := must(filepath.Glob(filepath.Join(s.keys, "new*"))); len(found) > 0 {
-		t.Errorf("made %q", found)
+		t.Errorf("the commands made %q", found)
 	}
 	s.costs(0, func() { s.mustTry("id", s.pin) })
 }

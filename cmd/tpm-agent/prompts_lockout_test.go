@@ -10,38 +10,38 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// TestPromptLockout goes through a lockout, from the first wrong PIN to the end
-// of it. The try that would lock the TPM is not spent without being asked about;
-// while it is locked nobody is asked for a PIN, it is told how long that lasts, and
-// keys without a PIN go on; afterwards all is as before.
+// TestPromptLockout checks the agent from the first wrong PIN to the end of a lockout.
+// It must ask before it uses the last try. In the lockout it must not ask for a PIN,
+// must tell the user how long it lasts, and must still use keys without a PIN.
 func TestPromptLockout(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, lockoutParameters{tries: 3, recovery: time.Hour}, "")
 	a := newAskpass(t)
 	d := s.serve(a.env())
 
-	s.costs(2, func() { // two wrong, and no to the question about the third
+	s.costs(2, func() { // two wrong PINs, and a refusal of the third try
 		shown, err := d.asked(a, s.public, "say "+s.wrong(8), "say "+s.wrong(8), "cancel")
 		if err == nil {
-			t.Error("it signs")
+			t.Error("the agent signed, want a refusal")
 		}
 		aboutTheLastTry(t, shown[len(shown)-1])
 	})
 	d.whySays("refused at the prompt")
-	s.costs(0, func() { // the next one is asked about at once
+	s.costs(0, func() { // the next request asks about the last try at once
 		shown, err := d.asked(a, s.public, "cancel")
 		if err == nil {
-			t.Error("it signs")
+			t.Error("the agent signed, want a refusal")
 		}
 		aboutTheLastTry(t, shown[0])
 	})
-	s.costs(0, func() { // a go, and the right PIN
+	s.costs(0, func() { // consent, and the right PIN
 		if _, err := d.asked(a, s.public, "say yes", "say "+s.pin); err != nil {
 			t.Error(err, d.logged())
 		}
 	})
-	s.costs(1, func() { // a go, and a wrong one
+	s.costs(1, func() { // consent, and a wrong PIN
 		if _, err := d.asked(a, s.public, "say yes", "say "+s.wrong(8)); err == nil {
-			t.Error("it signs")
+			t.Error("the agent signed, want a refusal")
 		}
 	})
 	if l, err := s.tap.Lockout(); err != nil || !l.Locked {
@@ -50,8 +50,8 @@ func TestPromptLockout(t *testing.T) {
 
 	s.costs(0, func() {
 		for range 3 {
-			if _, err := d.asked(a, s.public); err == nil { // no question
-				t.Error("it signs in a lockout")
+			if _, err := d.asked(a, s.public); err == nil { // must not ask
+				t.Error("the agent signed in a lockout")
 			}
 			d.signs(s.pinless)
 			for _, list := range [][]string{{"ssh-add", "-l"}, {"tpm-agent", "list", "--key-dir", s.keys}} {
@@ -63,7 +63,7 @@ func TestPromptLockout(t *testing.T) {
 			}
 		}
 	})
-	d.whySays("1h") // what is left of it, rounded up
+	d.whySays("1h") // the time left, rounded up
 	if out, code := d.unlocks(s.pin); code == 0 || !strings.Contains(out, "locked") {
 		t.Errorf("unlock in a lockout: status %d\n%s", code, out)
 	}
@@ -86,19 +86,20 @@ func TestPromptLockout(t *testing.T) {
 		t.Errorf("after the lockout: %v\n%s", err, d.logged())
 	}
 	if len(shown) == 0 {
-		t.Error("nobody was asked")
+		t.Error("the agent did not ask for the PIN")
 	}
 }
 
+// aboutTheLastTry fails the test unless q asks for consent to the last try.
 func aboutTheLastTry(t *testing.T, q *dialog) {
 	t.Helper()
 	if q.kind != "confirm" || !strings.Contains(q.text, "lock") {
-		t.Errorf("asked about the last try with SSH_ASKPASS_PROMPT=%q:\n%s", q.kind, q.text)
+		t.Errorf("the question about the last try has SSH_ASKPASS_PROMPT=%q:\n%s", q.kind, q.text)
 	}
 }
 
-// afterLockout signs. How many tries the TPM has forgotten by now is a matter of
-// time: there may be a question about the last one.
+// afterLockout requests a signature and answers the prompts. The TPM gives back tries
+// over time, so the agent may or may not ask about the last try.
 func (d *agentRun) afterLockout(a *askpass) (shown []*dialog, err error) {
 	done := make(chan error, 1)
 	go func() { done <- d.sign(d.public) }()
@@ -149,7 +150,7 @@ func (s *scene) setLockout(p lockoutParameters) {
 	}
 }
 
-// unlocks gives a PIN to the agent.
+// unlocks runs tpm-agent unlock with a PIN.
 func (d *agentRun) unlocks(pin string, args ...string) (out string, code int) {
 	d.t.Helper()
 	cmd := d.command("tpm-agent", append(append([]string{"unlock", "--pin-from", "fd:0"}, args...), "keys/id.tpm")...)

@@ -8,15 +8,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
 
-// These are programs that users run: ssh, into an sshd of the test; ssh-keygen
-// -Y sign; and git, which signs a commit.
+// These scripts do what users do: log in with ssh to an sshd of the test, sign a file
+// with ssh-keygen -Y sign, and sign a commit with git.
 const (
 	loginScript = `#!/bin/sh
-# login KEY COMMAND: through sshd, over a pipe; what is typed ahead is the shell's
+# login KEY COMMAND: through sshd, over a pipe. -n leaves typed input to the shell.
 cd "${0%/*}" || exit
 key=$1; shift
 exec ssh -n -F none -o HostKeyAlias=server.example -o UserKnownHostsFile="$PWD/known_hosts" -o StrictHostKeyChecking=yes \
@@ -34,8 +35,8 @@ git commit -q -S --allow-empty -m signed && git --no-pager log -1 --format='comm
 `
 )
 
-// programs writes them into the home, with what they need, for the key that is
-// named in their first argument; git's is the key with the PIN.
+// programs writes the scripts and their files into the home. The first argument of
+// login and sign names the key; git uses the key with the PIN.
 func (s *scene) programs() {
 	s.t.Helper()
 	for name, text := range map[string]string{"login": loginScript, "sign": signScript, "gitcommit": gitScript} {
@@ -56,7 +57,7 @@ UsePAM no
 PidFile none
 `, "HOME", s.home), 0o600)
 	if os.Getuid() == 0 {
-		// sshd of root wants its empty directory, which the service makes at boot.
+		// sshd needs this empty directory if root runs it. The service creates it at boot.
 		if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
 			s.t.Fatal(err)
 		}
@@ -68,13 +69,19 @@ PidFile none
 	s.mustRun("git", "init", "-q", "repository")
 }
 
+// write writes a file in the home. No program that another test starts now inherits
+// the open file: a script that is open for writing cannot be run.
 func (s *scene) write(name, text string, mode os.FileMode) {
 	s.t.Helper()
-	if err := os.WriteFile(filepath.Join(s.home, name), []byte(text), mode); err != nil {
+	syscall.ForkLock.RLock()
+	err := os.WriteFile(filepath.Join(s.home, name), []byte(text), mode)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		s.t.Fatal(err)
 	}
 }
 
+// mustRun runs a program that must succeed, and returns its output.
 func (s *scene) mustRun(name string, args ...string) string {
 	s.t.Helper()
 	out, err := s.command(name, args...).CombinedOutput()
@@ -84,15 +91,15 @@ func (s *scene) mustRun(name string, args ...string) string {
 	return string(out)
 }
 
-// uses are what users do, and what shows that it was done.
+// uses are the scripts' command lines, with the output that shows success.
 var uses = []struct{ command, done string }{
-	{"./login id 'echo $((6*7))in'", "42in"}, // the line itself does not have it
+	{"./login id 'echo $((6*7))in'", "42in"}, // the command line itself does not contain this
 	{"./sign id", "Good \"file\" signature"},
 	{"./gitcommit", "commit G by somebody@example.org"},
 }
 
-// as runs one of the programs in the environment of the agent, without a
-// terminal.
+// as returns a command that runs one of the scripts with the agent's socket and
+// without a terminal.
 func (d *agentRun) as(command string) *exec.Cmd {
 	d.t.Helper()
 	cmd := d.command("setsid", "-w", "sh", "-c", "exec "+command)
@@ -100,9 +107,10 @@ func (d *agentRun) as(command string) *exec.Cmd {
 	return cmd
 }
 
-// TestPromptByAskpass: login, signature and commit, with a PIN from a program,
-// and with none because somebody said no.
+// TestPromptByAskpass checks that login, signature and commit succeed with a PIN from
+// an askpass program, and fail if the user cancels.
 func TestPromptByAskpass(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	s.programs()
 	a := newAskpass(t)
@@ -114,14 +122,14 @@ func TestPromptByAskpass(t *testing.T) {
 				t.Errorf("%s: %v\n%s\n%s", use.command, err, out, d.logged())
 			}
 			if out, err := d.answered(a, use.command, "cancel"); err == nil {
-				t.Errorf("%s: done, though cancelled\n%s", use.command, out)
+				t.Errorf("%s: succeeded after the user cancelled\n%s", use.command, out)
 			}
 			d.whySays("refused at the prompt")
 		}
 	})
 }
 
-// answered runs one of the programs, and answers the question that comes of it.
+// answered runs one of the scripts and answers its prompt.
 func (d *agentRun) answered(a *askpass, command, answer string) (string, error) {
 	d.t.Helper()
 	cmd := d.as(command)
@@ -135,19 +143,20 @@ func (d *agentRun) answered(a *askpass, command, answer string) (string, error) 
 	return out.String(), err
 }
 
-// TestPromptNobody: without a terminal and without a display each fails at once,
-// and `why` says what to install or set.
-func TestPromptNobody(t *testing.T) {
+// TestPromptNoWay checks that without a terminal and a display the scripts fail at
+// once, and that `why` says what to install or set.
+func TestPromptNoWay(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	s.programs()
 	s.pinentry("pinentry-curses")
-	// Systemd's way would ask whoever answers on this machine. Who waits for the
-	// limit is never done.
+	// Leave out systemd, which could ask the user of this machine. The long timeout
+	// makes the test hang if a prompt waits.
 	d := s.serve(nil, "--prompt", "pinentry,askpass,terminal", "--prompt-timeout", "1000h")
 	s.costs(0, func() {
 		for _, use := range uses {
 			if out, err := d.as(use.command).CombinedOutput(); err == nil {
-				t.Errorf("%s: done without a PIN\n%s", use.command, out)
+				t.Errorf("%s: succeeded without a PIN\n%s", use.command, out)
 			}
 			d.whySays("no way to ask")
 			d.whySays("pinentry")
@@ -159,9 +168,8 @@ func TestPromptNobody(t *testing.T) {
 	})
 }
 
-// watchProcesses looks again and again for a PIN of the scene in the arguments and
-// environments of its processes. stop ends that, and fails the test if a PIN was
-// found.
+// watchProcesses keeps searching the arguments and environments of the scene's
+// processes for a PIN. stop ends the search, and fails the test if it found one.
 func (s *scene) watchProcesses() (stop func()) {
 	over, result := make(chan struct{}), make(chan []string)
 	pins, roots := slices.Clone(s.secrets), append(slices.Clone(s.daemons), os.Getpid())
@@ -187,8 +195,8 @@ func (s *scene) watchProcesses() (stop func()) {
 	}
 }
 
-// processesWith lists the processes from root on that have one of the texts in
-// their arguments or environment.
+// processesWith searches the arguments and environments of root and its descendants
+// for the texts, and returns the files in /proc that contain one.
 func processesWith(root int, texts []string) (found []string) {
 	for _, pid := range descendants(root) {
 		for _, kind := range []string{"cmdline", "environ"} {
@@ -202,8 +210,10 @@ func processesWith(root int, texts []string) (found []string) {
 	return found
 }
 
-// What must not be in a process's arguments or environment is found there.
-func TestPromptProcessesAreWatched(t *testing.T) {
+// TestPromptProcessSearch checks that processesWith finds a text in a process's
+// arguments and in its environment.
+func TestPromptProcessSearch(t *testing.T) {
+	t.Parallel()
 	for _, cmd := range []*exec.Cmd{
 		exec.Command("sh", "-c", "read line", "first"),
 		{Path: must(exec.LookPath("sh")), Args: []string{"sh", "-c", "read line"}, Env: []string{"PIN=second"}},
@@ -219,7 +229,7 @@ func TestPromptProcessesAreWatched(t *testing.T) {
 			t.Fatal(err)
 		}
 		if found := processesWith(os.Getpid(), []string{randomPIN(20), pin}); len(found) != 1 {
-			t.Errorf("found in %q", found)
+			t.Errorf("found the PIN in %q, want one place", found)
 		}
 		stdin.Close()
 		_ = cmd.Wait()

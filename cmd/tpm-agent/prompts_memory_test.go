@@ -18,16 +18,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// memoryPIN is as long as a PIN can be that is not hashed before use.
+// memoryPIN is the length of the longest PIN that is not hashed before use.
 const memoryPIN = 32
 
-// inMemory lists the places in all of a process's memory where eight octets of
-// a PIN are. Only root may look.
+// inMemory searches all memory of a process for any eight octets of a PIN, and returns
+// the places. It skips the test unless root runs it.
 func inMemory(t *testing.T, pid int, pin string) (found []string) {
 	t.Helper()
 	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if errors.Is(err, fs.ErrPermission) {
-		t.Skip("only root can look into an agent that keeps others out of its memory")
+		t.Skip("only root can read the memory of an agent")
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +35,7 @@ func inMemory(t *testing.T, pid int, pin string) (found []string) {
 	defer mem.Close()
 	for range 10 {
 		if found, err = searchMemory(t, pid, mem, pin); !errors.Is(err, unix.EIO) {
-			break // otherwise some of it was given back meanwhile
+			break // on EIO the process has freed memory during the search: try again
 		}
 	}
 	if err != nil {
@@ -44,6 +44,7 @@ func inMemory(t *testing.T, pid int, pin string) (found []string) {
 	return found
 }
 
+// searchMemory searches once.
 func searchMemory(t *testing.T, pid int, mem io.ReaderAt, pin string) (found []string, err error) {
 	for _, r := range memoryInUse(t, pid) {
 		b := make([]byte, r.end-r.start)
@@ -62,14 +63,14 @@ func searchMemory(t *testing.T, pid int, mem io.ReaderAt, pin string) (found []s
 	return found, nil
 }
 
-// memoryRange is a piece of a process's memory.
+// memoryRange is a range of a process's memory.
 type memoryRange struct {
 	start, end uint64
 	name       string
 }
 
-// memoryInUse are the pages of a process that can be read and are there, in
-// runs. The race detector reserves terabytes of others.
+// memoryInUse returns the readable pages of a process that exist, as ranges. The race
+// detector reserves terabytes of other pages.
 func memoryInUse(t *testing.T, pid int) (all []memoryRange) {
 	t.Helper()
 	pages := must(os.Open(fmt.Sprintf("/proc/%d/pagemap", pid)))
@@ -101,7 +102,7 @@ func memoryInUse(t *testing.T, pid int) (all []memoryRange) {
 	return all
 }
 
-// occurrences are the places of text in b.
+// occurrences yields the offsets of text in b.
 func occurrences(b []byte, text string) iter.Seq[int] {
 	return func(yield func(int) bool) {
 		for at := 0; ; at++ {
@@ -114,9 +115,10 @@ func occurrences(b []byte, text string) iter.Seq[int] {
 	}
 }
 
-// TestPromptMemory: of a PIN that is not remembered nothing is left when the
-// signature is made, right or wrong.
+// TestPromptMemory checks that after a signature the agent's memory contains no part of
+// a PIN that is not remembered, neither the right one nor a wrong one.
 func TestPromptMemory(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{memoryPIN, 100} {
 		t.Run(fmt.Sprintf("%d octets", n), func(t *testing.T) {
 			s := newScene(t, patient, randomPIN(n))
@@ -124,13 +126,13 @@ func TestPromptMemory(t *testing.T) {
 			known := randomPIN(n)
 			d := s.serve(append(a.env(), "KNOWN="+known))
 			if len(inMemory(t, d.cmd.Process.Pid, known)) == 0 {
-				t.Fatal("what is in memory is not found there")
+				t.Fatal("the search does not find a text that is in memory")
 			}
 			wrong := s.wrong(n)
 			if _, err := d.asked(a, s.public, "say "+wrong, "say "+s.pin); err != nil {
 				t.Fatal(err, d.logged())
 			}
-			digest := sha256.Sum256([]byte(s.pin)) // is as good, of a long one
+			digest := sha256.Sum256([]byte(s.pin)) // replaces a long PIN, so it is as secret
 			for what, pin := range map[string]string{"the PIN": s.pin, "a wrong one": wrong, "its digest": string(digest[:])} {
 				if found := inMemory(t, d.cmd.Process.Pid, pin); len(found) > 0 {
 					t.Errorf("%s is in memory:\n%s", what, strings.Join(slices.Compact(found), "\n"))

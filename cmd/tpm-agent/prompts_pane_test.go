@@ -13,14 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pane is a terminal in tmux with a shell in it, and somebody in front who sees
-// what tmux draws.
+// pane is a terminal in tmux with a shell. The test reads the screen and types.
 type pane struct {
 	t      *testing.T
 	s      *scene
 	socket string
 	tty    string
-	shell  int // its process
+	shell  int // the pid of the shell
 }
 
 // tmux opens a terminal whose shell has the agent in its environment.
@@ -44,10 +43,12 @@ func (d *agentRun) tmux(env ...string) *pane {
 	return p
 }
 
+// command returns a tmux command for the pane's server.
 func (p *pane) command(args ...string) *exec.Cmd {
 	return p.s.command("tmux", append([]string{"-S", p.socket}, args...)...)
 }
 
+// do runs a tmux command that must succeed, and returns its output.
 func (p *pane) do(args ...string) string {
 	p.t.Helper()
 	out, err := p.command(args...).CombinedOutput()
@@ -57,6 +58,7 @@ func (p *pane) do(args ...string) string {
 	return string(out)
 }
 
+// tell expands a tmux format.
 func (p *pane) tell(format string) string {
 	p.t.Helper()
 	return strings.TrimSpace(p.do("display-message", "-p", format))
@@ -65,7 +67,7 @@ func (p *pane) tell(format string) string {
 // runs types a command line.
 func (p *pane) runs(line string) { p.types(line); p.key("Enter") }
 
-// types text on the keyboard. It is in no argument: it may be a PIN.
+// types types text. The text may be a PIN, so it is not passed as an argument.
 func (p *pane) types(text string) {
 	p.t.Helper()
 	load := p.command("load-buffer", "-b", "typed", "-")
@@ -79,7 +81,7 @@ func (p *pane) types(text string) {
 // key presses a key by its name in tmux, such as Enter or C-c.
 func (p *pane) key(names ...string) { p.do(append([]string{"send-keys"}, names...)...) }
 
-// screen is what can be read on it.
+// screen returns the text on the screen. It fails the test if that contains a PIN.
 func (p *pane) screen() string {
 	screen := p.do("capture-pane", "-p")
 	for _, pin := range p.s.secrets {
@@ -96,6 +98,7 @@ func (p *pane) waitFor(text string) string {
 	return p.until("shows "+strconv.Quote(text), func(screen string) bool { return strings.Contains(screen, text) })
 }
 
+// until waits until is accepts the screen, and returns it.
 func (p *pane) until(what string, is func(screen string) bool) (screen string) {
 	p.t.Helper()
 	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(15 * time.Millisecond) {
@@ -107,8 +110,8 @@ func (p *pane) until(what string, is func(screen string) bool) (screen string) {
 	return ""
 }
 
-// usable fails the test unless the terminal is as a shell has left it: it
-// echoes, takes lines, and runs what is typed.
+// usable fails the test unless the terminal is usable again: it echoes, is in line
+// mode, and the shell runs a command.
 func (p *pane) usable() {
 	p.t.Helper()
 	tty, err := os.OpenFile(p.tty, os.O_RDWR|unix.O_NOCTTY, 0)
@@ -126,13 +129,13 @@ func (p *pane) usable() {
 		modes = state.Lflag & wanted
 	}
 	if modes != wanted {
-		p.t.Errorf("the terminal was left in another mode: %#x of %#x", modes, wanted)
+		p.t.Errorf("the terminal was left in mode %#x, want %#x", modes, wanted)
 	}
 	p.runs("clear; echo $((6*7))us$((0+0))able")
 	p.waitFor("42us0able")
 }
 
-// hidden waits until what is typed is not shown: a question is there.
+// hidden waits until the terminal does not echo, because a prompt is open.
 func (p *pane) hidden() {
 	p.t.Helper()
 	tty, err := os.OpenFile(p.tty, os.O_RDWR|unix.O_NOCTTY, 0)
@@ -145,10 +148,10 @@ func (p *pane) hidden() {
 			return
 		}
 	}
-	p.t.Fatal("the terminal goes on echoing")
+	p.t.Fatal("the terminal still echoes")
 }
 
-// children returns the processes that a process has started and that still run.
+// children returns the running child processes of a process.
 func children(pid int) (pids []int) {
 	for _, path := range must(filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))) {
 		list, err := os.ReadFile(path)
@@ -164,7 +167,7 @@ func children(pid int) (pids []int) {
 	return pids
 }
 
-// descendants returns a process and everything below it.
+// descendants returns a process and all processes below it.
 func descendants(pid int) []int {
 	pids := []int{pid}
 	for _, child := range children(pid) {

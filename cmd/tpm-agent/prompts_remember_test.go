@@ -14,15 +14,16 @@ import (
 	sshagent "golang.org/x/crypto/ssh/agent"
 )
 
-// TestPromptRemembered: with --pin-ttl one question serves until the PIN is
-// forgotten, and costs nothing; a wrong PIN is not remembered.
+// TestPromptRemembered checks that with --pin-ttl the agent asks once and then uses the
+// remembered PIN at no cost, and that it does not remember a wrong PIN.
 func TestPromptRemembered(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	a := newAskpass(t)
 	d := s.serve(a.env(), "--pin-ttl", "1h")
 	s.costs(1, func() {
 		if _, err := d.asked(a, s.public, "say "+s.wrong(8), "cancel"); err == nil {
-			t.Error("it signs")
+			t.Error("the agent signed, want a refusal")
 		}
 	})
 	s.costs(0, func() {
@@ -38,9 +39,10 @@ func TestPromptRemembered(t *testing.T) {
 	})
 }
 
-// TestPromptRememberedAsAdded: the PIN of a key that is added with a time of its
-// own is remembered for that, or not at all.
-func TestPromptRememberedAsAdded(t *testing.T) {
+// TestPromptRememberedPerKey checks that the --pin-ttl of tpm-agent add overrides that
+// of the agent.
+func TestPromptRememberedPerKey(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ agent, add, says string }{
 		{"", "15m", "for 15 minutes"},
 		{"1h", "off", "not at all"},
@@ -68,12 +70,12 @@ func TestPromptRememberedAsAdded(t *testing.T) {
 	}
 }
 
-// waysToForget a PIN that an agent remembers.
+// waysToForget are the ways to make an agent forget a PIN.
 var waysToForget = []struct {
 	name   string
 	ttl    string
 	forget func(t *testing.T, d *agentRun)
-	after  func(t *testing.T, d *agentRun) // has the key offered again, where it is not
+	after  func(t *testing.T, d *agentRun) // makes the agent offer the key again; nil if it still does
 }{
 	{"tpm-agent lock", "1h", func(t *testing.T, d *agentRun) {
 		if out, err := d.lock().CombinedOutput(); err != nil {
@@ -93,7 +95,7 @@ var waysToForget = []struct {
 		if err := d.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
 			t.Error(err)
 		}
-		d.offersAgain() // it is seen with the next request at the latest
+		d.offersAgain() // the agent handles the signal by the next request
 	}, nil},
 	{"time", "1s", func(t *testing.T, d *agentRun) {
 		for start := time.Now(); len(inMemory(t, d.cmd.Process.Pid, d.pin)) > 0 && time.Since(start) < longEnough; {
@@ -114,8 +116,10 @@ var waysToForget = []struct {
 	}},
 }
 
-// TestPromptMemoryFileGone: the PIN goes with the key file.
-func TestPromptMemoryFileGone(t *testing.T) {
+// TestPromptMemoryFileRemoved checks that the agent forgets a PIN when its key file is
+// removed.
+func TestPromptMemoryFileRemoved(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, randomPIN(memoryPIN))
 	a := newAskpass(t)
 	d := s.serve(a.env(), "--pin-ttl", "1h")
@@ -125,18 +129,19 @@ func TestPromptMemoryFileGone(t *testing.T) {
 	if err := os.Remove(filepath.Join(s.keys, "id.tpm")); err != nil {
 		t.Fatal(err)
 	}
-	d.signs(s.pinless) // the agent has looked at the directory
+	d.signs(s.pinless) // makes the agent read the directory
 	for start := time.Now(); len(inMemory(t, d.cmd.Process.Pid, s.pin)) > 0; time.Sleep(20 * time.Millisecond) {
 		if time.Since(start) > longEnough {
-			t.Fatal("the PIN of a key whose file is gone stays in memory")
+			t.Fatal("the PIN stays in memory after its key file was removed")
 		}
 	}
 }
 
-// TestPromptMemoryForgotten: a PIN that is remembered is in memory once, and
-// when it is forgotten nowhere; the next signature asks again.
+// TestPromptMemoryForgotten checks that a PIN is not in memory any more after it was
+// forgotten, and that the agent then asks again.
 func TestPromptMemoryForgotten(t *testing.T) {
-	// A longer one is hashed before use: its digest is as good as the PIN.
+	t.Parallel()
+	// A longer PIN is hashed before use, so its digest is as secret as the PIN.
 	for given, n := range map[string]int{"typed": memoryPIN, "unlock": 100} {
 		for _, way := range waysToForget {
 			t.Run(given+", "+way.name, func(t *testing.T) {
@@ -154,23 +159,23 @@ func TestPromptMemoryForgotten(t *testing.T) {
 					if way.name != "time" {
 						d.signs(s.public)
 						if n := len(inMemory(t, d.cmd.Process.Pid, s.pin)); n == 0 {
-							t.Error("a PIN that is remembered is not found")
+							t.Error("a remembered PIN was not found in memory")
 						}
 					}
 					way.forget(t, d)
 					digest := sha256.Sum256([]byte(s.pin))
 					for _, secret := range []string{s.pin, string(digest[:])} {
 						if found := inMemory(t, d.cmd.Process.Pid, secret); len(found) > 0 {
-							t.Errorf("forgotten, and in memory:\n%s", strings.Join(found, "\n"))
+							t.Errorf("the forgotten PIN is in memory:\n%s", strings.Join(found, "\n"))
 						}
 					}
-					// Not before: a signal's handler begins with the kernel putting
-					// the registers into memory, and what was last copied may be in them.
+					// Search before this step: for a signal handler the kernel saves the
+					// registers in memory, and they may still contain copied octets.
 					if way.after != nil {
 						way.after(t, d)
 					}
 					if _, err := d.asked(a, s.public, "cancel"); err == nil {
-						t.Error("it signs")
+						t.Error("the agent signed, want a refusal")
 					}
 				})
 			})
@@ -178,7 +183,7 @@ func TestPromptMemoryForgotten(t *testing.T) {
 	}
 }
 
-// offersAgain waits until the key with the PIN is listed.
+// offersAgain waits until the agent lists the key with the PIN.
 func (d *agentRun) offersAgain() {
 	d.t.Helper()
 	client := sshagent.NewClient(connect(d.t, d.socket))
@@ -193,11 +198,13 @@ func (d *agentRun) offersAgain() {
 			}
 		}
 	}
-	d.t.Error("the key is not offered again")
+	d.t.Error("the agent does not offer the key again")
 }
 
-// TestPromptUnlock: a wrong PIN at unlock costs one try, and is not remembered.
+// TestPromptUnlock checks that a wrong PIN given to unlock costs one try and is not
+// remembered.
 func TestPromptUnlock(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{4, 32, 33, 100} {
 		t.Run(fmt.Sprintf("%d octets", n), func(t *testing.T) {
 			s := newScene(t, patient, randomPIN(n))
@@ -208,7 +215,7 @@ func TestPromptUnlock(t *testing.T) {
 					t.Errorf("status %d\n%s", code, out)
 				}
 				if _, err := d.asked(a, s.public, "cancel"); err == nil {
-					t.Error("it signs")
+					t.Error("the agent signed, want a refusal")
 				}
 			})
 			s.costs(0, func() {
@@ -221,9 +228,10 @@ func TestPromptUnlock(t *testing.T) {
 	}
 }
 
-// TestPromptGiven: a PIN from a file that is wrong costs one try, and is not
-// taken a second time; the user is asked. When the file has changed it is.
-func TestPromptGiven(t *testing.T) {
+// TestPromptPINFromFile checks that the agent tries a wrong PIN from a file only once
+// and then asks the user, and that it uses the file again when it has changed.
+func TestPromptPINFromFile(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	a := newAskpass(t)
 	s.write("pin", s.wrong(8)+"\n", 0o600)

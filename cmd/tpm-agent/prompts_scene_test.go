@@ -23,8 +23,8 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 )
 
-// scene is a TPM with two keys, one that has a PIN and one that has none, and a
-// home for those who use them. Nobody in it knows anything of the user's.
+// scene is a TPM with two keys, one with a PIN and one without, and a home for the
+// programs of a test. They do not use the user's files.
 type scene struct {
 	t       *testing.T
 	tpm     *tpmtest.SWTPM
@@ -36,25 +36,25 @@ type scene struct {
 	public  ssh.PublicKey // of the key with the PIN, keys/id
 	pinless ssh.PublicKey // of keys/plain
 
-	daemons []int // processes of the scene that are not below this one: tmux servers
+	daemons []int // the tmux servers, which are not descendants of the test
 
-	// secrets are the PIN and what was typed in its place; keepsSecrets looks
-	// for them when the test ends, for the first octets of each on the bus. Four
-	// are there by chance once in some thousand tests, so most look for eight.
+	// secrets are the PIN and the wrong PINs. When the test ends, keepsSecrets
+	// searches for them, on the bus for the first octets of each. Four octets
+	// match by chance once in a few thousand tests, so most tests use eight.
 	secrets []string
 	octets  int
 }
 
-// patient is a TPM that forgets nothing while a test runs, and has
-// tries enough for it.
+// patient has enough tries for a test, and gives none back while it runs.
 var patient = lockoutParameters{tries: 31, recovery: 24 * time.Hour}
 
+// lockoutParameters are the lockout settings of a TPM.
 type lockoutParameters struct {
 	tries    int
 	recovery time.Duration
 }
 
-// newScene makes one whose key has the PIN; an empty one stands for 20 random
+// newScene makes a scene whose key has the PIN. If pin is empty, it uses 20 random
 // characters.
 func newScene(t *testing.T, p lockoutParameters, pin string) *scene {
 	t.Helper()
@@ -78,27 +78,28 @@ func newScene(t *testing.T, p lockoutParameters, pin string) *scene {
 		"PATH=" + os.Getenv("PATH"), "SHELL=/bin/sh", "LC_ALL=C.UTF-8", "TPM_AGENT_TPM=" + s.tap.Address(),
 		"GOCOVERDIR=" + os.Getenv("GOCOVERDIR"), "GIT_CONFIG_NOSYSTEM=1",
 		"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent/bus",
-		"GORACE=atexit_sleep_ms=0", // or each program takes a second to end
+		"GORACE=atexit_sleep_ms=0", // without it, each program waits a second at its end
 	}
 	s.public, s.pinless = s.keygen("id", pin), s.keygen("plain", "")
 	return s
 }
 
-// randomPIN has n characters that are in no other test, program or file.
+// randomPIN returns n random characters, which occur in no other test, program or
+// file.
 func randomPIN(n int) string {
 	b := make([]byte, n)
 	_, _ = rand.Read(b)
 	return base32.StdEncoding.EncodeToString(b)[:n]
 }
 
-// wrong makes a PIN of n characters that is not that of a key.
+// wrong returns a wrong PIN of n characters.
 func (s *scene) wrong(n int) string {
 	pin := randomPIN(n)
 	s.secrets = append(s.secrets, pin)
 	return pin
 }
 
-// command is a program in the scene.
+// command returns a command that runs a program in the scene.
 func (s *scene) command(name string, args ...string) *exec.Cmd {
 	s.t.Helper()
 	path, err := exec.LookPath(name)
@@ -128,7 +129,7 @@ func (s *scene) keygen(name, pin string) ssh.PublicKey {
 	return public
 }
 
-// counter is the TPM's own count of wrong auth values.
+// counter returns the TPM's own count of wrong auth values.
 func (s *scene) counter() int {
 	s.t.Helper()
 	l, err := s.tap.Lockout()
@@ -138,13 +139,13 @@ func (s *scene) counter() int {
 	return l.Counter
 }
 
-// costs fails the test unless f adds exactly so many to the TPM's count.
+// costs fails the test unless f adds exactly want to the TPM's count.
 func (s *scene) costs(want int, f func()) {
 	s.t.Helper()
 	before := s.counter()
 	f()
 	if got := s.counter() - before; got != want {
-		s.t.Errorf("%d wrong tries were counted by the TPM, want %d", got, want)
+		s.t.Errorf("the TPM counted %d wrong tries, want %d", got, want)
 	}
 }
 
@@ -153,9 +154,9 @@ type agentRun struct {
 	*scene
 	cmd    *exec.Cmd
 	socket string
-	log    string        // its standard error
-	ended  chan struct{} // closed when it has
-	err    error         // of its end
+	log    string        // the file with its standard error
+	ended  chan struct{} // closed when the agent has ended
+	err    error         // how it ended
 }
 
 // serve starts an agent for the keys of the scene. env is added to its
@@ -167,7 +168,7 @@ func (s *scene) serve(env []string, args ...string) *agentRun {
 	d.cmd = s.command("tpm-agent", append([]string{"serve", "--socket", d.socket, "--key-dir", s.keys, "-v"}, args...)...)
 	d.cmd.Env = append(d.cmd.Env, env...)
 	d.cmd.Stderr = must(os.Create(d.log))
-	// No terminal: whoever runs the tests in one is not to be asked there.
+	// A new session has no terminal: the agent must not ask on that of the test run.
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := d.cmd.Start(); err != nil {
 		s.t.Fatal(err)
@@ -190,7 +191,7 @@ func (s *scene) serve(env []string, args ...string) *agentRun {
 	return nil
 }
 
-// stop ends the agent in order, so that it leaves nothing in the TPM.
+// stop ends the agent with SIGTERM, so that it leaves nothing in the TPM.
 func (d *agentRun) stop() {
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
 	killed := time.AfterFunc(longEnough, func() { _ = d.cmd.Process.Kill() })
@@ -200,12 +201,13 @@ func (d *agentRun) stop() {
 	}
 }
 
+// logged returns the agent's log.
 func (d *agentRun) logged() string {
 	d.t.Helper()
 	return string(must(os.ReadFile(d.log)))
 }
 
-// sign has the agent make a signature, over a connection of its own.
+// sign requests a signature over a new connection, and verifies it.
 func (d *agentRun) sign(key ssh.PublicKey) error {
 	conn := connect(d.t, d.socket)
 	defer conn.Close()
@@ -217,7 +219,7 @@ func (d *agentRun) sign(key ssh.PublicKey) error {
 	return key.Verify(data, sig)
 }
 
-// signs and refuses fail the test if the agent does otherwise.
+// signs fails the test unless the agent signs.
 func (d *agentRun) signs(key ssh.PublicKey) {
 	d.t.Helper()
 	if err := d.sign(key); err != nil {
@@ -225,16 +227,16 @@ func (d *agentRun) signs(key ssh.PublicKey) {
 	}
 }
 
-// askpass is the person in front of a desktop: a program for SSH_ASKPASS that
-// shows its question and waits for what the test has it answer.
+// askpass plays the user at a desktop. It is a program for SSH_ASKPASS that reports
+// its question and waits for the test to answer.
 type askpass struct {
 	t    *testing.T
 	dir  string
 	seen map[string]bool
 }
 
-// askpassProgram makes a pipe for the answer, shows itself, and does what the
-// first word of the line says. The PIN is in no argument and no environment.
+// askpassProgram makes a pipe for the answer, reads a line from it, and does what the
+// first word says. The PIN is never in its arguments or environment.
 const askpassProgram = `#!/bin/sh
 cd "${0%/*}" || exit 9
 printf '%s' "$1" >"text.$$" && printf '%s' "$SSH_ASKPASS_PROMPT" >"kind.$$" &&
@@ -252,6 +254,7 @@ stubborn) trap '' TERM HUP INT; : >"deaf.$$"; while :; do sleep 600; done ;;
 esac
 `
 
+// newAskpass installs an askpass program in a new directory.
 func newAskpass(t *testing.T) *askpass {
 	t.Helper()
 	a := &askpass{t: t, dir: t.TempDir(), seen: map[string]bool{}}
@@ -261,11 +264,12 @@ func newAskpass(t *testing.T) *askpass {
 	return a
 }
 
+// env returns the environment that makes an agent use the program.
 func (a *askpass) env() []string {
 	return []string{"SSH_ASKPASS=" + filepath.Join(a.dir, "askpass"), "SSH_ASKPASS_REQUIRE=force"}
 }
 
-// dialog is one question of askpass on the screen.
+// dialog is an open question of askpass.
 type dialog struct {
 	a    *askpass
 	pid  string
@@ -281,11 +285,11 @@ func (a *askpass) next() *dialog {
 			return d
 		}
 	}
-	a.t.Fatal("nobody is asked")
+	a.t.Fatal("the agent does not ask")
 	return nil
 }
 
-// poll returns a question that has not been seen yet, nil if there is none.
+// poll returns a question that was not returned yet, or nil if there is none.
 func (a *askpass) poll() *dialog {
 	a.t.Helper()
 	for _, path := range must(filepath.Glob(filepath.Join(a.dir, "open.*"))) {
@@ -298,22 +302,23 @@ func (a *askpass) poll() *dialog {
 	return nil
 }
 
+// wrote returns what the program with that pid wrote to a file.
 func (a *askpass) wrote(name, pid string) string {
 	return string(must(os.ReadFile(filepath.Join(a.dir, name+"."+pid))))
 }
 
-// does has the program do what its words say.
+// does sends words to the program, which then does what they say.
 func (d *dialog) does(words ...string) {
 	d.a.t.Helper()
 	var pipe *os.File
 	for start := time.Now(); ; time.Sleep(time.Millisecond) {
 		var err error
-		// It does not wait for a reader, who may be gone.
+		// O_NONBLOCK does not wait for a reader, which may have ended.
 		if pipe, err = os.OpenFile(filepath.Join(d.a.dir, "open."+d.pid), os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
 			break
 		}
 		if !errors.Is(err, unix.ENXIO) || !alive(d.pid) || time.Since(start) > longEnough {
-			d.a.t.Errorf("the question has gone: %v\n%s", err, d.text)
+			d.a.t.Errorf("the program of the question has ended: %v\n%s", err, d.text)
 			return
 		}
 	}
@@ -323,9 +328,9 @@ func (d *dialog) does(words ...string) {
 	}
 }
 
-// asked has somebody want a signature, and answers the questions that come of
-// it with these lines, each as askpassProgram has it. It fails the test if there
-// are more questions, or fewer. What was shown is returned, notices included.
+// asked requests a signature, and answers the questions with lines, each a command of
+// askpassProgram. It fails the test if there are more or fewer questions. It returns
+// what was shown, including notices.
 func (d *agentRun) asked(a *askpass, key ssh.PublicKey, lines ...string) (shown []*dialog, err error) {
 	d.t.Helper()
 	done := make(chan error, 1)
@@ -334,7 +339,7 @@ func (d *agentRun) asked(a *askpass, key ssh.PublicKey, lines ...string) (shown 
 		select {
 		case err := <-done:
 			if len(lines) > 0 {
-				d.t.Errorf("%d questions did not come: %v\n%s", len(lines), err, d.logged())
+				d.t.Errorf("the agent asked %d questions less than expected: %v\n%s", len(lines), err, d.logged())
 			}
 			return shown, err
 		case <-time.After(time.Millisecond):
@@ -348,7 +353,7 @@ func (d *agentRun) asked(a *askpass, key ssh.PublicKey, lines ...string) (shown 
 		case q.kind == "none":
 			q.does("nothing")
 		case len(lines) == 0:
-			d.t.Errorf("one question too many: %s", q.text)
+			d.t.Errorf("unexpected question: %s", q.text)
 			q.does("cancel")
 		default:
 			q.does(lines[0])
@@ -369,8 +374,8 @@ func requestSignature(t *testing.T, conn net.Conn, key ssh.PublicKey) {
 	}
 }
 
-// awaitRead waits until the agent has read what was sent to it over conns, and
-// has had the time to do more than that.
+// awaitRead waits until the agent has read all requests on conns, and has had time to
+// act on them.
 func (d *agentRun) awaitRead(conns []net.Conn) {
 	d.t.Helper()
 	for _, conn := range conns {
@@ -392,18 +397,18 @@ func (d *agentRun) awaitRead(conns []net.Conn) {
 	}
 }
 
-// gone waits until the program of a question has ended.
+// gone waits until the program of the question has ended.
 func (d *dialog) gone() {
 	d.a.t.Helper()
 	for start := time.Now(); alive(d.pid); time.Sleep(time.Millisecond) {
 		if time.Since(start) > longEnough {
-			d.a.t.Errorf("process %s goes on", d.pid)
+			d.a.t.Errorf("process %s does not end", d.pid)
 			return
 		}
 	}
 }
 
-// await waits until the program has written a file of this name.
+// await waits until the program has written a file with this name.
 func (d *dialog) await(name string) {
 	d.a.t.Helper()
 	for start := time.Now(); time.Since(start) < longEnough; time.Sleep(time.Millisecond) {
@@ -411,15 +416,16 @@ func (d *dialog) await(name string) {
 			return
 		}
 	}
-	d.a.t.Errorf("%s does not come", name)
+	d.a.t.Errorf("the program did not write %s", name)
 }
 
-// alive says whether a process is there and has not ended.
+// alive reports whether a process exists and is not a zombie.
 func alive(pid string) bool {
 	stat, err := os.ReadFile("/proc/" + pid + "/stat")
 	return err == nil && !bytes.Contains(stat, []byte(") Z "))
 }
 
+// must returns v, or panics on an error.
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// terminalWays are the ways of asking on the terminal of the client: two
-// programs of GnuPG, and the agent itself.
+// terminalWays are the ways to ask on the client's terminal: two programs of GnuPG,
+// and the agent itself.
 var terminalWays = []struct {
 	name     string
 	pinentry string // program
@@ -22,7 +22,7 @@ var terminalWays = []struct {
 	{"terminal", "", []string{"--prompt", "terminal"}, []string{"C-d"}},
 }
 
-// pinentry makes the program that gpg-agent would use.
+// pinentry makes gpg-agent.conf name a pinentry.
 func (s *scene) pinentry(program string) {
 	s.t.Helper()
 	if program == "" {
@@ -35,11 +35,12 @@ func (s *scene) pinentry(program string) {
 	s.write(".gnupg/gpg-agent.conf", "pinentry-program "+path+"\n", 0o600)
 }
 
-// TestPromptOnTerminal: login, signature and commit, each with the PIN typed on
-// the terminal where it was started, and each cancelled; one with a mistake, and
-// one whose client is killed while the question is there. The terminal is then
-// as it was, and the PIN is nowhere.
+// TestPromptOnTerminal checks the prompts on a terminal: for login, signature and
+// commit, with the PIN, cancelled, with a wrong PIN, and with a client that is killed
+// while the prompt is open. Each time the terminal must be usable afterwards, and no
+// PIN may appear on the screen, in processes or in memory.
 func TestPromptOnTerminal(t *testing.T) {
+	t.Parallel()
 	for _, way := range terminalWays {
 		t.Run(way.name, func(t *testing.T) {
 			s := newScene(t, patient, randomPIN(memoryPIN))
@@ -63,8 +64,8 @@ func TestPromptOnTerminal(t *testing.T) {
 	}
 }
 
-// answers runs a command, and types each PIN at a question for it; what comes
-// after a PIN is what the screen shows then.
+// answers runs a command and answers each prompt with a PIN. pinsAndScreens alternates
+// PINs with the text that the screen must show next.
 func (p *pane) answers(command string, pinsAndScreens ...string) {
 	p.t.Helper()
 	p.runs("clear; " + command)
@@ -80,7 +81,8 @@ func (p *pane) answers(command string, pinsAndScreens ...string) {
 
 var failedStatus = regexp.MustCompile(`status [1-9]`)
 
-// cancelled: nobody signs, and `why` says that somebody said no.
+// cancelled runs a command and cancels its prompt. It checks that the command fails,
+// and that `why` reports a refusal.
 func (p *pane) cancelled(d *agentRun, command string, keys []string) {
 	p.t.Helper()
 	p.runs("clear; " + command + "; echo status $?")
@@ -93,8 +95,8 @@ func (p *pane) cancelled(d *agentRun, command string, keys []string) {
 	d.whySays("refused at the prompt")
 }
 
-// killed: the question leaves the screen with its client, and the program that
-// asked is gone.
+// killed kills a client while its prompt is open. It checks that the prompt leaves the
+// screen, and that the program that showed it has ended.
 func (p *pane) killed(d *agentRun) {
 	p.t.Helper()
 	p.runs("clear; " + uses[0].command + "; echo status $?")
@@ -102,12 +104,12 @@ func (p *pane) killed(d *agentRun) {
 	p.hidden()
 	clients := children(p.shell)
 	if len(clients) != 1 {
-		p.t.Fatalf("the shell has the children %v", clients)
+		p.t.Fatalf("the shell has the children %v, want one", clients)
 	}
 	if err := syscall.Kill(clients[0], syscall.SIGKILL); err != nil {
 		p.t.Fatal(err)
 	}
-	// What the shell prints now may go to the screen that a dialog takes away.
+	// The shell may print to a screen that the dialog removes when it ends.
 	childless(p.t, d.cmd.Process.Pid)
 	p.t.Logf("after the end of the client:\n%s", strings.TrimRight(p.screen(), "\n"))
 	p.usable()
@@ -116,7 +118,7 @@ func (p *pane) killed(d *agentRun) {
 	}
 }
 
-// whySays fails the test if `tpm-agent why` does not name a cause.
+// whySays fails the test unless `tpm-agent why` reports the cause.
 func (d *agentRun) whySays(cause string) {
 	d.t.Helper()
 	cmd := d.command("tpm-agent", "why", "-n", "1")

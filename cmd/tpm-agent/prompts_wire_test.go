@@ -14,8 +14,8 @@ import (
 	"testing"
 )
 
-// traces are what would give a PIN away on the bus: its first octets, and digests
-// of it, by what they are.
+// traces returns the octets that would reveal a PIN on the bus: its first octets and
+// its digests, by name.
 func traces(pin string, octets int) map[string][]byte {
 	b := []byte(pin)
 	one, two, three, five := sha1.Sum(b), sha256.Sum256(b), sha512.Sum384(b), sha512.Sum512(b)
@@ -25,8 +25,7 @@ func traces(pin string, octets int) map[string][]byte {
 	}
 }
 
-// onTheBus lists the traces of a PIN in all that was sent to the TPM and came
-// back.
+// onTheBus returns the traces of a PIN in all commands to and answers from the TPM.
 func (s *scene) onTheBus(pin string) (found []string) {
 	for direction, frames := range map[string][][]byte{"sent": s.tap.Commands(), "received": s.tap.Answers()} {
 		all := bytes.Join(frames, nil)
@@ -39,8 +38,8 @@ func (s *scene) onTheBus(pin string) (found []string) {
 	return found
 }
 
-// keepsSecrets fails the test if the bus, the log of an agent, or a process
-// shows a PIN of the scene, the right one or one that was typed.
+// keepsSecrets fails the test if a right or wrong PIN of the scene was on the bus or is
+// in an agent's log.
 func (s *scene) keepsSecrets() {
 	for _, pin := range s.secrets {
 		if found := s.onTheBus(pin); len(found) > 0 {
@@ -54,9 +53,10 @@ func (s *scene) keepsSecrets() {
 	}
 }
 
-// TestPromptBusIsWatched: what has to be missing on the bus is found if it is
-// there.
-func TestPromptBusIsWatched(t *testing.T) {
+// TestPromptBusSearch checks that onTheBus finds a PIN and a digest that were on the
+// bus.
+func TestPromptBusSearch(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	s.octets = 4
 	other := randomPIN(20)
@@ -76,13 +76,14 @@ func TestPromptBusIsWatched(t *testing.T) {
 		t.Fatal(err)
 	}
 	if found := fmt.Sprint(s.onTheBus(other)); !strings.Contains(found, "the PIN sent") || !strings.Contains(found, "SHA-256 received") {
-		t.Errorf("found %s only", found)
+		t.Errorf("found only %s", found)
 	}
 }
 
-// TestPromptBus: neither PINs nor their digests cross the bus, whatever their
-// length: when a key is made, used, and used with another PIN than its own.
+// TestPromptBus checks that no PIN and no digest of one crosses the bus when a key is
+// made and when it is used with a right or wrong PIN, for PINs of several lengths.
 func TestPromptBus(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{4, 32, 33, 100} {
 		t.Run(fmt.Sprintf("%d octets", n), func(t *testing.T) {
 			s := newScene(t, patient, randomPIN(n))
@@ -102,13 +103,14 @@ func TestPromptBus(t *testing.T) {
 	}
 }
 
-// TestPromptBusOfPasswd: the same for a change of the PIN, the old one wrong at
-// first; from short to long and back.
-func TestPromptBusOfPasswd(t *testing.T) {
+// TestPromptBusPasswd checks the same when passwd changes a PIN from short to long and
+// back, first with a wrong old PIN.
+func TestPromptBusPasswd(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, randomPIN(4))
 	s.octets = 4
 	for _, n := range []int{32, 33, 100, 4} {
-		next := s.wrong(n) // until it is set
+		next := s.wrong(n) // it is wrong until passwd sets it
 		s.costs(1, func() {
 			if out, code := s.changePIN(s.wrong(n), next); code == 0 || !strings.Contains(out, "wrong PIN") {
 				t.Errorf("with a wrong PIN: status %d\n%s", code, out)
@@ -131,7 +133,7 @@ func TestPromptBusOfPasswd(t *testing.T) {
 	})
 }
 
-// changePIN changes the PIN of the key. Both come from files.
+// changePIN runs passwd, with both PINs in files.
 func (s *scene) changePIN(old, new string) (out string, code int) {
 	s.t.Helper()
 	args := []string{"passwd", filepath.Join(s.keys, "id.tpm")}

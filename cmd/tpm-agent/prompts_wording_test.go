@@ -10,7 +10,7 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// told runs a program that wants a PIN, gives it, and returns what was asked.
+// told runs a script, gives the PIN, and returns the text of the prompt.
 func (d *agentRun) told(a *askpass, command, done string) string {
 	d.t.Helper()
 	cmd := d.as(command)
@@ -27,15 +27,17 @@ func (d *agentRun) told(a *askpass, command, done string) string {
 	return q.text
 }
 
-// TestPromptWording: what OpenSSH's programs want a PIN for is what the user
-// is told, from the data that they have signed and the hosts that have proven
-// who they are.
+// TestPromptWording checks that the prompt tells the user what a program wants to sign
+// and for which host. The agent knows this from the data to sign, and from hosts that
+// have proven their identity.
 func TestPromptWording(t *testing.T) {
+	t.Parallel()
 	s := newScene(t, patient, "")
 	s.programs()
 	s.write("forward", `#!/bin/sh
-# forward COMMAND: on the host, with the agent forwarded
-cd "${0%/*}" && SSH_AUTH_SOCK=$SSH_AUTH_SOCK exec ./login plain -A "$@"
+# forward COMMAND: runs a command on the host with the agent forwarded. ssh kills sshd
+# before sshd can remove the socket of the forwarded agent from /tmp.
+cd "${0%/*}" && exec ./login plain -A "$*; status=\$?; rm -rf \"\${SSH_AUTH_SOCK%/*}\"; exit \$status"
 `, 0o700)
 	if err := os.MkdirAll(filepath.Join(s.home, ".ssh"), 0o700); err != nil {
 		t.Fatal(err)
@@ -52,10 +54,10 @@ cd "${0%/*}" && SSH_AUTH_SOCK=$SSH_AUTH_SOCK exec ./login plain -A "$@"
 	begin := fmt.Sprintf("Enter PIN for ~/%s/id.tpm\n  (id@test (not protected: software TPM))\n%s\n", must(filepath.Rel(s.home, s.keys)), ssh.FingerprintSHA256(s.public))
 
 	for _, test := range []struct {
-		known         string // the file known_hosts of the agent's user
+		known         string // the content of the known_hosts file
 		hash          bool
 		command, done string
-		want          string // in the text, "PID" in place of the process
+		want          string // the text of the prompt, with PID for the pid
 	}{
 		{"", false, "./login id true", "", "To log in as " + user + " to an unknown host with the key\n  " + hostPrint + "\nRequested by ssh (pid PID)\n"},
 		{"first.example,server.example " + host, false, "./login id true", "", "To log in as " + user + "@server.example\nRequested by ssh (pid PID)\n"},
@@ -77,7 +79,7 @@ cd "${0%/*}" && SSH_AUTH_SOCK=$SSH_AUTH_SOCK exec ./login plain -A "$@"
 	}
 }
 
-// withoutPID writes PID in place of the number of the process.
+// withoutPID replaces the pid with PID.
 func withoutPID(text string) string {
 	before, rest, ok := strings.Cut(text, "(pid ")
 	if !ok {

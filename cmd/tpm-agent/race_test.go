@@ -2,5 +2,6 @@
 
 package main
 
-// raceDetector: its own memory grows with everything that happens.
+// raceDetector reports whether the race detector is on. Its memory use grows, so tests
+// of memory use must skip it.
 const raceDetector = true

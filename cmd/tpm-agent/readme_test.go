@@ -36,7 +36,7 @@ func cmdReadme(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(targets.String()), 0o600))
 }
 
-// consoleCommands returns the lines behind a prompt in the console blocks.
+// consoleCommands returns the lines after a prompt in the console blocks of text.
 func consoleCommands(text string) (list []string) {
 	in := false
 	for line := range strings.Lines(text) {
@@ -51,7 +51,7 @@ func consoleCommands(text string) (list []string) {
 	return list
 }
 
-// answered adds the answers that a person would type.
+// answered returns a command with the answers that a person would type.
 func answered(command string) string {
 	switch {
 	case strings.HasPrefix(command, "tpm-agent keygen"):

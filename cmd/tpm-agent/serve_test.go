@@ -10,8 +10,10 @@ import (
 	"golang.org/x/crypto/ssh/agent"
 )
 
-// TestAllowSHA1 has a client that knows nothing better than ssh-rsa.
+// TestAllowSHA1 checks that the agent makes ssh-rsa signatures with SHA-1 only with
+// --allow-sha1.
 func TestAllowSHA1(t *testing.T) {
+	t.Parallel()
 	for option, want := range map[string]bool{"--verbose": false, "--allow-sha1": true} {
 		t.Run(option, func(t *testing.T) {
 			cmd := program(t, "serve", option)

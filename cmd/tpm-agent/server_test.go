@@ -12,12 +12,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/pinsource"
 )
 
-// hardened is a command of the tests: it prints what harden has changed in a
-// process of its own.
+// hardened is a command of the tests. It prints what Harden changes in a process.
 func hardened() {
-	if err := harden(); err != nil {
+	if err := pinsource.Harden(); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
@@ -27,16 +28,19 @@ func hardened() {
 	fmt.Println("dumpable", dumpable, err, "core", limit.Cur, limitErr)
 }
 
+// TestHarden checks that Harden turns off core dumps and access by other processes.
 func TestHarden(t *testing.T) {
+	t.Parallel()
 	out, err := exec.Command("hardened").CombinedOutput()
 	if want := "dumpable 0 <nil> core 0 <nil>\n"; err != nil || string(out) != want {
 		t.Errorf("%v: %q, want %q", err, out, want)
 	}
 }
 
-// TestNotify: the service manager hears when the agent can be used, and when it
-// ends.
+// TestNotify checks that the agent tells the service manager when it is ready and when
+// it stops.
 func TestNotify(t *testing.T) {
+	t.Parallel()
 	cmd := program(t, "serve")
 	path := filepath.Join(cmd.Dir, "notify")
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -50,23 +54,24 @@ func TestNotify(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
 	if got := hears(t, manager); got != "READY=1" {
-		t.Errorf("heard %q", got)
+		t.Errorf("the service manager received %q", got)
 	}
 	conn, err := net.Dial("unix", filepath.Join(cmd.Dir, "tpm-agent", "agent.sock"))
 	if err != nil {
-		t.Errorf("ready, but: %v", err)
+		t.Errorf("the agent reported that it is ready, but does not listen: %v", err)
 	} else {
 		conn.Close()
 	}
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	if got := hears(t, manager); got != "STOPPING=1" {
-		t.Errorf("heard %q", got)
+		t.Errorf("the service manager received %q", got)
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
 }
 
+// hears returns the next message to the service manager.
 func hears(t *testing.T, manager *net.UnixConn) string {
 	t.Helper()
 	if err := manager.SetReadDeadline(time.Now().Add(longEnough)); err != nil {
@@ -80,8 +85,10 @@ func hears(t *testing.T, manager *net.UnixConn) string {
 	return string(buf[:n])
 }
 
-// TestNobodyReadsTheLog: an agent whose stderr is a pipe to nobody goes on.
-func TestNobodyReadsTheLog(t *testing.T) {
+// TestLogWithoutReader checks that the agent keeps running if its standard error is a
+// pipe without a reader.
+func TestLogWithoutReader(t *testing.T) {
+	t.Parallel()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -102,16 +109,17 @@ func TestNobodyReadsTheLog(t *testing.T) {
 	if n, err := out.Read(buf); err != nil || !strings.HasPrefix(string(buf[:n]), "SSH_AUTH_SOCK=") {
 		t.Fatalf("%q, %v", buf[:n], err)
 	}
-	_ = cmd.Process.Signal(syscall.SIGHUP) // is logged
+	_ = cmd.Process.Signal(syscall.SIGHUP) // the agent logs this
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestNobodyTakesTheLog: neither does an agent whose stderr is a pipe that is
-// full wait for it, nor a client, nor its end.
-func TestNobodyTakesTheLog(t *testing.T) {
+// TestLogPipeFull checks that a full pipe at standard error blocks neither the agent's
+// clients nor its end.
+func TestLogPipeFull(t *testing.T) {
+	t.Parallel()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +137,7 @@ func TestNobodyTakesTheLog(t *testing.T) {
 	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	const refused = 5 // of 100 bytes and more in the log, and the pipe takes 64 KiB
+	const refused = 5 // each one logs at least 100 bytes, and the pipe holds 64 KiB
 	for range 2000 {
 		if _, err := conn.Write([]byte{0, 0, 0, 1, 0xf0}); err != nil {
 			t.Fatal(err)
@@ -145,15 +153,16 @@ func TestNobodyTakesTheLog(t *testing.T) {
 	}
 }
 
-// TestManOnTerminal: man(1) shows the page where there is a terminal.
+// TestManOnTerminal checks that man(1) shows the page on a terminal.
 func TestManOnTerminal(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("man"); err != nil {
-		t.Skip("there is no man(1) here")
+		t.Skip("needs the program man")
 	}
 	cmd := program(t, "man", "keygen")
 	cmd.Env = append(cmd.Env, "PAGER=cat", "MANPAGER=cat", "TERM=dumb")
 	s := sit(t, cmd)
-	for range 3 { // left and right in the first line, and in the last
+	for range 3 { // twice in the first line and once in the last
 		s.WaitFor("TPM-AGENT-KEYGEN(1)")
 	}
 	s.ends(0)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -11,9 +13,8 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// signs is a command of the tests: signs FILE PIN... has the TPM sign with a key
-// file, and verifies. Of several PINs the next is tried where a wrong one costs
-// nothing.
+// signs is a command of the tests: signs FILE PIN... signs with a key file and verifies
+// the signature. After a wrong PIN that costs no try, it tries the next one.
 func signs() {
 	if err := signOnce(os.Args[1], os.Args[2:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -21,6 +22,7 @@ func signs() {
 	}
 }
 
+// signOnce signs with the first PIN that is right.
 func signOnce(path string, pins []string) error {
 	file, err := keyfile.ReadFile(path)
 	if err != nil {
@@ -30,7 +32,7 @@ func signOnce(path string, pins []string) error {
 	if err != nil {
 		return err
 	}
-	tpm := openTPM(addr)
+	tpm := tpmkey.New(addr.Open)
 	key, err := tpm.Key(file)
 	if err != nil {
 		return err
@@ -39,7 +41,8 @@ func signOnce(path string, pins []string) error {
 		pins = []string{""}
 	}
 	for _, pin := range pins {
-		err = trySignature(context.Background(), key, []byte(pin))
+		digest := sha256.Sum256([]byte("a test message"))
+		_, err = key.Sign(context.Background(), []byte(pin), digest[:], crypto.SHA256)
 		var wrong *tpmkey.AuthError
 		if !errors.As(err, &wrong) || wrong.Left >= 0 {
 			break

@@ -9,14 +9,14 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
-// seat is a terminal with a program in it and somebody in front.
+// seat is a terminal on which a program runs. The test plays the user.
 type seat struct {
 	*ptytest.Terminal
 	t   *testing.T
 	cmd *exec.Cmd
 }
 
-// sit starts cmd as the leader of a new session with a terminal of its own.
+// sit starts cmd as the leader of a new session with its own terminal.
 func sit(t *testing.T, cmd *exec.Cmd) *seat {
 	t.Helper()
 	s := &seat{Terminal: ptytest.New(t), t: t, cmd: cmd}
@@ -24,37 +24,39 @@ func sit(t *testing.T, cmd *exec.Cmd) *seat {
 	return s
 }
 
-// secretly answers a question without its being shown.
+// secretly answers a question, and checks that the terminal does not echo.
 func (s *seat) secretly(question, answer string) {
 	s.t.Helper()
 	s.WaitFor(question)
 	if s.Echoes() {
-		s.t.Errorf("the answer to %q can be seen", question)
+		s.t.Errorf("the terminal shows the answer to %q", question)
 	}
 	s.Type(answer + "\n")
 }
 
-// ends waits for the program in front of somebody, and checks its exit status
-// and that the terminal is as it was.
+// ends waits for the program to end, and checks its exit status and that the terminal
+// echoes again.
 func (s *seat) ends(status int) {
 	s.t.Helper()
 	_ = s.cmd.Wait()
 	if got := s.cmd.ProcessState.ExitCode(); got != status {
-		s.t.Errorf("exit status %d, want %d; seen %q", got, status, s.Seen())
+		s.t.Errorf("exit status %d, want %d; the terminal shows %q", got, status, s.Seen())
 	}
 	if !s.Echoes() {
 		s.t.Error("the terminal was left without echo")
 	}
 }
 
-// The questions of keygen on a terminal: the PIN is not shown.
+// TestKeygenOnTerminal checks the questions of keygen on a terminal, and that it does
+// not show the PIN.
 func TestKeygenOnTerminal(t *testing.T) {
+	t.Parallel()
 	s := sit(t, program(t, "keygen", "-C", "here"))
 	s.WaitFor("Enter file in which to save the key (")
 	s.Type("~/mine\n")
 	s.WaitFor("Enter PIN (empty for no PIN): ")
 	if s.Echoes() {
-		t.Error("the PIN can be seen")
+		t.Error("the terminal shows the PIN")
 	}
 	s.Type("first\n")
 	s.WaitFor("Enter same PIN again: ")
@@ -70,9 +72,10 @@ func TestKeygenOnTerminal(t *testing.T) {
 	checkKey(t, filepath.Join(s.cmd.Dir, "mine"))
 }
 
-// In the background, keygen does not take what is typed for the shell: it is
-// stopped, and asks when it is back.
+// TestKeygenInBackground checks that keygen in the background does not read what the
+// user types for the shell: it stops, and asks when it is in the foreground again.
 func TestKeygenInBackground(t *testing.T) {
+	t.Parallel()
 	cmd := program(t, "keygen")
 	shell := exec.Command("bash", "--norc", "-i")
 	shell.Dir, shell.Env = cmd.Dir, append(cmd.Env, "KEYGEN="+cmd.Path, "PS1=ready> ")
@@ -93,8 +96,10 @@ func TestKeygenInBackground(t *testing.T) {
 	_ = s.cmd.Wait()
 }
 
-// Ctrl-C and Ctrl-D at a question end keygen, and give the terminal back.
-func TestKeygenGivenUp(t *testing.T) {
+// TestKeygenCancelled checks that Ctrl-C and Ctrl-D at a question end keygen, leave no
+// key behind, and restore the terminal.
+func TestKeygenCancelled(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		typed  string
 		status int
@@ -106,7 +111,7 @@ func TestKeygenGivenUp(t *testing.T) {
 			s.Type(test.typed)
 			s.WaitFor(test.says)
 			s.ends(test.status)
-			// The software TPM was asked before the user, and has its state.
+			// keygen uses the software TPM before it asks, so that has saved its state.
 			if files := list(t, s.cmd.Dir); len(files) != 1 || files[0] != "tpm-agent" {
 				t.Errorf("left behind %q", files)
 			}
@@ -114,8 +119,10 @@ func TestKeygenGivenUp(t *testing.T) {
 	}
 }
 
-// Without a display the PIN is asked for on the terminal of serve.
+// TestServeAsksOnTerminal checks that without a display the agent asks for the PIN on
+// the terminal of serve.
 func TestServeAsksOnTerminal(t *testing.T) {
+	t.Parallel()
 	cmd := program(t, "keygen", "-q", "-N", "s3cret", "-f", "id")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -133,9 +140,10 @@ func TestServeAsksOnTerminal(t *testing.T) {
 	s.ends(0)
 }
 
-// A command that suspends itself gives the terminal back to the shell that has
-// started the agent, whether it leads a process group of its own or not.
+// TestServeSuspended checks that a command that suspends itself gives the terminal back
+// to the shell that started the agent, with and without its own process group.
 func TestServeSuspended(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct{ command, suspend string }{
 		"shell":   {"bash --norc -i", "suspend\n"},
 		"program": {"sh -c 'while read line; do eval \"$line\"; done'", "kill -STOP $$\n"},
@@ -167,9 +175,10 @@ func TestServeSuspended(t *testing.T) {
 	}
 }
 
-// Where no shell has started the agent, there is nowhere to go back to: the
-// command goes on.
-func TestServeNotSuspended(t *testing.T) {
+// TestServeSuspendWithoutShell checks that the command keeps running after it suspends
+// itself if no shell could continue it.
+func TestServeSuspendWithoutShell(t *testing.T) {
+	t.Parallel()
 	serve := program(t, "serve", "--", "bash", "--norc", "-i")
 	serve.Env = append(serve.Env, "PS1=> ")
 	s := sit(t, serve)
@@ -185,11 +194,12 @@ func TestServeNotSuspended(t *testing.T) {
 	}
 }
 
-// A shell under serve gives the terminal to its jobs, and the agent is in the
-// background there. It asks all the same where its client is in front of
-// somebody, and not where that one is in the background too: then it neither
-// takes the shell's input nor is stopped for trying.
+// TestServeInBackground checks an agent in the background of its terminal, because the
+// shell under serve gives the terminal to its jobs. The agent must ask if its client is
+// in the foreground. If the client is in the background too, the agent must neither
+// take the shell's input nor be stopped.
 func TestServeInBackground(t *testing.T) {
+	t.Parallel()
 	cmd := program(t, "keygen", "-q", "-N", "s3cret", "-f", "id")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -201,7 +211,7 @@ func TestServeInBackground(t *testing.T) {
 	s.WaitFor("Enter PIN for ")
 	s.WaitFor(": ")
 	if s.Echoes() {
-		t.Error("the PIN can be seen")
+		t.Error("the terminal shows the PIN")
 	}
 	s.Type("s3cret\n")
 	s.WaitFor("Write signature to id.pub.sig")
@@ -213,16 +223,17 @@ func TestServeInBackground(t *testing.T) {
 	s.ends(5)
 }
 
-// Ctrl-C in a command under serve is the command's: the agent goes on until it
-// ends.
+// TestCtrlCUnderServe checks that Ctrl-C only interrupts the command: the agent keeps
+// running until the command ends.
 func TestCtrlCUnderServe(t *testing.T) {
+	t.Parallel()
 	s := sit(t, program(t, "serve", "--", "sh", "-c", `n=0; trap 'n=$((n+1)); echo "interrupt $n"' INT; echo ready; read a; read b; exit $n`))
 	s.WaitFor("ready")
 	s.Type("\x03")
 	s.WaitFor("interrupt 1")
 	s.Type("\n\n")
-	s.ends(1) // as many as the command saw
+	s.ends(1) // the command exits with the number of its interrupts
 	if strings.Contains(s.Seen(), "interrupt 2") {
-		t.Error("the signal came twice")
+		t.Error("the command got the signal twice")
 	}
 }

@@ -14,25 +14,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tracer runs a program, and stops at one of the system calls by which it
-// changes something below a directory: at its beginning, so that it is not made.
+// tracer runs a program and counts its system calls that change something below a
+// directory. It kills the program at the entry of one of them, or makes that call fail.
 type tracer struct {
 	below string
-	at    int           // which of the calls, from 1; 0 for none
-	errno syscall.Errno // what the call returns; 0: the program is killed there
+	at    int           // the number of the call to stop at, from 1; 0 for none
+	errno syscall.Errno // the error that the call returns; 0 kills the program
 
-	count   int    // calls so far
-	call    string // the one that it stopped at
-	pending map[int]bool
+	count   int          // calls so far
+	call    string       // the name of the call that it stopped at
+	pending map[int]bool // threads whose current call must return errno
 }
 
-// The kernel's names of what package unix does not have (linux/ptrace.h).
+// These constants of linux/ptrace.h are missing from package unix.
 const (
 	ptraceGetSyscallInfo = 0x420e
 	syscallEntry         = 1
 )
 
-// syscallInfo is struct ptrace_syscall_info at the beginning of a call.
+// syscallInfo is struct ptrace_syscall_info at the entry of a call.
 type syscallInfo struct {
 	op     uint8
 	_      [3]uint8
@@ -43,8 +43,8 @@ type syscallInfo struct {
 	_      uint64
 }
 
-// The calls that write, with the arguments that name files: pairs of directory
-// and path. Those without pairs have a descriptor first.
+// writingCalls are the system calls that write, with the arguments that name files, as
+// pairs of directory and path. A call without pairs has a descriptor first.
 var writingCalls = map[uint64]struct {
 	name  string
 	paths [][2]int
@@ -66,11 +66,11 @@ var writingCalls = map[uint64]struct {
 	unix.SYS_FCHMOD:    {"fchmod", nil},
 }
 
-// run runs the program to its end. Its threads are followed, the programs that
-// it starts are not.
+// run runs the program to its end. It traces the program's threads, but not the
+// programs that it starts.
 func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) unix.WaitStatus {
 	t.Helper()
-	runtime.LockOSThread() // a thread traces, not a process
+	runtime.LockOSThread() // the tracer is a thread, not a process
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -83,7 +83,7 @@ func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) unix.WaitStatus {
 	if _, err := unix.Wait4(main, &status, 0, nil); err != nil || !status.Stopped() {
 		t.Fatalf("waiting for the program's start: %v, %v", status, err)
 	}
-	// New threads are followed, new processes are not.
+	// These options trace new threads, but not new processes.
 	const options = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_EXITKILL
 	if err := unix.PtraceSetOptions(main, options); err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) unix.WaitStatus {
 	for tid := main; ; {
 		tr.goOn(main, tid, status)
 		var err error
-		// Its process group, since others wait for the test's other children.
+		// Wait only for its process group: other tests wait for other children.
 		for tid, err = unix.Wait4(-main, &status, unix.WALL|unix.WNOTHREAD, nil); err == unix.EINTR; {
 			tid, err = unix.Wait4(-main, &status, unix.WALL|unix.WNOTHREAD, nil)
 		}
@@ -104,8 +104,8 @@ func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) unix.WaitStatus {
 	}
 }
 
-// goOn looks at what a thread stopped for, and lets it go on. One that was
-// killed meanwhile is not there any more, which is no harm.
+// goOn handles a stop of a thread and continues it. It ignores the error if the thread
+// was killed in the meantime.
 func (tr *tracer) goOn(main, tid int, status unix.WaitStatus) {
 	if !status.Stopped() {
 		return
@@ -120,7 +120,7 @@ func (tr *tracer) goOn(main, tid int, status unix.WaitStatus) {
 	_ = unix.PtraceSyscall(tid, signal)
 }
 
-// atCall is the beginning or the end of a system call.
+// atCall handles the entry or the exit of a system call.
 func (tr *tracer) atCall(main, tid int) {
 	var info syscallInfo
 	_, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, ptraceGetSyscallInfo, uintptr(tid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0)
@@ -146,9 +146,10 @@ func (tr *tracer) atCall(main, tid int) {
 		return
 	}
 	tr.pending[tid] = true
-	setRegister(tid, func(r *unix.PtraceRegs) { r.Orig_rax = ^uint64(0) }) // no call
+	setRegister(tid, func(r *unix.PtraceRegs) { r.Orig_rax = ^uint64(0) }) // skips the call
 }
 
+// setRegister changes the registers of a thread.
 func setRegister(tid int, change func(*unix.PtraceRegs)) {
 	var r unix.PtraceRegs
 	if unix.PtraceGetRegs(tid, &r) == nil {
@@ -157,7 +158,7 @@ func setRegister(tid int, change func(*unix.PtraceRegs)) {
 	}
 }
 
-// matches says whether a call changes something below the directory.
+// matches reports whether a call changes something below the directory.
 func (tr *tracer) matches(tid int, info *syscallInfo) bool {
 	call, ok := writingCalls[info.nr]
 	if !ok {
@@ -182,9 +183,10 @@ func (tr *tracer) matches(tid int, info *syscallInfo) bool {
 	return false
 }
 
+// inside reports whether path is below the directory.
 func (tr *tracer) inside(path string) bool { return strings.HasPrefix(path, tr.below+"/") }
 
-// descriptor is the path of an open file or directory.
+// descriptor returns the path of an open file or directory of a thread.
 func descriptor(tid int, fd int32) string {
 	name := "/proc/" + strconv.Itoa(tid) + "/cwd"
 	if fd != unix.AT_FDCWD {
@@ -194,7 +196,7 @@ func descriptor(tid int, fd int32) string {
 	return path
 }
 
-// readString reads a string of the program's.
+// readString reads a string from the program's memory.
 func readString(tid int, addr uint64) string {
 	var text []byte
 	for len(text) < unix.PathMax {

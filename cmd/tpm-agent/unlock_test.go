@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -13,22 +15,24 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"github.com/tpm-agent/tpm-agent/agent"
+	"github.com/tpm-agent/tpm-agent/internal/control"
+	"github.com/tpm-agent/tpm-agent/internal/socket"
 )
 
-// unlock is the command, with a key of the scene.
+// unlock returns a tpm-agent unlock command for this agent.
 func (d *agentRun) unlock(args ...string) *exec.Cmd {
 	d.t.Helper()
 	return d.command("tpm-agent", append([]string{"unlock", "--socket", d.socket}, args...)...)
 }
 
-// TestUnlockOnTerminal: a mistake costs one try, typed twice it costs no more,
-// and after the right PIN the agent signs without a question.
+// TestUnlockOnTerminal checks that a wrong PIN costs one try even if it is typed twice,
+// and that after the right PIN the agent signs without a prompt.
 func TestUnlockOnTerminal(t *testing.T) {
+	t.Parallel()
 	sc := newScene(t, patient, "")
 	d := sc.serve(nil, "--prompt", "none")
 	if err := d.sign(sc.public); err == nil {
-		t.Fatal("it signs without a PIN")
+		t.Fatal("the agent signed without a PIN")
 	}
 	mistake := sc.wrong(8)
 	sc.costs(1, func() {
@@ -36,10 +40,10 @@ func TestUnlockOnTerminal(t *testing.T) {
 		s.WaitFor("31 tries left before the TPM locks itself.")
 		s.WaitFor("Enter PIN for keys/id.tpm: ")
 		if s.Echoes() {
-			t.Error("the PIN can be seen")
+			t.Error("the terminal shows the PIN")
 		}
-		s.Type("\n") // is no try
-		s.WaitFor("none was typed")
+		s.Type("\n") // costs no try
+		s.WaitFor("you typed none")
 		s.WaitFor("Enter PIN for keys/id.tpm: ")
 		for range 2 {
 			s.Type(mistake + "\n")
@@ -55,7 +59,7 @@ func TestUnlockOnTerminal(t *testing.T) {
 			d.signs(sc.public)
 		}
 	})
-	// Given again, by fingerprint and for a time.
+	// Give the PIN again, by fingerprint and with a time limit.
 	s := sit(t, d.unlock("--ttl", "90m", ssh.FingerprintSHA256(sc.public)))
 	s.WaitFor("remembers the PIN of SHA256:")
 	s.WaitFor("Enter PIN for SHA256:")
@@ -68,12 +72,13 @@ func TestUnlockOnTerminal(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 	if err := d.sign(sc.public); err == nil {
-		t.Error("it signs after lock")
+		t.Error("the agent signed after lock")
 	}
 }
 
-// TestUnlockGivenUp: three mistakes, Ctrl-C and Ctrl-D end it.
-func TestUnlockGivenUp(t *testing.T) {
+// TestUnlockCancelled checks that three wrong PINs, Ctrl-C and Ctrl-D end unlock.
+func TestUnlockCancelled(t *testing.T) {
+	t.Parallel()
 	sc := newScene(t, patient, "")
 	d := sc.serve(nil, "--prompt", "none")
 	for _, test := range []struct {
@@ -93,7 +98,7 @@ func TestUnlockGivenUp(t *testing.T) {
 					s.WaitFor("Enter PIN for keys/id.tpm: ")
 					s.Type(typed)
 				}
-				if test.cost > 0 { // the other name is asked for, too
+				if test.cost > 0 { // unlock then asks for the second key
 					s.WaitFor("Enter PIN for keys/id.tpm: ")
 					s.Type("\x04")
 				}
@@ -104,9 +109,10 @@ func TestUnlockGivenUp(t *testing.T) {
 	}
 }
 
-// TestUnlockLastTry: the try that would lock the TPM wants a typed yes, and is
-// never spent on a PIN that nobody has typed.
+// TestUnlockLastTry checks that unlock uses the last try before a lockout only if the
+// user types yes, and never for a PIN from a file. It then checks the lockout.
 func TestUnlockLastTry(t *testing.T) {
+	t.Parallel()
 	sc := newScene(t, lockoutParameters{3, 2 * time.Hour}, "")
 	d := sc.serve(nil, "--prompt", "none")
 	s := sit(t, d.unlock("keys/id.tpm"))
@@ -118,10 +124,10 @@ func TestUnlockLastTry(t *testing.T) {
 	s.WaitFor("Try the PIN of keys/id.tpm anyway?")
 	s.WaitFor("Type yes to go on, anything else to stop: ")
 	if !s.Echoes() {
-		t.Error("what is typed cannot be seen")
+		t.Error("the terminal does not show the answer")
 	}
 	s.Type("y\n")
-	s.WaitFor("the last try is left: refused at the prompt")
+	s.WaitFor("the last try was not used: refused at the prompt")
 	s.ends(1)
 
 	write(t, filepath.Join(sc.home, "pin"), []byte(sc.wrong(8)))
@@ -131,7 +137,7 @@ func TestUnlockLastTry(t *testing.T) {
 			t.Errorf("%v: %s", err, out)
 		}
 	})
-	// With the right PIN it is no loss.
+	// With the right PIN, the last try is not lost.
 	s = sit(t, d.unlock("keys/id.tpm"))
 	s.WaitFor("Type yes to go on, anything else to stop: ")
 	s.Type("yes\n")
@@ -146,17 +152,17 @@ func TestUnlockLastTry(t *testing.T) {
 	s.WaitFor("Enter PIN for keys/id.tpm: ")
 	s.Type(sc.wrong(8) + "\n")
 	s.WaitFor("tpm-agent: unlocking keys/id.tpm: wrong PIN, and the TPM has locked itself")
-	s.WaitFor("hint: wait 2 hours, which gives one try back; keys without a PIN go on")
+	s.WaitFor("hint: wait 2 hours, which gives one try back; keys without a PIN keep working")
 	s.ends(1)
 
-	// In the lockout nobody is asked; the key without a PIN does not care.
+	// In the lockout unlock asks for no PIN, and the key without a PIN works.
 	out, err := d.unlock("keys/id.tpm", "keys/plain.tpm").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "locked out after too many wrong PINs") || !strings.Contains(string(out), "hint: wait 2 hours, which gives one try back; keys without a PIN go on") || !strings.Contains(string(out), "keys/plain.tpm needs no PIN.") {
+	if err == nil || !strings.Contains(string(out), "locked out after too many wrong PINs") || !strings.Contains(string(out), "hint: wait 2 hours, which gives one try back; keys without a PIN keep working") || !strings.Contains(string(out), "keys/plain.tpm needs no PIN.") {
 		t.Errorf("%v: %s", err, out)
 	}
 	d.signs(sc.pinless)
 	if err := d.sign(sc.public); err == nil {
-		t.Error("it signs in a lockout")
+		t.Error("the agent signed in a lockout")
 	}
 	out, err = sc.command("tpm-agent", "why", "-n", "1", "--socket", d.socket).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), ": locked out after too many wrong PINs\n") || !strings.Contains(string(out), "\n  hint     wait;") {
@@ -164,8 +170,10 @@ func TestUnlockLastTry(t *testing.T) {
 	}
 }
 
-// TestUnlockWithoutTerminal says how else a PIN can be given.
+// TestUnlockWithoutTerminal checks that unlock without a terminal names other ways to
+// give the PIN, and does not read standard input.
 func TestUnlockWithoutTerminal(t *testing.T) {
+	t.Parallel()
 	sc := newScene(t, patient, "")
 	d := sc.serve(nil, "--prompt", "none")
 	cmd := d.unlock("keys/id.tpm")
@@ -176,17 +184,18 @@ func TestUnlockWithoutTerminal(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 	if sc.counter() > 0 {
-		t.Error("what was on standard input was taken for a PIN")
+		t.Error("unlock used standard input as the PIN")
 	}
 }
 
-// TestUnlockLengths: PINs of all lengths, with what is not ASCII, through files
-// and a descriptor.
+// TestUnlockLengths checks unlock with PINs of many lengths and with non-ASCII ones,
+// from files and descriptors.
 func TestUnlockLengths(t *testing.T) {
+	t.Parallel()
 	for _, pin := range []string{"7", randomPIN(32), randomPIN(33), strings.Repeat("0123456789", 100), "gr\u00fc\u00dfe \U0001f511 \t\"'"} {
 		sc := newScene(t, patient, pin)
 		if len(pin) == 1 {
-			sc.secrets = nil // which is everywhere
+			sc.secrets = nil // a short PIN occurs everywhere by chance
 		}
 		d := sc.serve(nil, "--prompt", "none")
 		for _, source := range []string{"file:pin", "fd:0", "fd:3"} {
@@ -205,14 +214,15 @@ func TestUnlockLengths(t *testing.T) {
 			}
 		}
 		if n := sc.counter(); n != 0 {
-			t.Errorf("%d octets: %d wrong tries", len(pin), n)
+			t.Errorf("%d octets: the TPM counted %d wrong tries", len(pin), n)
 		}
 	}
 }
 
-// TestUnlockForwarded: over a connection that brings no descriptor, as a
-// forwarded one, an agent takes no PIN, forgets none, and does not say why.
+// TestUnlockForwarded checks that the agent refuses unlock, lock and why over a
+// connection that cannot pass descriptors, such as a forwarded one.
 func TestUnlockForwarded(t *testing.T) {
+	t.Parallel()
 	sc := newScene(t, patient, "")
 	d := sc.serve(nil, "--prompt", "none")
 	socket := filepath.Join(filepath.Dir(d.socket), "f")
@@ -231,7 +241,7 @@ func TestUnlockForwarded(t *testing.T) {
 	}
 }
 
-// forward passes on what comes, and nothing else.
+// forward copies data between its clients and the socket to, but no descriptors.
 func forward(l net.Listener, to string) {
 	for {
 		in, err := l.Accept()
@@ -261,48 +271,51 @@ func forward(l net.Listener, to string) {
 	}
 }
 
-// TestUnlockStrangeAgents: what an agent answers that is not ours, or is broken.
-func TestUnlockStrangeAgents(t *testing.T) {
+// TestUnlockOtherAgents checks that unlock, lock and why fail cleanly with an agent that
+// is not tpm-agent or is broken, and that it does not get the PIN.
+func TestUnlockOtherAgents(t *testing.T) {
+	t.Parallel()
 	sc := newScene(t, patient, "")
 	write(t, filepath.Join(sc.home, "pin"), []byte(sc.pin))
 	for name, test := range map[string]struct {
 		answer []byte
 		says   string
 	}{
-		"knows nothing":   {framed(5), agent.ErrNotOwner.Error()},
+		"knows nothing":   {framed(5), control.ErrNotOwner.Error()},
 		"yes to all":      {framed(6), "cannot be understood"},
 		"an empty answer": {framed(), "asking the agent"},
-		"too long":        {[]byte{0xff, 0xff, 0xff, 0xff}, "an answer of 4294967295 bytes"},
+		"too long":        {[]byte{0xff, 0xff, 0xff, 0xff}, "impossible message length 4294967295"},
 		"hangs up":        {nil, "closed the connection"},
 		"half a name":     {framed(29, 0, 0, 0, 99, 'k'), "cannot be understood"},
 	} {
 		s := startScripted(t, test.answer)
 		for _, args := range [][]string{{"unlock", "--pin-from", "file:pin", "keys/id.tpm"}, {"lock"}, {"why"}} {
-			out, err := sc.command("tpm-agent", append(args, "--socket", s.path)...).CombinedOutput()
+			out, err := sc.command("tpm-agent", append(args, "--socket", s.Path)...).CombinedOutput()
 			var exit *exec.ExitError
 			says := test.says
-			if says == agent.ErrNotOwner.Error() && args[0] != "unlock" {
+			if says == control.ErrNotOwner.Error() && args[0] != "unlock" {
 				says = "hint: is it tpm-agent?"
 			}
 			if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(out), says) {
 				t.Errorf("%s: %q: %v: %s", name, args, err, out)
 			}
 		}
-		for range len(s.requests) {
-			r := <-s.requests
-			if !r.local {
+		for range len(s.Requests) {
+			r := <-s.Requests
+			if !r.Local {
 				t.Error("a request came without a descriptor")
 			}
-			if strings.Contains(string(r.message), sc.pin) {
-				t.Error("an agent that is not ours got the PIN")
+			if strings.Contains(string(r.Message), sc.pin) {
+				t.Error("an agent that is not tpm-agent got the PIN")
 			}
 		}
 	}
 }
 
-// TestUnlockAnswersDialogs: a PIN that is given while somebody is asked for it
-// is the answer, and takes the dialog off the screen. A wrong one does not.
+// TestUnlockAnswersDialogs checks that unlock answers an open dialog for the key and
+// closes it, and that a wrong PIN does not.
 func TestUnlockAnswersDialogs(t *testing.T) {
+	t.Parallel()
 	sc := newScene(t, patient, "")
 	a := newAskpass(t)
 	d := sc.serve(a.env())
@@ -328,15 +341,17 @@ func TestUnlockAnswersDialogs(t *testing.T) {
 	}
 	q.gone()
 	if q := a.poll(); q != nil {
-		t.Errorf("somebody is asked again: %s", q.text)
+		t.Errorf("the agent asked again: %s", q.text)
 	}
 	if n := sc.counter(); n != 1 {
-		t.Errorf("%d wrong tries", n)
+		t.Errorf("the TPM counted %d wrong tries", n)
 	}
 }
 
-// TestUnlockNames: names that are none, and what steers a terminal in them.
+// TestUnlockNames checks that unlock reports invalid names without printing their
+// control characters.
 func TestUnlockNames(t *testing.T) {
+	t.Parallel()
 	sc := newScene(t, patient, "")
 	d := sc.serve(nil, "--prompt", "none")
 	evil := "e\x1b[2Jvil\n\u202e.tpm"
@@ -354,6 +369,79 @@ func TestUnlockNames(t *testing.T) {
 		}
 	}
 	if n := sc.counter(); n != 0 {
-		t.Errorf("%d wrong tries", n)
+		t.Errorf("the TPM counted %d wrong tries", n)
 	}
+}
+
+// A scripted agent gives the same answer to every request, and keeps the requests.
+type scripted struct {
+	Path     string
+	Requests chan request
+}
+
+// request is a request to a scripted agent.
+type request struct {
+	Message []byte // without its length
+	Local   bool   // a descriptor came with it
+}
+
+// startScripted starts a scripted agent. answer includes its length; an empty answer
+// closes the connection.
+func startScripted(t *testing.T, answer []byte) *scripted {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "agent") // short enough for the path of a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l, err := socket.Listen(filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &scripted{Path: filepath.Join(dir, "s"), Requests: make(chan request, 100)}
+	ended := make(chan struct{})
+	t.Cleanup(func() { l.Close(); <-ended })
+	go func() {
+		defer close(ended)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.serve(c, answer)
+		}
+	}()
+	return s
+}
+
+// serve answers the requests of one client.
+func (s *scripted) serve(c net.Conn, answer []byte) {
+	defer c.Close()
+	for {
+		message, err := readFrame(c)
+		if err != nil {
+			return
+		}
+		s.Requests <- request{message, c.(*socket.Conn).Local()}
+		if len(answer) == 0 {
+			return
+		}
+		c.Write(answer)
+	}
+}
+
+// framed returns a message with its length in front.
+func framed(message ...byte) []byte {
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(message))), message...)
+}
+
+// readFrame reads a message and returns it without its length.
+func readFrame(c net.Conn) ([]byte, error) {
+	var length [4]byte
+	if _, err := io.ReadFull(c, length[:]); err != nil {
+		return nil, err
+	}
+	message := make([]byte, binary.BigEndian.Uint32(length[:]))
+	_, err := io.ReadFull(c, message)
+	return message, err
 }

@@ -2,7 +2,7 @@
 // and timers on it. What must end after an hour has ended when a laptop wakes
 // up after a night. Go's own timers stand still meanwhile, and the wall clock
 // can be set. The clock is Linux's CLOCK_BOOTTIME, the timers are timerfds. It
-// implements agent.Clock.
+// implements consent.Clock.
 package boottime
 
 import (

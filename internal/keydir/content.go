@@ -10,9 +10,10 @@ import (
 	"reflect"
 	"strings"
 
-	"github.com/tpm-agent/tpm-agent/keyfile"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
 type kind int

@@ -11,8 +11,9 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/tpm-agent/tpm-agent/keyfile"
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
 func TestAnyNameIsAKey(t *testing.T) {
@@ -330,14 +331,19 @@ func TestUnreadable(t *testing.T) {
 		unreadable(t, t.TempDir())
 		return
 	}
-	dir, err := os.MkdirTemp("/tmp", "keydir-test-") // nobody cannot enter t.TempDir
+	dir, err := os.MkdirTemp("", "keydir-test-") // nobody cannot enter t.TempDir
 	must(t, err)
 	defer os.RemoveAll(dir)
 	must(t, os.Chmod(dir, 0o777))
 	exe := dir + "/test"
 	data, err := os.ReadFile("/proc/self/exe")
 	must(t, err)
-	must(t, os.WriteFile(exe, data, 0o755))
+	// Another test that starts a program now must not inherit the open file: one
+	// that is open for writing cannot be run.
+	syscall.ForkLock.RLock()
+	err = os.WriteFile(exe, data, 0o755)
+	syscall.ForkLock.RUnlock()
+	must(t, err)
 	cmd := exec.Command(exe, "-test.run=^TestUnreadable$", "-test.v")
 	cmd.Dir, cmd.Env = dir, []string{"TMPDIR=" + dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}

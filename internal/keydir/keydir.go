@@ -15,8 +15,9 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/tpm-agent/tpm-agent/keyfile"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
 // ErrDuplicate is wrapped by the Problem of a file whose key an earlier file

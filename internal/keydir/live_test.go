@@ -11,8 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tpm-agent/tpm-agent/keyfile"
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
 func TestAppearChangeVanish(t *testing.T) {

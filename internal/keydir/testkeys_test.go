@@ -10,8 +10,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/tpm-agent/tpm-agent/keyfile"
 	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
 // A testKey is a key file with a valid public part and a private part of zeros.

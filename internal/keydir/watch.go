@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,6 +27,14 @@ type watch struct {
 	fd  int
 	buf []byte
 }
+
+// A system is what tests replace.
+type system struct {
+	now      func() time.Time
+	newWatch func(dir *os.File) (*watch, error)
+}
+
+func host() system { return system{time.Now, newWatch} }
 
 // remote reports whether other machines may change the directory without an
 // event. FUSE counts because of sshfs.

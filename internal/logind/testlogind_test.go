@@ -68,10 +68,16 @@ func startScript(t *testing.T, b *bustest.Bus, prepare func(*script)) *script {
 			return dbus.MakeVariant(s.values[path][name]), s.told("Get " + name)
 		}})
 	}
-	if _, err := s.conn.RequestName(loginName, dbus.NameFlagDoNotQueue); err != nil {
-		t.Fatal(err)
+	// The bus may still have to notice that the previous owner has hung up.
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		reply, err := s.conn.RequestName(loginName, dbus.NameFlagDoNotQueue)
+		if err != nil || time.Since(start) > longEnough {
+			t.Fatal(reply, err)
+		}
+		if reply == dbus.RequestNameReplyPrimaryOwner {
+			return s
+		}
 	}
-	return s
 }
 
 func (s *script) export(path dbus.ObjectPath, iface string, methods map[string]any) {

@@ -14,7 +14,6 @@ import (
 	"encoding/hex"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -23,9 +22,6 @@ import (
 
 // Date is a day in the user's time zone, as 2006-01-02; "" is none.
 type Date string
-
-// DateOf returns the day of t.
-func DateOf(t time.Time) Date { return Date(t.Format(time.DateOnly)) }
 
 // Key identifies a key and the version of its file.
 type Key struct {
@@ -50,11 +46,10 @@ type Parent struct {
 	Keys              []Key // that were loaded under it
 }
 
-// is reports whether p has this Name in this TPM, wherever its place is.
-func (p *Parent) is(name []byte, tpm string) bool { return bytes.Equal(p.Name, name) && p.TPM == tpm }
-
 // same reports whether p and other are one storage key in one place.
-func (p *Parent) same(other *Parent) bool { return p.is(other.Name, other.TPM) && p.At == other.At }
+func (p *Parent) same(other *Parent) bool {
+	return bytes.Equal(p.Name, other.Name) && p.At == other.At && p.TPM == other.TPM
+}
 
 // Memory is what is remembered. Its storage keys are in the order in which they
 // were last seen.
@@ -90,46 +85,38 @@ func (m *Memory) Latest(at, tpm string) *Parent {
 // Seen records that today a storage key was in the place that p names, and that
 // key, unless it is the zero Key, was loaded under it. It reports whether that
 // is news. A hierarchy has one storage key, so others there are gone.
-func (m *Memory) Seen(p Parent, key Key, today Date) bool {
-	news := m.seenParent(p, today)
-	if key == (Key{}) {
-		return news
-	}
-	return m.seenKey(p, key) || news
-}
-
-func (m *Memory) seenParent(p Parent, today Date) (news bool) {
+func (m *Memory) Seen(p Parent, key Key, today Date) (news bool) {
 	hierarchy := !strings.HasPrefix(p.At, "0x")
 	for _, other := range m.parents {
-		switch is := other.is(p.Name, p.TPM); {
-		case is && other.Gone != "":
+		switch {
+		case other.TPM != p.TPM:
+		case bytes.Equal(other.Name, p.Name) && other.Gone != "":
 			other.Gone, news = "", true
-		case !is && hierarchy && other.At == p.At && other.TPM == p.TPM && other.Gone == "":
+		case !bytes.Equal(other.Name, p.Name) && hierarchy && other.At == p.At && other.Gone == "":
 			other.Gone, news = today, true
 		}
 	}
-	if last := m.Latest(p.At, p.TPM); last != nil && last.same(&p) && last.Last == today {
+	here := m.Latest(p.At, p.TPM)
+	if here == nil || !here.same(&p) || here.Last != today {
+		here = &Parent{Name: bytes.Clone(p.Name), At: p.At, TPM: p.TPM, First: today}
+		if i := slices.IndexFunc(m.parents, p.same); i >= 0 {
+			here = m.parents[i]
+			m.parents = slices.Delete(m.parents, i, i+1)
+		}
+		here.Last = today
+		m.parents = append(m.parents, here)
+		news = true
+	}
+	if key == (Key{}) {
 		return news
 	}
-	here := &Parent{Name: bytes.Clone(p.Name), At: p.At, TPM: p.TPM, First: today}
-	if i := slices.IndexFunc(m.parents, p.same); i >= 0 {
-		here = m.parents[i]
-		m.parents = slices.Delete(m.parents, i, i+1)
+	if old, changed := m.Of(key, p.TPM); old != nil && !changed && old.TPM == p.TPM && bytes.Equal(old.Name, p.Name) {
+		return news
 	}
-	here.Last = today
-	m.parents = append(m.parents, here)
-	return true
-}
-
-// seenKey moves a key to a storage key that seenParent has recorded.
-func (m *Memory) seenKey(p Parent, key Key) bool {
-	if old, changed := m.Of(key, p.TPM); old != nil && !changed && old.is(p.Name, p.TPM) {
-		return false
-	}
+	// Now it moves here.
 	for _, other := range m.parents {
 		other.Keys = slices.DeleteFunc(other.Keys, func(k Key) bool { return k.Fingerprint == key.Fingerprint })
 	}
-	here := m.Latest(p.At, p.TPM)
 	here.Keys = append(here.Keys, key)
 	return true
 }
@@ -138,7 +125,7 @@ func (m *Memory) seenKey(p Parent, key Key) bool {
 // It reports whether that is news.
 func (m *Memory) Missed(name []byte, tpm string, today Date) (news bool) {
 	for _, p := range m.parents {
-		if p.is(name, tpm) && p.Gone == "" {
+		if bytes.Equal(p.Name, name) && p.TPM == tpm && p.Gone == "" {
 			p.Gone, news = today, true
 		}
 	}

@@ -1,12 +1,17 @@
 package parents
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -43,7 +48,7 @@ func Default() Store {
 // The Memory is never nil; with an error it may be empty.
 func (s Store) Read(dir string) (*Memory, error) {
 	m, err := read(s.Path)
-	if old, oldErr := read(filepath.Join(dir, OldName)); oldErr == nil {
+	if old, oldErr := read(filepath.Join(dir, OldName)); oldErr == nil && len(old.parents) > 0 {
 		m.merge(old)
 	}
 	return m, err
@@ -103,4 +108,60 @@ func read(path string) (*Memory, error) {
 		return m, err
 	}
 	return parse(text), nil
+}
+
+// heading explains the file to people who open it.
+const heading = `# Which storage key of which TPM your SSH keys were loaded under: Name, place,
+# TPM, first seen, last seen, gone since, keys. tpm-agent inspect shows it. You
+# can remove this file; then nothing is remembered.
+`
+
+// linePattern matches a line about a storage key.
+var linePattern = regexp.MustCompile(`^([0-9a-f]{4,132}) ([0-9a-z-]{1,32}) (\S+) (\d{4}-\d\d-\d\d) (\d{4}-\d\d-\d\d) (\d{4}-\d\d-\d\d|-)((?: SHA256:[A-Za-z0-9+/]{43}=[0-9a-f]{16})*)\n?$`)
+
+// marshal returns the text of a memory. It leaves out the oldest storage keys
+// if there is no room for them.
+func (m *Memory) marshal() []byte {
+	var b strings.Builder
+	for _, p := range m.parents {
+		gone := "-"
+		if p.Gone != "" {
+			gone = string(p.Gone)
+		}
+		tpm := url.URL{Path: p.TPM} // the path of a socket may contain blanks
+		words := []string{hex.EncodeToString(p.Name), p.At, tpm.EscapedPath(), string(p.First), string(p.Last), gone}
+		for _, k := range p.Keys {
+			words = append(words, k.Fingerprint+"="+k.Private)
+		}
+		b.WriteString(strings.Join(words, " ") + "\n")
+	}
+	text := b.String()
+	for len(heading)+len(text) > maxFile {
+		_, text, _ = strings.Cut(text, "\n")
+	}
+	return []byte(heading + text)
+}
+
+// parse reads the text of a memory. It skips lines that are not valid, and a
+// second line about the same storage key.
+func parse(text []byte) *Memory {
+	m := new(Memory)
+	for line := range strings.Lines(string(text)) {
+		w := linePattern.FindStringSubmatch(line)
+		if w == nil {
+			continue
+		}
+		name, err := hex.DecodeString(w[1])
+		tpm, tpmErr := url.PathUnescape(w[3])
+		p := &Parent{Name: name, At: w[2], TPM: tpm, First: Date(w[4]), Last: Date(w[5]), Gone: Date(strings.TrimPrefix(w[6], "-"))}
+		if err != nil || tpmErr != nil || slices.ContainsFunc(m.parents, p.same) {
+			continue
+		}
+		for _, word := range strings.Fields(w[7]) {
+			fingerprint, private, _ := strings.Cut(word, "=")
+			p.Keys = append(p.Keys, Key{fingerprint, private})
+		}
+		m.parents = append(m.parents, p)
+	}
+	return m
 }

@@ -8,7 +8,7 @@ import (
 	"fmt"
 )
 
-var errOtherPublic = malformed("the private key does not match the public key in the file")
+var errOtherPublic = fmt.Errorf("%w: the private key does not match the public key in the file", ErrFormat)
 
 // keep makes key the result, if the library that read it found no error. It adds
 // the checks that the libraries leave out.

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
 // run runs a program, and skips the test if it is not installed.
@@ -16,10 +18,9 @@ func run(t *testing.T, dir, program string, args ...string) []byte {
 	cmd := exec.Command(program, args...)
 	cmd.Dir = dir
 	cmd.Stdin = strings.NewReader("")
+	cmd.Env = append(os.Environ(), "HOME="+dir, "PUTTYDIR="+dir) // puttygen ignores HOME
+	needs.Program(t, program)
 	out, err := cmd.CombinedOutput()
-	if errors.Is(err, exec.ErrNotFound) {
-		t.Skipf("%s is missing (Debian packages openssh-client, openssl, putty-tools)", program)
-	}
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
 	}
@@ -139,9 +140,7 @@ func checkConversion(t *testing.T, name, command string) {
 	if i := strings.Index(command, "&& "); i >= 0 {
 		program = strings.Fields(command[i+3:])[0]
 	}
-	if _, err := exec.LookPath(program); err != nil {
-		t.Skipf("%s is missing", program)
-	}
+	needs.Program(t, program)
 	command = strings.NewReplacer("FILE", "old", "NEW", "new").Replace(command)
 	run(t, dir, "sh", "-c", "umask 022; "+withPassphrase(command))
 	if info, err := os.Stat(filepath.Join(dir, "new")); err != nil || info.Mode().Perm() != 0o600 {
@@ -179,7 +178,8 @@ func TestAddEd25519(t *testing.T) {
 		t.Fatal(err)
 	}
 	command = strings.ReplaceAll(command, "FILE", "old")
-	out := run(t, dir, "env", "HOME="+dir, "SSH_ASKPASS=./askpass", "SSH_ASKPASS_REQUIRE=force", "ssh-agent", "sh", "-c", command+" && ssh-add -l")
+	needs.Programs(t, "ssh-agent", "ssh-add")
+	out := run(t, dir, "env", "SSH_ASKPASS=./askpass", "SSH_ASKPASS_REQUIRE=force", "ssh-agent", "sh", "-c", command+" && ssh-add -l")
 	if !bytes.Contains(out, []byte("(ED25519)")) {
 		t.Errorf("%s: %s", command, out)
 	}

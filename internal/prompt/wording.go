@@ -5,9 +5,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
 )
 
 // The texts are lines of at most maxColumns, the most important ones first. Names
@@ -26,25 +26,22 @@ const (
 	maxText = 860
 )
 
-// wrongPIN tells that the last PIN was wrong, and what the next one may cost.
-func wrongPIN(p ask.AuthPrompt) string {
-	if !p.Retry {
-		return ""
-	}
-	return fold(append([]string{"Wrong PIN."}, tries(p.TriesLeft)...)...)
-}
-
-// enterPIN asks for a PIN: of which key, for what, and for which program.
-func enterPIN(p ask.AuthPrompt) string {
-	lines := []string{fold(append([]string{"Enter PIN for"}, keyWords(p.Name, p.Comment)...)...)}
-	lines = append(lines, about(p.Question)...)
-	if !p.Retry && p.TriesLeft > 0 {
-		lines = append(lines, fold(tries(p.TriesLeft)...))
+// enterPIN asks for a PIN: of which key, for what, and for which program. It tells
+// whether the last one was wrong, and what the next one may cost.
+func enterPIN(p ask.AuthPrompt) Question {
+	q := Question{Question: p.Question, Kind: PIN}
+	left := tries(p.TriesLeft)
+	lines := append([]string{fold(append([]string{"Enter PIN for"}, keyWords(p.Name, p.Comment)...)...)}, about(p.Question)...)
+	if p.Retry {
+		q.Error = fold(append([]string{"Wrong PIN."}, left...)...)
+	} else if p.TriesLeft > 0 {
+		lines = append(lines, fold(left...))
 	}
 	if p.Waiting > 0 {
 		lines = append(lines, "The answer also serves "+number(int64(p.Waiting), "other request")+" for this key.")
 	}
-	return strings.Join(lines, "\n")
+	q.Text = strings.Join(lines, "\n")
+	return q
 }
 
 // consent asks whether a key may be used. It begins with the words of OpenSSH's
@@ -54,45 +51,36 @@ func consent(p ask.ConfirmPrompt) string {
 	key[len(key)-1] += "?"
 	lines := []string{
 		fold(append([]string{"Allow use of key"}, key...)...),
-		"Key fingerprint " + fingerprint(p.Fingerprint) + ".",
+		"Key fingerprint " + cut(printable(p.Fingerprint), maxHost, beginning) + ".",
 	}
 	p.Fingerprint = "" // is there already
 	return strings.Join(append(lines, about(p.Question)...), "\n")
 }
 
-// keyName returns the name of a key: its file, its comment, or both.
-func keyName(file, comment string) string { return strings.Join(keyWords(file, comment), " ") }
-
+// keyWords names a key: by its file, its comment, or both. In a file, ~ stands for
+// the user's home directory.
 func keyWords(file, comment string) []string {
-	file, comment = shortFile(file), label(comment)
+	file, comment = printable(file), label(comment)
+	if home, err := os.UserHomeDir(); err == nil && home != "/" {
+		if rest, below := strings.CutPrefix(file, filepath.Clean(home)+"/"); below {
+			file = "~/" + rest
+		}
+	}
 	switch {
 	case file == "" && comment == "":
 		return []string{"without a name"}
 	case file == "":
 		return []string{comment}
 	case comment == "":
-		return []string{word(file, maxFile, cutBegin)}
+		return []string{word(file, maxFile, ending)}
 	}
-	return []string{word(file, maxFile, cutBegin), "(" + comment + ")"}
-}
-
-// shortFile writes ~ for the user's home directory.
-func shortFile(name string) string {
-	name = way.Printable(name)
-	home, err := os.UserHomeDir()
-	if err != nil || home == "/" {
-		return name
-	}
-	if rest, below := strings.CutPrefix(name, filepath.Clean(home)+"/"); below {
-		return "~/" + rest
-	}
-	return name
+	return []string{word(file, maxFile, ending), "(" + comment + ")"}
 }
 
 // label returns a comment. Unlike a word it may have blanks, since it stands at
 // the end of a sentence, or in parentheses, which it must not close.
 func label(comment string) string {
-	comment = way.CutEnd(strings.Join(strings.Fields(way.Printable(comment)), " "), maxComment)
+	comment = cut(strings.Join(strings.Fields(printable(comment)), " "), maxComment, beginning)
 	depth := 0
 	for _, r := range comment {
 		switch {
@@ -113,30 +101,34 @@ func label(comment string) string {
 
 // about tells what a key is wanted for, and by which programs.
 func about(q ask.Question) (lines []string) {
-	for _, line := range []string{fingerprint(q.Fingerprint), forwarded(q.Use), purpose(q.Use), requester(q)} {
-		if line != "" {
-			lines = append(lines, line)
+	if sum := cut(printable(q.Fingerprint), maxHost, beginning); sum != "" {
+		lines = append(lines, sum)
+	}
+	verb := "Requested by"
+	if q.Use.Forwarded {
+		lines = append(lines, forwarded(q.Use.Via))
+		if len(q.Use.Via) > 0 && q.Use.Via[0] != "" {
+			verb = "Forwarded by"
 		}
+	}
+	lines = append(lines, purpose(q.Use))
+	if q.Peer.PID > 0 {
+		lines = append(lines, programs(verb, q.Peer.Chain(), q.Peer.PID))
 	}
 	return lines
 }
 
-func fingerprint(sum string) string { return way.CutEnd(way.Printable(sum), maxHost) }
-
 // forwarded tells from where a forwarded request came. The last host sent it; what
 // is known about the others is only what the nearer ones say.
-func forwarded(u ask.Use) string {
-	switch {
-	case !u.Forwarded:
-		return ""
-	case len(u.Via) == 0 || len(u.Via) == 1 && u.Via[0] == "":
+func forwarded(via []string) string {
+	if len(via) == 0 || len(via) == 1 && via[0] == "" {
 		return "Perhaps FORWARDED: the host did not prove its identity"
 	}
-	words := []string{"FORWARDED from", hostWord(u.Via[len(u.Via)-1])}
-	if between := len(u.Via) - 2; between > 0 {
-		words = append(words, "via", number(int64(between), "other host"), "and", hostWord(u.Via[0]))
+	words := []string{"FORWARDED from", hostWord(via[len(via)-1])}
+	if between := len(via) - 2; between > 0 {
+		words = append(words, "via", number(int64(between), "other host"), "and", hostWord(via[0]))
 	} else if between == 0 {
-		words = append(words, "via", hostWord(u.Via[0]))
+		words = append(words, "via", hostWord(via[0]))
 	}
 	return fold(words...)
 }
@@ -145,7 +137,7 @@ func hostWord(name string) string {
 	if name == "" {
 		return "an unproven host"
 	}
-	return word(name, maxHost, cutBegin)
+	return word(name, maxHost, ending)
 }
 
 // purpose tells what is to be signed.
@@ -164,7 +156,7 @@ func purpose(u ask.Use) string {
 func loginWords(u ask.Use) []string {
 	words := []string{"To log in"}
 	if u.User != "" {
-		words = []string{"To log in as", word(u.User, maxUser, way.CutEnd)}
+		words = []string{"To log in as", word(u.User, maxUser, beginning)}
 	}
 	switch {
 	case u.Host != "" && u.User != "":
@@ -176,7 +168,7 @@ func loginWords(u ask.Use) []string {
 	case u.Host != "":
 		return append(words, "to", hostWord(u.Host))
 	case u.HostKey != "":
-		return append(words, "to an unknown host with the key", fingerprint(u.HostKey))
+		return append(words, "to an unknown host with the key", cut(printable(u.HostKey), maxHost, beginning))
 	}
 	return append(words, "(ssh did not say to which host)")
 }
@@ -190,7 +182,7 @@ func signatureWords(namespace string) []string {
 	case "file":
 		return []string{"To sign a file", "(namespace file)"}
 	}
-	return []string{"To sign data", "in the namespace", word(namespace, maxNamespace, way.CutEnd)}
+	return []string{"To sign data", "in the namespace", word(namespace, maxNamespace, beginning)}
 }
 
 func certificateWords(u ask.Use) []string {
@@ -208,31 +200,21 @@ func certificateWords(u ask.Use) []string {
 		if i == len(u.Principals)-1 {
 			end = ""
 		}
-		words = append(words, word(name, maxPrincipal, way.CutEnd)+end)
+		words = append(words, word(name, maxPrincipal, beginning)+end)
 	}
 	if len(u.Principals) == 0 {
 		words = append(words, "ANY name")
 	}
 	if u.KeyID != "" {
-		words = append(words, "(key ID "+word(u.KeyID, maxKeyID, way.CutEnd)+")")
+		words = append(words, "(key ID "+word(u.KeyID, maxKeyID, beginning)+")")
 	}
 	return words
 }
 
-// requester names the programs that ask. They choose their names themselves, so
+// programs names the programs that ask. They choose their names themselves, so
 // this helps the user but proves nothing.
-func requester(q ask.Question) string {
-	if q.Use.Forwarded && len(q.Use.Via) > 0 && q.Use.Via[0] != "" {
-		return programs("Forwarded by", q.Peer.Chain(), q.Peer.PID)
-	}
-	return programs("Requested by", q.Peer.Chain(), q.Peer.PID)
-}
-
 func programs(verb string, names []string, pid int) string {
-	switch {
-	case pid <= 0:
-		return ""
-	case len(names) == 0:
+	if len(names) == 0 {
 		return fmt.Sprintf("%s pid %d", verb, pid)
 	}
 	words := []string{verb}
@@ -240,7 +222,92 @@ func programs(verb string, names []string, pid int) string {
 		if i > 0 {
 			words = append(words, "→")
 		}
-		words = append(words, word(name, maxProgram, way.CutEnd))
+		words = append(words, word(name, maxProgram, beginning))
 	}
 	return fold(append(words, fmt.Sprintf("(pid %d)", pid))...)
+}
+
+// TriesLeft tells in a sentence how many wrong PINs are left before the TPM locks
+// itself. It returns "" if n is negative: that is unknown, or without limit.
+func TriesLeft(n int) string { return strings.Join(tries(n), " ") }
+
+func tries(left int) []string {
+	switch {
+	case left < 0:
+		return nil
+	case left == 0:
+		return []string{"The TPM has locked itself."}
+	case left == 1:
+		return []string{"This is the last try", "before the TPM locks itself."}
+	}
+	return []string{fmt.Sprintf("%d tries left", left), "before the TPM locks itself."}
+}
+
+// LastTryText returns the question of [Prompter.LastTry] for a command that asks on a
+// terminal and judges the answer by [SaysYes]. file is the key's; wrong is set if
+// the last PIN was wrong.
+func LastTryText(file string, wrong bool) string {
+	return risk(wrong, keyWords(file, "")...) + "\n" + GoOn
+}
+
+func lastTry(p ask.AuthPrompt) string {
+	return strings.Join(append([]string{risk(p.Retry, keyWords(p.Name, p.Comment)...)}, about(p.Question)...), "\n")
+}
+
+// risk tells what a last try means, and asks whether to make it with a key.
+func risk(wrong bool, key ...string) string {
+	first := "One more wrong PIN locks the TPM."
+	if wrong {
+		first = "Wrong PIN. One more locks the TPM."
+	}
+	return first + "\n" +
+		"It then refuses the PINs of all keys for minutes or hours,\n" +
+		"and those of other programs, such as disk encryption.\n" +
+		fold(append(append([]string{"Try the PIN of"}, key...), "anyway?")...)
+}
+
+// notice tells about a lockout, how long it lasts, and what helps.
+func notice(n ask.Notice, now time.Time) string {
+	lines := []string{"The TPM is locked: there were too many wrong PINs."}
+	if n.Wait > 0 {
+		lines = append(lines, fold("It accepts the next PIN in", Duration(n.Wait)+",", clock(now.Add(n.Wait), now)+"."))
+	}
+	lines = append(lines,
+		"Keys without a PIN keep working. Restarting the machine",
+		"does not help. The owner of the TPM can end the lockout:",
+		"tpm2_dictionarylockout --clear-lockout",
+		fold(append([]string{"Key:"}, keyWords(n.Name, n.Comment)...)...),
+	)
+	return strings.Join(append(lines, about(n.Question)...), "\n")
+}
+
+// Duration returns d in words, in the largest unit that is precise enough. It
+// rounds up, because a try that comes too early is refused.
+func Duration(d time.Duration) string {
+	switch seconds, minutes, hours := up(d, time.Second), up(d, time.Minute), up(d, time.Hour); {
+	case seconds < 100:
+		return number(seconds, "second")
+	case minutes < 100:
+		return number(minutes, "minute")
+	case hours < 49:
+		return number(hours, "hour")
+	}
+	return number(up(d, 24*time.Hour), "day")
+}
+
+func up(d, unit time.Duration) int64 { return int64((d + unit - 1) / unit) }
+
+func number(n int64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// clock returns the time of day, and the day if it is not today.
+func clock(t, now time.Time) string {
+	if t.YearDay() == now.YearDay() && t.Year() == now.Year() {
+		return t.Format("at 15:04")
+	}
+	return t.Format("on January 2 at 15:04")
 }

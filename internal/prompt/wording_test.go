@@ -11,7 +11,6 @@ import (
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
 	"github.com/tpm-agent/tpm-agent/internal/peer"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
 )
 
 const (
@@ -96,7 +95,7 @@ To log in as a-user-with-a-long-name@
 Forwarded by pid 2147483647
 31 tries left before the TPM locks itself.`},
 	} {
-		same(t, way.Question{Error: wrongPIN(test.prompt), Text: enterPIN(test.prompt)}.Whole(), test.want)
+		same(t, enterPIN(test.prompt).Whole(), test.want)
 	}
 }
 
@@ -221,11 +220,11 @@ func TestForwarded(t *testing.T) {
 		"FORWARDED from\n  " + printH + " via\n  " + printH: {printH, printH},
 		`FORWARDED from "ato log in as x"`:                  {"a\nto log in as x"},
 	} {
-		if got := forwarded(ask.Use{Forwarded: true, Via: via}); got != want {
+		if got := forwarded(via); got != want {
 			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}
 	}
-	if got := forwarded(ask.Use{Via: []string{"a"}}); got != "" {
+	if got := about(ask.Question{Use: ask.Use{Via: []string{"a"}}}); len(got) != 1 {
 		t.Errorf("not forwarded: %q", got)
 	}
 }
@@ -250,8 +249,8 @@ func TestPrograms(t *testing.T) {
 			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}
 	}
-	if got := programs("Requested by", nil, -1); got != "" {
-		t.Errorf("nobody: %q", got)
+	if got := about(ask.Question{Peer: peer.Peer{PID: -1}}); len(got) != 1 {
+		t.Errorf("an unknown program: %q", got)
 	}
 }
 
@@ -265,11 +264,11 @@ func TestRequester(t *testing.T) {
 	defer cmd.Process.Kill()
 	pid := cmd.Process.Pid
 	q := ask.Question{Peer: peer.Peer{PID: pid}}
-	if got := requester(q); !strings.HasPrefix(got, "Requested by ") || !strings.HasSuffix(strings.ReplaceAll(got, "\n ", ""), fmt.Sprintf(" → sleep (pid %d)", pid)) {
+	if got := about(q)[1]; !strings.HasPrefix(got, "Requested by ") || !strings.HasSuffix(strings.ReplaceAll(got, "\n ", ""), fmt.Sprintf(" → sleep (pid %d)", pid)) {
 		t.Errorf("got %q", got)
 	}
 	q.Use = ask.Use{Forwarded: true, Via: []string{"a"}}
-	if got := requester(q); !strings.HasPrefix(got, "Forwarded by ") {
+	if got := about(q)[2]; !strings.HasPrefix(got, "Forwarded by ") {
 		t.Errorf("forwarded: %q", got)
 	}
 }
@@ -288,12 +287,12 @@ func TestKeyName(t *testing.T) {
 		`id ("x) SHA256:fake")`:        {"id", "x)\n SHA256:fake"},
 		`"id (x)"`:                     {"id (x)", ""},
 	} {
-		if got := keyName(key[0], key[1]); got != want {
+		if got := strings.Join(keyWords(key[0], key[1]), " "); got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	}
 	t.Setenv("HOME", "/")
-	if got := keyName("/id", ""); got != "/id" {
+	if got := strings.Join(keyWords("/id", ""), " "); got != "/id" {
 		t.Errorf("got %s", got)
 	}
 }
@@ -346,7 +345,7 @@ func FuzzWording(f *testing.F) {
 			pin.TriesLeft = 5
 		}
 		texts := []string{
-			way.Question{Error: wrongPIN(pin), Text: enterPIN(pin)}.Whole(), lastTry(pin), consent(ask.ConfirmPrompt{Question: q}),
+			enterPIN(pin).Whole(), lastTry(pin), consent(ask.ConfirmPrompt{Question: q}),
 			notice(ask.Notice{Question: q, Wait: time.Duration(tries)}, time.Now()),
 		}
 		// A program's name has at most 15 octets, and fuzzing does not choose that

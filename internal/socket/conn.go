@@ -3,41 +3,61 @@ package socket
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os"
+	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
+
+// Accept waits for a connection of this user or root; its type is *Conn. It
+// closes other connections without reading or writing. Errors are those of the
+// system call, so callers must pause on EMFILE.
+func (l *Listener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.unix.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		var cred *unix.Ucred
+		var credErr error
+		raw, err := c.SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) {
+				cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+			})
+		}
+		if err := errors.Join(err, credErr); err != nil {
+			return nil, errors.Join(fmt.Errorf("find the peer of a connection: %w", err), c.Close())
+		}
+		if uid := int(cred.Uid); uid == os.Geteuid() || uid == 0 {
+			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cred.Pid))
+			return &Conn{UnixConn: c, pid: int(cred.Pid), uid: uid, program: strings.TrimSuffix(string(name), "\n")}, nil
+		}
+		c.Close()
+		if l.Refused != nil {
+			l.Refused(int(cred.Uid))
+		}
+	}
+}
 
 // A Conn is a connection that knows its peer, and whether the peer has passed
 // a file descriptor.
 type Conn struct {
 	*net.UnixConn
 	pid, uid int
+	program  string
 	local    atomic.Bool
 }
 
 // Peer returns the process and the user that made the connection. The
 // descriptor may have been passed on since. The pid is 0 if the process lives
-// in a namespace that we cannot see.
-func (c *Conn) Peer() (pid, uid int) { return c.pid, c.uid }
-
-func peer(c *net.UnixConn) (pid, uid int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, 0, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err := errors.Join(err, credErr); err != nil {
-		return 0, 0, err
-	}
-	return int(cred.Pid), int(cred.Uid), nil
-}
+// in a namespace that we cannot see. program is the name of its program when it
+// connected, "" if that is unknown; a process chooses its name.
+func (c *Conn) Peer() (pid, uid int, program string) { return c.pid, c.uid, c.program }
 
 // Local reports whether a file descriptor came with what was read so far. Only
 // a process on this machine that has the socket itself can pass one, because a

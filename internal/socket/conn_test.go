@@ -35,7 +35,7 @@ func TestPeer(t *testing.T) {
 	c := startChild(t, self(t), "connect", path)
 	got, err := l.Accept()
 	must(t, err)
-	pid, uid := got.(interface{ Peer() (pid, uid int) }).Peer()
+	pid, uid, _ := got.(*Conn).Peer()
 	if pid != c.cmd.Process.Pid || uid != os.Geteuid() {
 		t.Errorf("the peer is process %d of uid %d, want %d of %d", pid, uid, c.cmd.Process.Pid, os.Geteuid())
 	}
@@ -66,7 +66,12 @@ func TestOtherUser(t *testing.T) {
 
 	exe, err := os.ReadFile("/proc/self/exe")
 	must(t, err)
-	must(t, os.WriteFile(dir+"/test", exe, 0o755)) // where the other user can run it
+	// Another test that starts a program now must not inherit the open file: one
+	// that is open for writing cannot be run.
+	syscall.ForkLock.RLock()
+	err = os.WriteFile(dir+"/test", exe, 0o755) // where the other user can run it
+	syscall.ForkLock.RUnlock()
+	must(t, err)
 	cmd := self(t)
 	cmd.Path, cmd.Dir = dir+"/test", "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
@@ -86,7 +91,7 @@ func TestOtherUser(t *testing.T) {
 	defer mine.Close()
 	select {
 	case got := <-conns:
-		if _, uid := got.(*Conn).Peer(); uid != 0 {
+		if _, uid, _ := got.(*Conn).Peer(); uid != 0 {
 			t.Errorf("uid %d was accepted", uid)
 		}
 		got.Close()

@@ -40,7 +40,7 @@ func inheritedChild() error {
 	if err != nil {
 		return err
 	}
-	pid, _ := c.(*Conn).Peer()
+	pid, _, _ := c.(*Conn).Peer()
 	fmt.Fprintf(c, "you are %d", pid)
 	return closeAll(c, l)
 }

@@ -57,11 +57,11 @@ func TestPaths(t *testing.T) {
 	dir := shortDir(t)
 	fill := func(n int) string { return dir + "/" + strings.Repeat("x", n-len(dir)-1) }
 	for path, want := range map[string]string{
-		"":          "empty",
-		"@abstract": "not a path",
-		"a\x00b":    "invalid argument",
-		dir + "/":   "stays",
-		fill(108):   "108 bytes long, a socket's path can have 107",
+		"":              "empty",
+		"@abstract":     "not a path",
+		dir + "/a\x00b": "invalid argument",
+		dir + "/":       "stays",
+		fill(108):       "108 bytes long, a socket's path can have 107",
 	} {
 		if l, err := Listen(path); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Listen(%q) = %v, %v, want an error with %q", path, l, err, want)

@@ -133,9 +133,15 @@ func checkStale(path string) error {
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	switch {
 	case err == nil:
-		defer c.Close()
-		pid, _, _ := peer(c) // the process that called listen
-		return &InUseError{Path: path, PID: pid}
+		inUse := &InUseError{Path: path}
+		if f, err := c.File(); err == nil {
+			if cred, err := unix.GetsockoptUcred(int(f.Fd()), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+				inUse.PID = int(cred.Pid) // the process that called listen
+			}
+			f.Close()
+		}
+		c.Close()
+		return inUse
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EPROTOTYPE):
 		return &InUseError{Path: path} // its queue is full, or it is not a stream
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
@@ -161,29 +167,6 @@ func bind(path string) (*net.UnixListener, error) {
 	ul := l.(*net.UnixListener)
 	ul.SetUnlinkOnClose(false) // Close checks first that the file is still ours
 	return ul, nil
-}
-
-// Accept waits for a connection of this user or root; its type is *Conn. It
-// closes other connections without reading or writing. Errors are those of the
-// system call, so callers must pause on EMFILE.
-func (l *Listener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.unix.AcceptUnix()
-		if err != nil {
-			return nil, err
-		}
-		pid, uid, err := peer(c)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("find the peer of a connection: %w", err), c.Close())
-		}
-		if uid == os.Geteuid() || uid == 0 {
-			return &Conn{UnixConn: c, pid: pid, uid: uid}, nil
-		}
-		c.Close()
-		if l.Refused != nil {
-			l.Refused(uid)
-		}
-	}
 }
 
 // Addr returns the address of the socket.

@@ -5,6 +5,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func must(t testing.TB, err error) {
@@ -34,10 +36,12 @@ func listen(t testing.TB, path string) *Listener {
 // staleSocket leaves a socket at path as a killed process does.
 func staleSocket(t testing.TB, path string) {
 	t.Helper()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	// It never listens: other tests start processes, which may keep a listening
+	// socket open for a moment longer.
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must(t, err)
-	l.SetUnlinkOnClose(false)
-	must(t, l.Close())
+	must(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+	must(t, unix.Close(fd))
 }
 
 // files returns the names in dir.

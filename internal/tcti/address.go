@@ -1,6 +1,6 @@
 // Package tcti opens TPMs by the address strings that users of tpm2-tools know, and
 // carries commands to them: to the kernel's devices, to the sockets of swtpm and
-// Microsoft's simulator, and to a private software TPM.
+// Microsoft's simulator, and to a private software TPM, which it runs.
 //
 // It handles frames, deadlines and descriptors, and does not look into commands. It
 // promises that an answer belongs to the command that was sent: it closes a
@@ -156,30 +156,26 @@ func (a Address) Software() bool {
 
 // Open opens the TPM. If another program holds the TPM, Open waits. ctx bounds only
 // Open; every Send has a context of its own.
-func (a Address) Open(ctx context.Context) (*Conn, error) {
-	c, err := a.open(ctx)
+func (a Address) Open(ctx context.Context) (c *Conn, err error) {
+	switch {
+	case a.kind == kindDevice:
+		c, err = thisSystem.openDevice(ctx, a.path)
+	case a.kind == kindSWTPM && a.path != "":
+		c, err = openSWTPM(ctx, "unix", a.path)
+	case a.kind == kindSWTPM:
+		c, err = openSWTPM(ctx, "tcp", a.hostPort(0))
+	case a.kind == kindMSSIM:
+		c, err = openMSSIM(ctx, a.hostPort(0), a.hostPort(1))
+	case a.kind == kindSoftware:
+		c, err = openSoftware(ctx)
+	default:
+		c, err = thisSystem.openAuto(ctx)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the TPM %v: %w", a, err)
 	}
 	c.name = a.String()
 	return c, nil
-}
-
-func (a Address) open(ctx context.Context) (*Conn, error) {
-	switch a.kind {
-	case kindDevice:
-		return thisSystem.openDevice(ctx, a.path)
-	case kindSWTPM:
-		if a.path != "" {
-			return openSWTPM(ctx, "unix", a.path)
-		}
-		return openSWTPM(ctx, "tcp", a.hostPort(0))
-	case kindMSSIM:
-		return openMSSIM(ctx, a.hostPort(0), a.hostPort(1))
-	case kindSoftware:
-		return openSoftware(ctx)
-	}
-	return thisSystem.openAuto(ctx)
 }
 
 // hostPort returns the host and the port plus offset, in the notation of package net.

@@ -11,26 +11,25 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/tpm-agent/tpm-agent/internal/softtpm"
 )
 
 // stream is a TPM behind a socket.
 type stream struct {
 	conn      net.Conn
 	raw       syscall.RawConn
-	simulator bool                     // it uses the simulator's frames
-	leave     func(pending bool) error // says goodbye where that is usual, and closes conn
+	simulator bool // it uses the simulator's frames
 }
 
-// newStream returns an open TPM. It takes conn over and calls leave in any case.
+// newStream returns an open TPM. leave says goodbye where that is usual, and closes
+// conn; it is called in any case.
 func newStream(conn net.Conn, simulator bool, leave func(pending bool) error, grace time.Duration) (*Conn, error) {
 	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err != nil {
 		leave(false)
 		return nil, err
 	}
-	return &Conn{wire: &stream{conn, raw, simulator, leave}, grace: grace}, nil
+	s := &stream{conn, raw, simulator}
+	return &Conn{exchange: s.exchange, leave: leave, grace: grace}, nil
 }
 
 // openSWTPM connects to the server socket of an swtpm.
@@ -41,25 +40,6 @@ func openSWTPM(ctx context.Context, network, address string) (*Conn, error) {
 	}
 	return newStream(conn, false, func(bool) error { return conn.Close() }, closeGrace)
 }
-
-// openSoftware starts the private software TPM, which lives as long as the
-// connection. The next program that opens it waits until this one has closed it.
-func openSoftware(ctx context.Context) (*Conn, error) {
-	dir, err := softtpm.StateDir()
-	if err != nil {
-		return nil, err
-	}
-	tpm, err := softtpm.Start(ctx, dir)
-	if errors.Is(err, softtpm.ErrBusy) {
-		return nil, fmt.Errorf("%w: %w", ErrBusy, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return newStream(tpm.Conn(), false, tpm.Stop, softtpm.StopTime)
-}
-
-func (s *stream) hangUp(pending bool) error { return s.leave(pending) }
 
 func (s *stream) exchange(ctx context.Context, command []byte) ([]byte, error) {
 	if err := s.quiet(fmt.Errorf("%w any more: the other side hung up", ErrNoTPM)); err != nil {
@@ -86,7 +66,6 @@ func (s *stream) exchange(ctx context.Context, command []byte) ([]byte, error) {
 func within(ctx context.Context, limit time.Duration, conn net.Conn, talk func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	conn.SetDeadline(time.Time{})
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		conn.SetDeadline(time.Unix(1, 0))
@@ -94,7 +73,8 @@ func within(ctx context.Context, limit time.Duration, conn net.Conn, talk func()
 	})
 	err := talk()
 	if !stop() {
-		<-interrupted // so that it cannot hit what comes next
+		<-interrupted
+		conn.SetDeadline(time.Time{}) // for what comes next
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("no answer in time: %w", ctx.Err())
@@ -109,10 +89,9 @@ func (s *stream) quiet(hungUp error) error {
 	var n int
 	var err error
 	ctlErr := s.raw.Read(func(fd uintptr) bool {
-		n, err = retry(func() (int, error) {
-			n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-			return n, err
-		})
+		for err = unix.EINTR; err == unix.EINTR; {
+			n, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		}
 		return true
 	})
 	switch {

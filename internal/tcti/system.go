@@ -83,7 +83,7 @@ func (s system) openDevice(ctx context.Context, path string) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Conn{wire: d, managed: managed, grace: closeGrace}, nil
+	return &Conn{exchange: d.exchange, leave: d.hangUp, managed: managed, grace: closeGrace}, nil
 }
 
 // openPatiently opens path, and waits while another program has the raw device.

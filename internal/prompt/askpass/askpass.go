@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 // Require is when the program is used, as in SSH_ASKPASS_REQUIRE.
@@ -30,11 +30,11 @@ const (
 // SSH_ASKPASS_REQUIRE, as in ssh(1). A value that OpenSSH does not know is an
 // error.
 func FromEnviron(environ []string) (program string, require Require, err error) {
-	program, require = way.Lookup(environ, "SSH_ASKPASS"), Require(way.Lookup(environ, "SSH_ASKPASS_REQUIRE"))
+	program, require = prompt.Lookup(environ, "SSH_ASKPASS"), Require(prompt.Lookup(environ, "SSH_ASKPASS_REQUIRE"))
 	switch require {
 	case Auto, Never, Prefer, Force:
 	default:
-		return "", "", fmt.Errorf("SSH_ASKPASS_REQUIRE=%s: must be never, prefer or force", way.Plain(string(require)))
+		return "", "", fmt.Errorf("SSH_ASKPASS_REQUIRE=%s: must be never, prefer or force", prompt.Plain(string(require)))
 	}
 	// Distributions install one of these for OpenSSH.
 	for _, path := range []string{"/usr/bin/ssh-askpass", "/usr/libexec/openssh/ssh-askpass", "/usr/lib/ssh/ssh-askpass"} {
@@ -46,13 +46,13 @@ func FromEnviron(environ []string) (program string, require Require, err error) 
 }
 
 type askpass struct {
-	way.Settings
+	prompt.Settings
 	program string
 	require Require
 }
 
 // New returns the way to ask with a program, "" for none.
-func New(s way.Settings, program string, require Require) way.Way {
+func New(s prompt.Settings, program string, require Require) prompt.Way {
 	return askpass{s, program, require}
 }
 
@@ -66,28 +66,42 @@ func (w askpass) Installed() error {
 	return err
 }
 
-// Ask asks for consent with a yes and a no, which is for one time only.
-func (w askpass) Ask(ctx context.Context, q way.Question) (way.Answer, error) {
-	switch q.Kind {
-	case way.PIN:
-		pin, err := w.run(ctx, q, "")
-		return way.Answer{PIN: pin}, err
-	case way.Notice: // shown without buttons, or with one to close it
-		_, err := w.run(ctx, q, "none")
-		if errors.Is(err, ask.ErrRefused) {
-			err = nil
-		}
-		return way.Answer{}, err
-	}
-	line, err := w.run(ctx, q, "confirm")
-	defer clear(line) // a program that knows only PINs may have asked for one
+// Ask runs the program. Any exit status but 0 is a refusal, except of a notice.
+// Consent is a yes or a no, for one time only.
+func (w askpass) Ask(ctx context.Context, q prompt.Question) (prompt.Answer, error) {
+	environ, noDisplay := w.Display(q.Question)
+	err := w.Installed()
 	switch {
+	case w.require == Never:
+		return prompt.Answer{}, prompt.Unusable("SSH_ASKPASS_REQUIRE=never")
 	case err != nil:
-		return way.Answer{}, err
-	case !meansYes(line):
-		return way.Answer{}, ask.ErrRefused
+		return prompt.Answer{}, prompt.Unusable("%w", err)
+	case noDisplay != nil && w.require != Force:
+		return prompt.Answer{}, prompt.Unusable("%w", noDisplay)
 	}
-	return way.Answer{Grant: ask.GrantOnce}, nil
+	// The hints of ssh(1). There is none for a secret, whatever the agent's
+	// environment says. A notice has no buttons, or one to close it.
+	hint := map[prompt.Kind]string{prompt.LastTry: "confirm", prompt.Consent: "confirm", prompt.Notice: "none"}[q.Kind]
+	said, err := w.Run(ctx, prompt.Program{
+		Path: w.program, Args: []string{q.Whole()}, Environ: prompt.Setenv(environ, "SSH_ASKPASS_PROMPT", hint),
+	})
+	exit, exited := errors.AsType[*prompt.ExitError](err)
+	switch {
+	case exited && (strings.Contains(exit.Complaint, "open display") || strings.Contains(exit.Complaint, "connect to display")):
+		return prompt.Answer{}, prompt.Unusable("%s: %w", w.program, err) // the user was not asked
+	case exited && q.Kind != prompt.Notice:
+		return prompt.Answer{}, fmt.Errorf("%w: %s: %w", ask.ErrRefused, w.program, err)
+	case err != nil && !exited, q.Kind == prompt.PIN:
+		return prompt.Answer{PIN: said}, err
+	}
+	defer clear(said) // a program that knows only PINs may have asked for one
+	switch {
+	case q.Kind == prompt.Notice:
+		return prompt.Answer{}, nil
+	case !meansYes(said):
+		return prompt.Answer{}, ask.ErrRefused
+	}
+	return prompt.Answer{Grant: ask.GrantOnce}, nil
 }
 
 // meansYes judges the output of a program that was successful. As for OpenSSH's
@@ -98,30 +112,4 @@ func meansYes(said []byte) bool {
 		said = said[:end]
 	}
 	return len(said) == 0 || bytes.EqualFold(said, []byte("yes"))
-}
-
-// run runs the program. Any exit status but 0 is a refusal. The hint is one of
-// ssh(1), or empty to ask for a secret, whatever the agent's environment says.
-func (w askpass) run(ctx context.Context, q way.Question, hint string) ([]byte, error) {
-	environ, display := w.Display(q.Question)
-	err := w.Installed()
-	switch {
-	case w.require == Never:
-		return nil, way.Unusable("SSH_ASKPASS_REQUIRE=never")
-	case err != nil:
-		return nil, way.Unusable("%w", err)
-	case !display && w.require != Force:
-		return nil, way.Unusable("%w", way.ErrNoDisplay)
-	}
-	said, err := w.Run(ctx, way.Program{
-		Path: w.program, Args: []string{q.Whole()}, Environ: way.Setenv(environ, "SSH_ASKPASS_PROMPT", hint),
-	})
-	exit, exited := errors.AsType[*way.ExitError](err)
-	switch {
-	case !exited:
-		return said, err
-	case strings.Contains(exit.Complaint, "open display"), strings.Contains(exit.Complaint, "connect to display"):
-		return nil, way.Unusable("%s: %w", w.program, err) // the user was not asked
-	}
-	return nil, fmt.Errorf("%w: %s: %w", ask.ErrRefused, w.program, err)
 }

@@ -12,25 +12,25 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // script writes an askpass program and returns the way to ask with it, without a
 // display.
-func script(t *testing.T, body string, environ ...string) way.Way {
+func script(t *testing.T, body string, environ ...string) prompt.Way {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "askpass")
 	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	environ = append([]string{"PATH=" + os.Getenv("PATH")}, environ...)
-	return New(way.Settings{Environ: environ, Timeout: time.Hour, Grace: time.Minute}, path, Force)
+	return New(prompt.Settings{Environ: environ, Timeout: time.Hour, Grace: time.Minute}, path, Force)
 }
 
-func pin(ctx context.Context, w way.Way, text string) (string, error) {
-	answer, err := w.Ask(ctx, way.Question{Kind: way.PIN, Text: text})
+func pin(ctx context.Context, w prompt.Way, text string) (string, error) {
+	answer, err := w.Ask(ctx, prompt.Question{Kind: prompt.PIN, Text: text})
 	return string(answer.PIN), err
 }
 
@@ -40,8 +40,8 @@ func TestProgramGetsTheQuestion(t *testing.T) {
 	for _, inherited := range []string{"SSH_ASKPASS_PROMPT=none", "SSH_ASKPASS_PROMPT=confirm", "OTHER="} {
 		out := filepath.Join(t.TempDir(), "out")
 		w := script(t, `[ $# = 1 ] && printf '%s' "${SSH_ASKPASS_PROMPT-unset} $1" >"$OUT"`, inherited, "OUT="+out)
-		for kind, hint := range map[way.Kind]string{way.PIN: "unset", way.LastTry: "confirm", way.Consent: "confirm", way.Notice: "none"} {
-			q := way.Question{Kind: kind, Error: "Wrong PIN.", Text: "Enter PIN for \"b\" $HOME `id`\nsecond line"}
+		for kind, hint := range map[prompt.Kind]string{prompt.PIN: "unset", prompt.LastTry: "confirm", prompt.Consent: "confirm", prompt.Notice: "none"} {
+			q := prompt.Question{Kind: kind, Error: "Wrong PIN.", Text: "Enter PIN for \"b\" $HOME `id`\nsecond line"}
 			if _, err := w.Ask(t.Context(), q); err != nil {
 				t.Fatal(err)
 			}
@@ -70,7 +70,7 @@ func TestWindowDoesNotOpen(t *testing.T) {
 		"echo 'qt.qpa.xcb: could not connect to display :7' >&2; kill -ABRT $$",
 	} {
 		_, err := pin(t.Context(), script(t, body), "?")
-		if _, unusable := errors.AsType[*way.UnusableError](err); !unusable || errors.Is(err, ask.ErrRefused) {
+		if _, unusable := errors.AsType[*prompt.UnusableError](err); !unusable || errors.Is(err, ask.ErrRefused) {
 			t.Errorf("%s: got %v", body, err)
 		}
 	}
@@ -84,8 +84,8 @@ func TestConsent(t *testing.T) {
 		"echo y": false, "echo no": false, "echo ' '": false, "echo yes sir": false, "exit 1": false,
 		"echo yes; exit 1": false, "echo yes; kill -9 $$": false,
 	} {
-		for _, kind := range []way.Kind{way.Consent, way.LastTry} {
-			answer, err := script(t, body).Ask(t.Context(), way.Question{Kind: kind})
+		for _, kind := range []prompt.Kind{prompt.Consent, prompt.LastTry} {
+			answer, err := script(t, body).Ask(t.Context(), prompt.Question{Kind: kind})
 			if allow && (err != nil || answer.Grant != ask.GrantOnce) || !allow && (!errors.Is(err, ask.ErrRefused) || answer.Grant != ask.GrantNo) {
 				t.Errorf("%s: got %+v, %v", body, answer, err)
 			}
@@ -96,7 +96,7 @@ func TestConsent(t *testing.T) {
 // A broken program has said neither yes nor no, and allows nothing.
 func TestConsentFromBrokenProgram(t *testing.T) {
 	for _, body := range []string{`printf 'yes\000'`, `printf '\000'`, "printf '%01025d\n' 1", "while :; do echo; done"} {
-		answer, err := script(t, body).Ask(t.Context(), way.Question{Kind: way.Consent})
+		answer, err := script(t, body).Ask(t.Context(), prompt.Question{Kind: prompt.Consent})
 		if err == nil || errors.Is(err, ask.ErrRefused) || answer.Grant != ask.GrantNo {
 			t.Errorf("%s: got %+v, %v", body, answer, err)
 		}
@@ -106,7 +106,7 @@ func TestConsentFromBrokenProgram(t *testing.T) {
 // The button that closes a notice may be called Cancel.
 func TestNotice(t *testing.T) {
 	for _, body := range []string{"exit 0", "exit 1"} {
-		if _, err := script(t, body).Ask(t.Context(), way.Question{Kind: way.Notice}); err != nil {
+		if _, err := script(t, body).Ask(t.Context(), prompt.Question{Kind: prompt.Notice}); err != nil {
 			t.Errorf("%s: got %v", body, err)
 		}
 	}
@@ -130,13 +130,13 @@ func TestRequire(t *testing.T) {
 		noDisplay + " SSH_ASKPASS_REQUIRE=force":  true,
 		display + " SSH_ASKPASS_REQUIRE=never SSH_ASKPASS_REQUIRE=force": true,
 	} {
-		s := way.Settings{Environ: append(strings.Fields(environ), "SSH_ASKPASS="+path), Timeout: time.Hour, Grace: time.Minute}
+		s := prompt.Settings{Environ: append(strings.Fields(environ), "SSH_ASKPASS="+path), Timeout: time.Hour, Grace: time.Minute}
 		program, require, err := FromEnviron(s.Environ)
 		if err != nil {
 			t.Fatal(err)
 		}
 		got, err := pin(t.Context(), New(s, program, require), "?")
-		_, unusable := errors.AsType[*way.UnusableError](err)
+		_, unusable := errors.AsType[*prompt.UnusableError](err)
 		if asked && got != "askpass" || !asked && !unusable {
 			t.Errorf("%s: got %q, %v", environ, got, err)
 		}
@@ -147,15 +147,15 @@ func TestRequire(t *testing.T) {
 }
 
 func TestInstalled(t *testing.T) {
-	if err := New(way.Settings{}, "", Auto).Installed(); err == nil || err.Error() != "SSH_ASKPASS is not set, and no ssh-askpass is installed" {
+	if err := New(prompt.Settings{}, "", Auto).Installed(); err == nil || err.Error() != "SSH_ASKPASS is not set, and no ssh-askpass is installed" {
 		t.Errorf("got %v", err)
 	}
-	missing := New(way.Settings{}, filepath.Join(t.TempDir(), "gone"), Force)
+	missing := New(prompt.Settings{}, filepath.Join(t.TempDir(), "gone"), Force)
 	if err := missing.Installed(); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
 	_, err := pin(t.Context(), missing, "?")
-	if _, unusable := errors.AsType[*way.UnusableError](err); !unusable {
+	if _, unusable := errors.AsType[*prompt.UnusableError](err); !unusable {
 		t.Errorf("got %v", err)
 	}
 }

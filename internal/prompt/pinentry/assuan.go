@@ -11,7 +11,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 const (
@@ -22,7 +22,7 @@ const (
 var (
 	errProtocol = errors.New("not the protocol of a pinentry")
 	errEnded    = errors.New("ended without an answer")
-	errTooLong  = fmt.Errorf("%w: %w", errProtocol, way.ErrTooLong)
+	errTooLong  = fmt.Errorf("%w: %w", errProtocol, prompt.ErrTooLong)
 	errPercent  = fmt.Errorf("%w: a percent sign without two hexadecimal digits", errProtocol)
 )
 
@@ -118,7 +118,7 @@ func (f *failure) Error() string {
 	if f.text == "" {
 		return fmt.Sprintf("error %d", f.reason)
 	}
-	return way.Plain(f.text)
+	return prompt.Plain(f.text)
 }
 
 // command sends a command and reads its answer, which has no data.

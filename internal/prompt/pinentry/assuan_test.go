@@ -10,12 +10,12 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 // answers reads what a program says when it is asked for a PIN.
 func answers(from io.Reader) (pin []byte, err error) {
-	return (&conn{out: from}).answer(make([]byte, 0, way.MaxAnswer))
+	return (&conn{out: from}).answer(make([]byte, 0, prompt.MaxAnswer))
 }
 
 func FuzzAnswer(f *testing.F) {
@@ -30,7 +30,7 @@ func FuzzAnswer(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, said []byte) {
 		pin, err := answers(bytes.NewReader(said))
-		if len(pin) > way.MaxAnswer {
+		if len(pin) > prompt.MaxAnswer {
 			t.Errorf("a PIN of %d octets", len(pin))
 		}
 		if err != nil && strings.ContainsFunc(err.Error(), unicode.IsControl) {

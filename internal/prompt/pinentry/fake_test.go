@@ -17,7 +17,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 // This test program is its own pinentry. If the variable is set, it plays the
@@ -189,7 +189,7 @@ func (e endless) Read(buf []byte) (int, error) {
 
 // ask starts the fake for a question in a window, and checks that nothing is left
 // open.
-func (p part) ask(t *testing.T, ctx context.Context, q way.Question) (way.Answer, error) {
+func (p part) ask(t *testing.T, ctx context.Context, q prompt.Question) (prompt.Answer, error) {
 	t.Helper()
 	text, err := json.Marshal(p)
 	if err != nil {
@@ -198,7 +198,7 @@ func (p part) ask(t *testing.T, ctx context.Context, q way.Question) (way.Answer
 	if q.Text == "" {
 		q.Text = "Enter PIN for id_ecdsa"
 	}
-	w := pinentry{Settings: way.Settings{Timeout: p.timeout, Grace: 50 * time.Millisecond}}
+	w := pinentry{Settings: prompt.Settings{Timeout: p.timeout, Grace: 50 * time.Millisecond}}
 	if p.timeout == 0 {
 		w.Timeout = time.Hour
 	}
@@ -227,12 +227,12 @@ func self(t *testing.T) string {
 // getPIN asks the fake for a PIN.
 func (p part) getPIN(t *testing.T) ([]byte, error) {
 	t.Helper()
-	answer, err := p.ask(t, t.Context(), way.Question{Kind: way.PIN})
+	answer, err := p.ask(t, t.Context(), prompt.Question{Kind: prompt.PIN})
 	return answer.PIN, err
 }
 
 func isUnusable(err error) bool {
-	_, unusable := errors.AsType[*way.UnusableError](err)
+	_, unusable := errors.AsType[*prompt.UnusableError](err)
 	return unusable
 }
 

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 var errNotFound = errors.New("no pinentry found")
@@ -69,7 +69,7 @@ func (f finder) named(program, conf string) (string, error) {
 		path = f.lookUp(path)
 	}
 	if !isProgram(path) {
-		return "", fmt.Errorf("%w: pinentry-program %s in %s is not an executable file", errNotFound, way.Plain(program), conf)
+		return "", fmt.Errorf("%w: pinentry-program %s in %s is not an executable file", errNotFound, prompt.Plain(program), conf)
 	}
 	return path, nil
 }
@@ -102,4 +102,4 @@ func isProgram(path string) bool {
 	return err == nil && filepath.IsAbs(path)
 }
 
-func (f finder) lookup(name string) string { return way.Lookup(f.environ, name) }
+func (f finder) lookup(name string) string { return prompt.Lookup(f.environ, name) }

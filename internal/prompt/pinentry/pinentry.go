@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 	"github.com/tpm-agent/tpm-agent/internal/prompt/tty"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
 )
 
 // patience is how long a program may take before it shows a dialog. A slow
@@ -22,13 +22,13 @@ import (
 const patience = 30 * time.Second
 
 type pinentry struct {
-	way.Settings
+	prompt.Settings
 	terminals *tty.Terminals
 }
 
 // New returns the way to ask with a pinentry. On terminals it takes turns with
 // other questions.
-func New(s way.Settings, t *tty.Terminals) way.Way { return pinentry{s, t} }
+func New(s prompt.Settings, t *tty.Terminals) prompt.Way { return pinentry{s, t} }
 
 func (pinentry) Name() string { return "pinentry" }
 
@@ -37,32 +37,32 @@ func (w pinentry) Installed() error {
 	return err
 }
 
-func (w pinentry) Ask(ctx context.Context, q way.Question) (answer way.Answer, err error) {
-	environ, window := w.Display(q.Question)
+func (w pinentry) Ask(ctx context.Context, q prompt.Question) (answer prompt.Answer, err error) {
+	environ, noDisplay := w.Display(q.Question)
 	path, err := find(environ)
-	if err != nil && (window || q.Kind != way.Notice) {
-		return answer, way.Unusable("%w", err)
+	if err != nil && (noDisplay == nil || q.Kind != prompt.Notice) {
+		return answer, prompt.Unusable("%w", err)
 	}
 	terminalOnly := isTerminalOnly(path)
-	if window && !terminalOnly {
+	if noDisplay == nil && !terminalOnly {
 		ctx, done := w.Limit(ctx)
 		defer done()
 		return w.run(ctx, path, environ, q, nil)
 	}
 	err = w.terminals.OnClient(ctx, q.Question, func(limited context.Context, c *tty.Client) error {
-		if q.Kind == way.Notice { // a dialog would have to be closed
+		if q.Kind == prompt.Notice { // a dialog would have to be closed
 			return c.Tell(limited, q.Whole())
 		}
 		defer c.Tidying(ctx)()
 		answer, err = w.run(limited, path, environ, q, c)
 		return err
 	})
-	passed, unusable := errors.AsType[*way.UnusableError](err)
+	passed, unusable := errors.AsType[*prompt.UnusableError](err)
 	switch {
 	case unusable && terminalOnly:
-		err = way.Unusable("%s asks on terminals only, and %w", path, passed)
+		err = prompt.Unusable("%s asks on terminals only, and %w", path, passed)
 	case unusable:
-		err = way.Unusable("%w, and %w", way.ErrNoDisplay, passed)
+		err = prompt.Unusable("%w, and %w", noDisplay, passed)
 	}
 	return answer, err
 }
@@ -76,8 +76,8 @@ func isTerminalOnly(path string) bool {
 }
 
 // run runs the program for one dialog, on a terminal unless c is nil.
-func (w pinentry) run(ctx context.Context, path string, environ []string, q way.Question, c *tty.Client) (answer way.Answer, err error) {
-	p, err := way.Program{Path: path, Environ: environ, Grace: w.Grace}.Start(ctx)
+func (w pinentry) run(ctx context.Context, path string, environ []string, q prompt.Question, c *tty.Client) (answer prompt.Answer, err error) {
+	p, err := prompt.Program{Path: path, Environ: environ, Grace: w.Grace}.Start(ctx)
 	if err != nil {
 		return answer, err
 	}
@@ -103,17 +103,17 @@ func (w pinentry) run(ctx context.Context, path string, environ []string, q way.
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
 	case errors.Is(err, errEnded) && status != nil:
-		err = way.Unusable("%s: %w, %w", path, err, status)
+		err = prompt.Unusable("%s: %w, %w", path, err, status)
 	case errors.Is(err, errEnded), errors.Is(err, errProtocol):
-		err = way.Unusable("%s: %w", path, err)
+		err = prompt.Unusable("%s: %w", path, err)
 	}
-	return way.Answer{}, err
+	return prompt.Answer{}, err
 }
 
 // dialog is a dialog with a program that has been started.
 type dialog struct {
 	*conn
-	way.Question
+	prompt.Question
 	terminal *tty.Client // nil: in a window
 	middle   bool        // there is a third button
 }
@@ -139,9 +139,9 @@ func (d *dialog) setUp(timeout time.Duration) error {
 	}
 	switch {
 	case d.terminal == nil && slices.Contains(terminalFlavours, flavour):
-		return way.Unusable("the pinentry finds no display") // and pinentry-tty would say cancelled
-	case d.Kind == way.Consent && flavour == "fltk":
-		return way.Unusable("pinentry-fltk takes the Escape key for a yes")
+		return prompt.Unusable("the pinentry finds no display") // and pinentry-tty would say cancelled
+	case d.Kind == prompt.Consent && flavour == "fltk":
+		return prompt.Unusable("pinentry-fltk takes the Escape key for a yes")
 	}
 	lines := append([]string{
 		"OPTION no-grab", // several dialogs may be open
@@ -193,15 +193,15 @@ func (d *dialog) texts(flavour string) (lines []string) {
 	add := func(command, text string) { lines = append(lines, withText(command, d.shown(text, flavour))) }
 	description := d.Text
 	switch d.Kind {
-	case way.PIN:
+	case prompt.PIN:
 		add("SETPROMPT", "PIN:")
-	case way.LastTry:
+	case prompt.LastTry:
 		// Return presses the first button. Therefore the yes has to be typed.
 		description += "\n\nType yes to go on."
 		add("SETPROMPT", "yes:")
 		add("SETOK", "_Go on")
 		add("SETCANCEL", "_Stop")
-	case way.Consent:
+	case prompt.Consent:
 		add("SETOK", "_Allow once")
 		add("SETCANCEL", "_Deny")
 		if slices.Contains(middleFlavours, flavour) {
@@ -229,30 +229,30 @@ func (d *dialog) shown(text, flavour string) string {
 }
 
 // ask shows the dialog.
-func (d *dialog) ask() (answer way.Answer, err error) {
+func (d *dialog) ask() (answer prompt.Answer, err error) {
 	switch d.Kind {
-	case way.Notice:
+	case prompt.Notice:
 		return answer, judge(d.command("CONFIRM --one-button")) // old programs know no MESSAGE
-	case way.Consent:
+	case prompt.Consent:
 		err := d.command("CONFIRM")
 		if f, failed := errors.AsType[*failure](err); failed && d.middle && f.reason == reasonNotConfirmed {
-			return way.Answer{Grant: ask.GrantMinutes}, nil
+			return prompt.Answer{Grant: ask.GrantMinutes}, nil
 		}
-		return way.Answer{Grant: ask.GrantOnce}, judge(err)
+		return prompt.Answer{Grant: ask.GrantOnce}, judge(err)
 	}
-	room := make([]byte, way.MaxAnswer)
+	room := make([]byte, prompt.MaxAnswer)
 	line, err := d.commandData("GETPIN", room[:0])
 	if err = judge(err); err == nil {
-		line, err = way.Line(line)
+		line, err = prompt.Line(line)
 	}
 	if err != nil {
 		clear(room)
 		return answer, err
 	}
-	if d.Kind == way.LastTry {
-		return way.Yes(line, nil)
+	if d.Kind == prompt.LastTry {
+		return prompt.Yes(line, nil)
 	}
-	return way.Answer{PIN: line}, nil
+	return prompt.Answer{PIN: line}, nil
 }
 
 // The reasons of libgpg-error that come from the user.
@@ -276,5 +276,5 @@ func judge(err error) error {
 	case reasonTimeout:
 		return fmt.Errorf("%w: %w", ask.ErrNoAnswer, f)
 	}
-	return way.Unusable("%w", f)
+	return prompt.Unusable("%w", f)
 }

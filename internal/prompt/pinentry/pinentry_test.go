@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 const (
@@ -80,7 +80,7 @@ func TestGetPINErrors(t *testing.T) {
 		"D without a blank":  {"Dsecret\nOK\n", errProtocol},
 		"END":                {"END\n", errProtocol},
 		"INQUIRE":            {"INQUIRE QUALITY secret\n", errProtocol},
-		"1025 octets of PIN": {"D " + strings.Repeat("x", 998) + "\nD " + strings.Repeat("x", 27) + "\nOK\n", way.ErrTooLong},
+		"1025 octets of PIN": {"D " + strings.Repeat("x", 998) + "\nD " + strings.Repeat("x", 27) + "\nOK\n", prompt.ErrTooLong},
 		"NUL bytes":          {strings.Repeat("\x00", 5000), errProtocol},
 		"HTTP":               {"HTTP/1.1 400 secret\r\n\r\n", errProtocol},
 	} {
@@ -89,7 +89,7 @@ func TestGetPINErrors(t *testing.T) {
 			if pin != nil || err == nil || !errors.Is(err, test.want) && test.want != errNUL && test.want != nil {
 				t.Errorf("got %q, %v; want %v", pin, err, test.want)
 			}
-			if isUnusable(err) != (test.want == nil || test.want == errProtocol || test.want == way.ErrTooLong) {
+			if isUnusable(err) != (test.want == nil || test.want == errProtocol || test.want == prompt.ErrTooLong) {
 				t.Errorf("unusable is %t: %v", isUnusable(err), err)
 			}
 			if err != nil && strings.Contains(err.Error(), "secret") && !strings.Contains(test.answer, "ERR") {
@@ -99,7 +99,7 @@ func TestGetPINErrors(t *testing.T) {
 	}
 }
 
-// errNUL stands for the error of way.Line.
+// errNUL stands for the error of prompt.Line.
 var errNUL = errors.New("NUL")
 
 // Another way may be tried if the program is not a pinentry, or breaks off.
@@ -127,8 +127,8 @@ func TestUnusable(t *testing.T) {
 		})
 	}
 	for _, path := range []string{t.TempDir() + "/gone", t.TempDir(), "/bin/true"} {
-		w := pinentry{Settings: way.Settings{Timeout: time.Hour, Grace: time.Minute}}
-		if _, err := w.run(t.Context(), path, nil, way.Question{}, nil); !isUnusable(err) {
+		w := pinentry{Settings: prompt.Settings{Timeout: time.Hour, Grace: time.Minute}}
+		if _, err := w.run(t.Context(), path, nil, prompt.Question{}, nil); !isUnusable(err) {
 			t.Errorf("%s: got %v", path, err)
 		}
 	}
@@ -212,7 +212,7 @@ func TestEndsWithContext(t *testing.T) {
 			reason := errors.New("the client hung up")
 			done := make(chan error, 1)
 			go func() {
-				_, err := p.ask(t, ctx, way.Question{Kind: way.PIN})
+				_, err := p.ask(t, ctx, prompt.Question{Kind: prompt.PIN})
 				done <- err
 			}()
 			waitForHang(t, p)
@@ -240,7 +240,7 @@ func TestContextAlreadyEnded(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	log := t.TempDir() + "/log"
-	if _, err := (part{Log: log}).ask(t, ctx, way.Question{Kind: way.PIN}); !errors.Is(err, context.Canceled) {
+	if _, err := (part{Log: log}).ask(t, ctx, prompt.Question{Kind: prompt.PIN}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Stat(log); err == nil {
@@ -268,24 +268,24 @@ func TestStaysAfterTheAnswer(t *testing.T) {
 func TestCommands(t *testing.T) {
 	for name, test := range map[string]struct {
 		flavour string
-		q       way.Question
+		q       prompt.Question
 		want    []string
 	}{
-		"PIN": {"gtk2", way.Question{Kind: way.PIN, Text: "Enter PIN for 100%\nof id_ecdsa", Error: "Wrong PIN."}, []string{
+		"PIN": {"gtk2", prompt.Question{Kind: prompt.PIN, Text: "Enter PIN for 100%\nof id_ecdsa", Error: "Wrong PIN."}, []string{
 			"SETPROMPT PIN:", "SETERROR Wrong PIN.", "SETDESC Enter PIN for 100%25%0Aof id_ecdsa", "GETPIN",
 		}},
-		"last try": {"gtk2", way.Question{Kind: way.LastTry, Text: "Try the PIN?"}, []string{
+		"last try": {"gtk2", prompt.Question{Kind: prompt.LastTry, Text: "Try the PIN?"}, []string{
 			"SETPROMPT yes:", "SETOK _Go on", "SETCANCEL _Stop", "SETDESC Try the PIN?%0A%0AType yes to go on.", "GETPIN",
 		}},
-		"consent": {"gtk2", way.Question{Kind: way.Consent, Text: "Allow?"}, []string{
+		"consent": {"gtk2", prompt.Question{Kind: prompt.Consent, Text: "Allow?"}, []string{
 			"SETOK _Allow once", "SETCANCEL _Deny", "SETNOTOK 15 _minutes", "SETDESC Allow?", "CONFIRM",
 		}},
-		"consent with two buttons": {"gnome3", way.Question{Kind: way.Consent, Text: "Allow?"}, []string{
+		"consent with two buttons": {"gnome3", prompt.Question{Kind: prompt.Consent, Text: "Allow?"}, []string{
 			"SETOK _Allow once", "SETCANCEL _Deny", "SETDESC Allow?", "CONFIRM",
 		}},
-		"notice": {"gtk2", way.Question{Kind: way.Notice, Text: "Locked."}, []string{"SETDESC Locked.", "CONFIRM --one-button"}},
+		"notice": {"gtk2", prompt.Question{Kind: prompt.Notice, Text: "Locked."}, []string{"SETDESC Locked.", "CONFIRM --one-button"}},
 		// FLTK has a meaning for at signs.
-		"FLTK": {"fltk", way.Question{Kind: way.PIN, Text: "alice@example.org"}, []string{
+		"FLTK": {"fltk", prompt.Question{Kind: prompt.PIN, Text: "alice@example.org"}, []string{
 			"SETPROMPT PIN:", "SETDESC alice@@example.org", "GETPIN",
 		}},
 	} {
@@ -318,7 +318,7 @@ func TestLastTry(t *testing.T) {
 		"D yes\nOK\n": true, "D YES\nOK\n": true, "OK\n": false, "D 1234\nOK\n": false, "D yes1\nOK\n": false, errCancelled: false,
 	} {
 		p := part{Answers: map[string]string{"GETPIN": answer}}
-		_, err := p.ask(t, t.Context(), way.Question{Kind: way.LastTry})
+		_, err := p.ask(t, t.Context(), prompt.Question{Kind: prompt.LastTry})
 		if yes && err != nil || !yes && !errors.Is(err, ask.ErrRefused) {
 			t.Errorf("%q: got %v", answer, err)
 		}
@@ -351,7 +351,7 @@ func TestConsent(t *testing.T) {
 			if test.flavour == "qt" {
 				p.Answers["SETNOTOK"] = errNotKnown
 			}
-			got, err := p.ask(t, t.Context(), way.Question{Kind: way.Consent})
+			got, err := p.ask(t, t.Context(), prompt.Question{Kind: prompt.Consent})
 			switch {
 			case got.Grant != test.want, test.want != ask.GrantNo && err != nil:
 				t.Errorf("got %v, %v", got.Grant, err)

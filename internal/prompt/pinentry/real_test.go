@@ -12,9 +12,9 @@ import (
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
 	"github.com/tpm-agent/tpm-agent/internal/peer"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 	"github.com/tpm-agent/tpm-agent/internal/prompt/tty"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 // program finds one of the real pinentries.
@@ -43,7 +43,7 @@ func newSeat(t *testing.T, name string, environ ...string) seat {
 	if err := os.WriteFile(filepath.Join(dir, "gpg-agent.conf"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := way.Settings{Environ: []string{"PATH=" + os.Getenv("PATH"), "GNUPGHOME=" + dir}, Timeout: time.Hour, Grace: 2 * time.Second}
+	s := prompt.Settings{Environ: []string{"PATH=" + os.Getenv("PATH"), "GNUPGHOME=" + dir}, Timeout: time.Hour, Grace: 2 * time.Second}
 	p := ptytest.New(t)
 	client := exec.Command("sleep", "1000")
 	client.Env = append([]string{"TERM=xterm"}, environ...)
@@ -67,15 +67,15 @@ func eachFlavour(t *testing.T, test func(t *testing.T, s seat)) {
 }
 
 type result struct {
-	way.Answer
+	prompt.Answer
 	err error
 }
 
 // asks asks in the background.
-func (s seat) asks(ctx context.Context, kind way.Kind, text string) <-chan result {
+func (s seat) asks(ctx context.Context, kind prompt.Kind, text string) <-chan result {
 	done := make(chan result, 1)
 	go func() {
-		answer, err := s.way.Ask(ctx, way.Question{Question: s.q, Kind: kind, Text: text})
+		answer, err := s.way.Ask(ctx, prompt.Question{Question: s.q, Kind: kind, Text: text})
 		done <- result{answer, err}
 	}()
 	return done
@@ -98,7 +98,7 @@ func TestRealPIN(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachFlavour(t, func(t *testing.T, s seat) {
-				done := s.asks(t.Context(), way.PIN, "Key id_ecdsa\nfor ssh")
+				done := s.asks(t.Context(), prompt.PIN, "Key id_ecdsa\nfor ssh")
 				s.WaitFor("id_ecdsa")
 				s.WaitFor("PIN:")
 				s.Type(want + "\r")
@@ -115,10 +115,10 @@ func TestRealPIN(t *testing.T) {
 
 func TestRealPINTooLong(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, s seat) {
-		done := s.asks(t.Context(), way.PIN, "?")
+		done := s.asks(t.Context(), prompt.PIN, "?")
 		s.WaitFor("PIN:")
-		s.Type(strings.Repeat("x", way.MaxAnswer+1) + "\r")
-		if got := <-done; got.PIN != nil || !errors.Is(got.err, way.ErrTooLong) {
+		s.Type(strings.Repeat("x", prompt.MaxAnswer+1) + "\r")
+		if got := <-done; got.PIN != nil || !errors.Is(got.err, prompt.ErrTooLong) {
 			t.Errorf("got %q, %v", got.PIN, got.err)
 		}
 	})
@@ -127,7 +127,7 @@ func TestRealPINTooLong(t *testing.T) {
 // The text is shown as it is meant, and long texts are shortened.
 func TestRealTexts(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, s seat) {
-		done := s.asks(t.Context(), way.PIN, "Key 100% of\nJürgen %0A git → ssh"+strings.Repeat(", the end", 200))
+		done := s.asks(t.Context(), prompt.PIN, "Key 100% of\nJürgen %0A git → ssh"+strings.Repeat(", the end", 200))
 		s.WaitFor("PIN:")
 		seen := s.Seen()
 		for _, text := range []string{"Key 100% of", "Jürgen %0A git → ssh", "…"} {
@@ -148,7 +148,7 @@ func TestRealTextInASCII(t *testing.T) {
 		for _, locale := range []string{"LC_ALL=C", "LC_ALL="} {
 			t.Run(name+" "+locale, func(t *testing.T) {
 				s := newSeat(t, name, locale)
-				done := s.asks(t.Context(), way.PIN, "Requested by git → ssh… (pid 1)")
+				done := s.asks(t.Context(), prompt.PIN, "Requested by git → ssh… (pid 1)")
 				s.WaitFor("git -> ssh... (pid 1)")
 				s.WaitFor("PIN:")
 				s.Type("1\r")
@@ -162,7 +162,7 @@ func TestRealTextInASCII(t *testing.T) {
 
 func TestRealCancel(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, s seat) {
-		done := s.asks(t.Context(), way.PIN, "?")
+		done := s.asks(t.Context(), prompt.PIN, "?")
 		s.WaitFor("PIN:")
 		s.key("12\t\t\r", "\x04")
 		if got := <-done; got.PIN != nil || !errors.Is(got.err, ask.ErrRefused) {
@@ -175,7 +175,7 @@ func TestRealTimeout(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, s seat) {
 		s.way.Timeout = 200 * time.Millisecond
 		s.way.terminals = tty.New(s.way.Settings, "")
-		for _, kind := range []way.Kind{way.PIN, way.Consent} {
+		for _, kind := range []prompt.Kind{prompt.PIN, prompt.Consent} {
 			if got := <-s.asks(t.Context(), kind, "?"); got.PIN != nil || !errors.Is(got.err, ask.ErrNoAnswer) {
 				t.Errorf("got %q, %v", got.PIN, got.err)
 			}
@@ -186,7 +186,7 @@ func TestRealTimeout(t *testing.T) {
 // A client that hangs up takes the dialog off its terminal, which gets its echo
 // back.
 func TestRealEndsWithContext(t *testing.T) {
-	for kind, shown := range map[way.Kind]string{way.PIN: "PIN:", way.Consent: "eny"} {
+	for kind, shown := range map[prompt.Kind]string{prompt.PIN: "PIN:", prompt.Consent: "eny"} {
 		eachFlavour(t, func(t *testing.T, s seat) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -213,7 +213,7 @@ func TestRealConsent(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachFlavour(t, func(t *testing.T, s seat) {
-				done := s.asks(t.Context(), way.Consent, "Allow?")
+				done := s.asks(t.Context(), prompt.Consent, "Allow?")
 				s.WaitFor("eny")
 				s.key(test.curses, test.tty)
 				if got := <-done; got.Grant != test.want || !errors.Is(got.err, test.err) {
@@ -233,7 +233,7 @@ func TestRealNotice(t *testing.T) {
 			if environ[0] != "DISPLAY=:7799" {
 				s.way.Environ = environ
 			}
-			if got := <-s.asks(t.Context(), way.Notice, "The TPM is locked"); got.err != nil {
+			if got := <-s.asks(t.Context(), prompt.Notice, "The TPM is locked"); got.err != nil {
 				t.Error(got.err)
 			}
 			s.WaitFor("The TPM is locked")
@@ -245,7 +245,7 @@ func TestRealNotice(t *testing.T) {
 func TestRealPinentryForTerminals(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, s seat) {
 		s.way.Environ = append(s.way.Environ, "DISPLAY=:7799")
-		done := s.asks(t.Context(), way.PIN, "?")
+		done := s.asks(t.Context(), prompt.PIN, "?")
 		s.WaitFor("PIN:")
 		s.Type("1\r")
 		if got := <-done; got.err != nil || string(got.PIN) != "1" {
@@ -258,7 +258,7 @@ func TestRealPinentryForTerminals(t *testing.T) {
 func TestRealNoTerminal(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, s seat) {
 		s.q.Peer = peer.Peer{PID: -1, UID: -1}
-		for _, kind := range []way.Kind{way.PIN, way.Consent} {
+		for _, kind := range []prompt.Kind{prompt.PIN, prompt.Consent} {
 			got := <-s.asks(t.Context(), kind, "?")
 			if !isUnusable(got.err) || !strings.Contains(got.err.Error(), s.name+" asks on terminals only, and the client is not known") {
 				t.Errorf("got %v", got.err)
@@ -268,7 +268,7 @@ func TestRealNoTerminal(t *testing.T) {
 			if err := os.WriteFile(path, []byte("#!/bin/sh\nexec "+program(t, s.name)+"\n"), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			_, err := s.way.run(t.Context(), path, s.way.Environ, way.Question{Kind: kind, Text: "?"}, nil)
+			_, err := s.way.run(t.Context(), path, s.way.Environ, prompt.Question{Kind: kind, Text: "?"}, nil)
 			if !isUnusable(err) {
 				t.Errorf("got %v", err)
 			}
@@ -282,7 +282,7 @@ func TestRealTerminalVanishes(t *testing.T) {
 	for _, name := range []string{"pinentry-curses", "pinentry-tty"} {
 		t.Run(name, func(t *testing.T) {
 			s := newSeat(t, name)
-			done := s.asks(t.Context(), way.PIN, "?")
+			done := s.asks(t.Context(), prompt.PIN, "?")
 			s.WaitFor("PIN:")
 			s.HangUp()
 			if got := <-done; got.PIN != nil || got.err == nil {
@@ -297,11 +297,11 @@ func TestRealTurns(t *testing.T) {
 	eachFlavour(t, func(t *testing.T, s seat) {
 		other := newSeat(t, s.name)
 		other.way = s.way
-		first, elsewhere := s.asks(t.Context(), way.PIN, "?"), other.asks(t.Context(), way.PIN, "?")
+		first, elsewhere := s.asks(t.Context(), prompt.PIN, "?"), other.asks(t.Context(), prompt.PIN, "?")
 		s.WaitFor("PIN:")
 		other.WaitFor("PIN:")
 		ctx, cancel := context.WithCancel(t.Context())
-		second := s.asks(ctx, way.PIN, "?")
+		second := s.asks(ctx, prompt.PIN, "?")
 		cancel()
 		if got := <-second; !errors.Is(got.err, context.Canceled) {
 			t.Errorf("got %q, %v", got.PIN, got.err)

@@ -16,15 +16,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 const program = "systemd-ask-password"
 
-type systemd struct{ way.Settings }
+type systemd struct{ prompt.Settings }
 
 // New returns the way to ask with systemd-ask-password.
-func New(s way.Settings) way.Way { return systemd{s} }
+func New(s prompt.Settings) prompt.Way { return systemd{s} }
 
 func (systemd) Name() string { return "systemd" }
 
@@ -33,40 +33,40 @@ func (systemd) Installed() error {
 	return err
 }
 
-func (w systemd) Ask(ctx context.Context, q way.Question) (way.Answer, error) {
+func (w systemd) Ask(ctx context.Context, q prompt.Question) (prompt.Answer, error) {
 	text := oneLine(q.Whole())
 	switch q.Kind {
-	case way.PIN:
+	case prompt.PIN:
 		pin, err := w.run(ctx, q, text+":")
-		return way.Answer{PIN: pin}, err
-	case way.LastTry:
-		return way.Yes(w.run(ctx, q, text+" Type yes to go on:", "--echo"))
-	case way.Consent:
-		return way.Yes(w.run(ctx, q, text+" Type yes to allow it:", "--echo"))
+		return prompt.Answer{PIN: pin}, err
+	case prompt.LastTry:
+		return prompt.Yes(w.run(ctx, q, text+" Type yes to go on:", "--echo"))
+	case prompt.Consent:
+		return prompt.Yes(w.run(ctx, q, text+" Type yes to allow it:", "--echo"))
 	}
-	return way.Answer{}, way.Unusable("it can only ask")
+	return prompt.Answer{}, prompt.Unusable("it can only ask")
 }
 
 // run runs the program, which leaves the question in a directory where agents
 // look for questions.
-func (w systemd) run(ctx context.Context, q way.Question, text string, options ...string) ([]byte, error) {
+func (w systemd) run(ctx context.Context, q prompt.Question, text string, options ...string) ([]byte, error) {
 	if err := w.Installed(); err != nil {
-		return nil, way.Unusable("%w", err)
+		return nil, prompt.Unusable("%w", err)
 	}
 	whom, err := scope(w.Environ)
 	if err != nil {
-		return nil, way.Unusable("%w", err)
+		return nil, prompt.Unusable("%w", err)
 	}
 	args := append([]string{
 		"--no-tty",
 		fmt.Sprintf("--timeout=%d", (w.Timeout+2*time.Second-1)/time.Second), // a second after our own
-		"--id=tpm-agent:" + way.Plain(q.Fingerprint),
+		"--id=tpm-agent:" + prompt.Plain(q.Fingerprint),
 		"--icon=dialog-password",
 	}, whom...)
-	said, err := w.Run(ctx, way.Program{
-		Path: program, Args: append(append(args, options...), "--", text), Environ: way.Setenv(w.Environ, "LC_ALL", "C"),
+	said, err := w.Run(ctx, prompt.Program{
+		Path: program, Args: append(append(args, options...), "--", text), Environ: prompt.Setenv(w.Environ, "LC_ALL", "C"),
 	})
-	if exit, exited := errors.AsType[*way.ExitError](err); exited {
+	if exit, exited := errors.AsType[*prompt.ExitError](err); exited {
 		err = meaning(exit)
 	}
 	return said, err
@@ -79,7 +79,7 @@ func (w systemd) run(ctx context.Context, q way.Question, text string, options .
 func scope(environ []string) (options []string, err error) {
 	dir := "/run/systemd/ask-password"
 	if os.Geteuid() != 0 {
-		runtime := way.Lookup(environ, "XDG_RUNTIME_DIR")
+		runtime := prompt.Lookup(environ, "XDG_RUNTIME_DIR")
 		if runtime == "" {
 			return nil, errors.New("XDG_RUNTIME_DIR is not set")
 		}
@@ -95,16 +95,16 @@ func scope(environ []string) (options []string, err error) {
 }
 
 // meaning finds out from the program's complaint why it failed.
-func meaning(exit *way.ExitError) error {
+func meaning(exit *prompt.ExitError) error {
 	switch {
 	case strings.Contains(exit.Complaint, "Operation canceled"):
 		return fmt.Errorf("%w: %s", ask.ErrRefused, program)
 	case strings.Contains(exit.Complaint, "Timer expired"):
 		return fmt.Errorf("%w: %s", ask.ErrNoAnswer, program)
 	case strings.Contains(exit.Complaint, "--user"):
-		return way.Unusable("systemd before version 257 asks for root only")
+		return prompt.Unusable("systemd before version 257 asks for root only")
 	}
-	return way.Unusable("%w", exit)
+	return prompt.Unusable("%w", exit)
 }
 
 // watched reports whether a visible process has an inotify watch on dir, as the

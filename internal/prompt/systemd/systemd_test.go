@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 // Questions for the machine are files in one directory, where other programs may
@@ -88,15 +88,15 @@ func answering(t *testing.T) *ptytest.Terminal {
 }
 
 type result struct {
-	answer way.Answer
+	answer prompt.Answer
 	err    error
 }
 
 // asking asks in the background.
-func asking(ctx context.Context, timeout time.Duration, q way.Question) <-chan result {
+func asking(ctx context.Context, timeout time.Duration, q prompt.Question) <-chan result {
 	done := make(chan result, 1)
 	go func() {
-		answer, err := New(way.Settings{Environ: os.Environ(), Timeout: timeout, Grace: time.Minute}).Ask(ctx, q)
+		answer, err := New(prompt.Settings{Environ: os.Environ(), Timeout: timeout, Grace: time.Minute}).Ask(ctx, q)
 		done <- result{answer, err}
 	}()
 	return done
@@ -104,7 +104,7 @@ func asking(ctx context.Context, timeout time.Duration, q way.Question) <-chan r
 
 func TestSystemd(t *testing.T) {
 	p := answering(t)
-	done := asking(t.Context(), time.Hour, way.Question{Kind: way.PIN, Text: "Enter PIN for id.tpm\nSHA256:x"})
+	done := asking(t.Context(), time.Hour, prompt.Question{Kind: prompt.PIN, Text: "Enter PIN for id.tpm\nSHA256:x"})
 	p.WaitFor("Enter PIN for id.tpm, SHA256:x:")
 	p.Type("12 34\n")
 	if got := <-done; got.err != nil || string(got.answer.PIN) != "12 34" {
@@ -116,8 +116,8 @@ func TestSystemd(t *testing.T) {
 func TestSystemdConfirm(t *testing.T) {
 	p := answering(t)
 	for typed, allow := range map[string]bool{"yes\n": true, "y\n": false, "\n": false, "no\n": false} {
-		for kind, question := range map[way.Kind]string{way.Consent: "Type yes to allow it:", way.LastTry: "Type yes to go on:"} {
-			done := asking(t.Context(), time.Hour, way.Question{Kind: kind, Text: "id.tpm?"})
+		for kind, question := range map[prompt.Kind]string{prompt.Consent: "Type yes to allow it:", prompt.LastTry: "Type yes to go on:"} {
+			done := asking(t.Context(), time.Hour, prompt.Question{Kind: kind, Text: "id.tpm?"})
 			p.WaitFor(question)
 			p.Type(typed)
 			if got := <-done; allow && (got.err != nil || got.answer.Grant != ask.GrantOnce) || !allow && !errors.Is(got.err, ask.ErrRefused) {
@@ -130,7 +130,7 @@ func TestSystemdConfirm(t *testing.T) {
 // The question ends with its client, and after the time limit.
 func TestSystemdEnds(t *testing.T) {
 	answering(t)
-	q := way.Question{Kind: way.PIN, Text: "Enter PIN"}
+	q := prompt.Question{Kind: prompt.PIN, Text: "Enter PIN"}
 	gone := errors.New("client gone")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	done := asking(ctx, time.Hour, q)
@@ -169,13 +169,14 @@ func TestMeaning(t *testing.T) {
 		"systemd-ask-password: unrecognized option '--user'": nil,
 		"": nil,
 	} {
-		_, err := way.Program{Path: "/bin/sh", Args: []string{"-c", `echo "$0" >&2; exit 3`, complaint}, Grace: time.Minute}.Output(t.Context())
-		exit, _ := errors.AsType[*way.ExitError](err)
+		program := prompt.Program{Path: "/bin/sh", Args: []string{"-c", `echo "$0" >&2; exit 3`, complaint}}
+		_, err := prompt.Settings{Timeout: time.Minute, Grace: time.Minute}.Run(t.Context(), program)
+		exit, _ := errors.AsType[*prompt.ExitError](err)
 		if exit == nil {
 			t.Fatal(err)
 		}
 		err = meaning(exit)
-		_, unusable := errors.AsType[*way.UnusableError](err)
+		_, unusable := errors.AsType[*prompt.UnusableError](err)
 		if unusable != (want == nil) || want != nil && !errors.Is(err, want) {
 			t.Errorf("%s: got %v", complaint, err)
 		}

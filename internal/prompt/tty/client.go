@@ -14,7 +14,7 @@ import (
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
 	"github.com/tpm-agent/tpm-agent/internal/peer"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 // watchEvery is how often a question checks that its client is still in the
@@ -33,7 +33,7 @@ type Client struct {
 // openClient opens the controlling terminal of the client. It is an error if the
 // client has none, or is not in its foreground.
 func openClient(q ask.Question) (*Client, error) {
-	client, err := way.Client(q)
+	client, err := prompt.Client(q)
 	switch {
 	case err != nil:
 		return nil, err
@@ -144,12 +144,13 @@ func (c *Client) Path() string { return c.path }
 // Locale returns the type of the terminal, and its locales, which tell how it
 // encodes characters. They are in the client's environment, and "" if not.
 func (c *Client) Locale() (term, ctype, messages string) {
-	environ := way.Environ(c.client.PID)
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", c.client.PID))
+	environ := strings.Split(string(data), "\x00")
 	// first returns the first value. It must be a name and not a path, since
 	// programs make names of files from it.
 	first := func(names ...string) string {
 		for _, name := range names {
-			if value := way.Lookup(environ, name); value != "" && !strings.ContainsFunc(value, notInNames) {
+			if value := prompt.Lookup(environ, name); value != "" && !strings.ContainsFunc(value, notInNames) {
 				return value
 			}
 		}

@@ -15,8 +15,8 @@ import (
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
 	"github.com/tpm-agent/tpm-agent/internal/peer"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 // clientOn returns a question from a client in the foreground of a terminal.
@@ -29,15 +29,17 @@ func askedBy(pid int) ask.Question {
 }
 
 // onClients returns the way to ask on clients' terminals; the agent has none.
-func onClients() *Terminals { return New(way.Settings{Timeout: time.Minute, Grace: time.Second}, "") }
+func onClients() *Terminals {
+	return New(prompt.Settings{Timeout: time.Minute, Grace: time.Second}, "")
+}
 
 type result struct {
-	way.Answer
+	prompt.Answer
 	err error
 }
 
 // asking asks in the background.
-func asking(ctx context.Context, w *Terminals, q way.Question) <-chan result {
+func asking(ctx context.Context, w *Terminals, q prompt.Question) <-chan result {
 	done := make(chan result, 1)
 	go func() {
 		answer, err := w.Ask(ctx, q)
@@ -48,11 +50,11 @@ func asking(ctx context.Context, w *Terminals, q way.Question) <-chan result {
 
 // askPIN asks for a PIN in the background.
 func askPIN(ctx context.Context, w *Terminals, q ask.Question) <-chan result {
-	return asking(ctx, w, way.Question{Question: q, Kind: way.PIN, Text: "Enter PIN for id.tpm\nSHA256:x"})
+	return asking(ctx, w, prompt.Question{Question: q, Kind: prompt.PIN, Text: "Enter PIN for id.tpm\nSHA256:x"})
 }
 
 func isUnusable(err error) bool {
-	_, unusable := errors.AsType[*way.UnusableError](err)
+	_, unusable := errors.AsType[*prompt.UnusableError](err)
 	return unusable
 }
 
@@ -320,7 +322,7 @@ func TestConsent(t *testing.T) {
 		"\n": ask.GrantNo, "\x04": ask.GrantNo, "n\n": ask.GrantNo, "pm\n": ask.GrantNo, "yes p\n": ask.GrantNo, "o\n": ask.GrantNo, "yess\n": ask.GrantNo, "1\n": ask.GrantNo,
 	} {
 		p := ptytest.New(t)
-		done := asking(t.Context(), onClients(), way.Question{Question: clientOn(p), Kind: way.Consent, Text: "Allow use of key id.tpm?"})
+		done := asking(t.Context(), onClients(), prompt.Question{Question: clientOn(p), Kind: prompt.Consent, Text: "Allow use of key id.tpm?"})
 		p.WaitFor("Allow use of key id.tpm?\r\ny once, p this process, m 15 minutes, l until locked [y/p/m/l/N] ")
 		if !p.Echoes() {
 			t.Error("the terminal does not show what is typed")
@@ -337,7 +339,7 @@ func TestConsent(t *testing.T) {
 func TestLastTry(t *testing.T) {
 	for typed, yes := range map[string]bool{"yes": true, "Yes": true, "y": false, "": false, "no": false, "yes!": false} {
 		p := ptytest.New(t)
-		done := asking(t.Context(), onClients(), way.Question{Question: clientOn(p), Kind: way.LastTry, Text: "Try the PIN anyway?"})
+		done := asking(t.Context(), onClients(), prompt.Question{Question: clientOn(p), Kind: prompt.LastTry, Text: "Try the PIN anyway?"})
 		p.WaitFor("Try the PIN anyway?\r\nType yes to go on, anything else to stop: ")
 		p.Type(typed + "\n")
 		if got := <-done; yes && got.err != nil || !yes && !errors.Is(got.err, ask.ErrRefused) {
@@ -349,7 +351,7 @@ func TestLastTry(t *testing.T) {
 // A notice is written without waiting for the user.
 func TestNotice(t *testing.T) {
 	p := ptytest.New(t)
-	got := <-asking(t.Context(), onClients(), way.Question{Question: clientOn(p), Kind: way.Notice, Text: "The TPM is locked"})
+	got := <-asking(t.Context(), onClients(), prompt.Question{Question: clientOn(p), Kind: prompt.Notice, Text: "The TPM is locked"})
 	if got.err != nil {
 		t.Error(got.err)
 	}
@@ -362,7 +364,7 @@ func TestNotice(t *testing.T) {
 // A question ends after the time limit.
 func TestClientTerminalTimeout(t *testing.T) {
 	p := ptytest.New(t)
-	w := New(way.Settings{Timeout: 50 * time.Millisecond}, "")
+	w := New(prompt.Settings{Timeout: 50 * time.Millisecond}, "")
 	if got := <-askPIN(t.Context(), w, clientOn(p)); !errors.Is(got.err, ask.ErrNoAnswer) || isUnusable(got.err) {
 		t.Errorf("got %q, %v", got.PIN, got.err)
 	}

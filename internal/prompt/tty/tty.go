@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 // terminal is an open terminal.
@@ -142,7 +142,7 @@ func (t *terminal) ask(ctx context.Context, text string, echo bool) (line []byte
 		clear(line)
 		return nil, err
 	}
-	return way.Line(line)
+	return prompt.Line(line)
 }
 
 // endWith ends reads and writes when ctx ends, unless the function that it
@@ -218,7 +218,7 @@ func (t *terminal) readLine(ctx context.Context) ([]byte, error) {
 	if t.inBackground() && !t.job {
 		return t.readAside(ctx)
 	}
-	buf := make([]byte, 0, way.MaxAnswer+len("\n"))
+	buf := make([]byte, 0, prompt.MaxAnswer+len("\n"))
 	for len(buf) < cap(buf) {
 		n, err := t.file.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
@@ -231,7 +231,7 @@ func (t *terminal) readLine(ctx context.Context) ([]byte, error) {
 			return buf, fmt.Errorf("reading from the terminal: %w", err)
 		}
 	}
-	return buf, way.ErrTooLong
+	return buf, prompt.ErrTooLong
 }
 
 // readAside has another program read the line. The kernel does not let the
@@ -243,11 +243,19 @@ func (t *terminal) readAside(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	defer file.Close()
-	line, err := way.Program{Path: "head", Args: []string{"-n", "1"}, Stdin: file}.Output(ctx)
-	if err == nil && len(line) == 0 {
-		err = ask.ErrRefused
+	p, err := prompt.Program{Path: "head", Args: []string{"-n", "1"}, Stdin: file}.Start(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return line, err
+	line := make([]byte, prompt.MaxAnswer+len("\n")+1)
+	n, _ := io.ReadFull(p.Out, line)
+	switch err := p.End(); {
+	case err != nil:
+		return line, err
+	case n == 0:
+		return line, ask.ErrRefused
+	}
+	return line[:n], nil
 }
 
 // ReadPIN asks for a PIN on the terminal at path, such as /dev/tty, without echo

@@ -12,20 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
-	"github.com/tpm-agent/tpm-agent/internal/ptytest"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
+	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // onOwn returns the way to ask on the agent's own terminal.
 func onOwn(path string) *Terminals {
-	return New(way.Settings{Timeout: time.Minute, Grace: time.Second}, path)
+	return New(prompt.Settings{Timeout: time.Minute, Grace: time.Second}, path)
 }
 
 // askOwn asks for a PIN on the agent's own terminal, in the background.
 func askOwn(ctx context.Context, w *Terminals) <-chan result {
-	return asking(ctx, w, way.Question{Kind: way.PIN, Text: "Enter PIN"})
+	return asking(ctx, w, prompt.Question{Kind: prompt.PIN, Text: "Enter PIN"})
 }
 
 func TestTerminal(t *testing.T) {
@@ -64,7 +64,7 @@ func TestTerminalRefusals(t *testing.T) {
 	}{
 		"end of file": {"\x04", true},
 		"NUL":         {"12\x0034\n", false},
-		"too long":    {strings.Repeat("x", way.MaxAnswer+1) + "\n", false},
+		"too long":    {strings.Repeat("x", prompt.MaxAnswer+1) + "\n", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := ptytest.New(t)
@@ -128,7 +128,7 @@ func TestReadPIN(t *testing.T) {
 	done := make(chan result, 1)
 	go func() {
 		pin, err := ReadPIN(t.Context(), p.Path(), "Enter same PIN again: ")
-		done <- result{way.Answer{PIN: pin}, err}
+		done <- result{prompt.Answer{PIN: pin}, err}
 	}()
 	p.WaitFor("Enter same PIN again: ")
 	p.Type("x\n")
@@ -147,7 +147,7 @@ func TestReadPINAfterStop(t *testing.T) {
 	done := make(chan result, 1)
 	go func() {
 		pin, err := ReadPIN(t.Context(), p.Path(), "Enter PIN: ")
-		done <- result{way.Answer{PIN: pin}, err}
+		done <- result{prompt.Answer{PIN: pin}, err}
 	}()
 	p.WaitFor("Enter PIN: ")
 	for range 2 {
@@ -185,7 +185,7 @@ func TestNoTerminal(t *testing.T) {
 func TestTerminalForgetsTypedAhead(t *testing.T) {
 	p := ptytest.New(t)
 	w := onOwn(p.Path())
-	consent := way.Question{Kind: way.Consent, Text: "Allow?"}
+	consent := prompt.Question{Kind: prompt.Consent, Text: "Allow?"}
 	ctx, cancel := context.WithCancel(t.Context())
 	first := asking(ctx, w, consent)
 	p.WaitFor("[y/p/m/l/N] ")

@@ -10,19 +10,19 @@ import (
 	"strings"
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
-	"github.com/tpm-agent/tpm-agent/internal/prompt/way"
+	"github.com/tpm-agent/tpm-agent/internal/prompt"
 )
 
 // Terminals is the way to ask on terminals. One question is on a terminal at a
 // time.
 type Terminals struct {
-	way.Settings
+	prompt.Settings
 	own   string // the agent's own terminal, "" for none
 	turns turns
 }
 
 // New returns the way to ask on terminals; own is the agent's, such as /dev/tty.
-func New(s way.Settings, own string) *Terminals { return &Terminals{Settings: s, own: own} }
+func New(s prompt.Settings, own string) *Terminals { return &Terminals{Settings: s, own: own} }
 
 // Name returns the name of the way.
 func (w *Terminals) Name() string { return "terminal" }
@@ -31,12 +31,12 @@ func (w *Terminals) Name() string { return "terminal" }
 func (w *Terminals) Installed() error { return nil }
 
 // Ask asks on the client's terminal, or on the agent's own.
-func (w *Terminals) Ask(ctx context.Context, q way.Question) (answer way.Answer, err error) {
+func (w *Terminals) Ask(ctx context.Context, q prompt.Question) (answer prompt.Answer, err error) {
 	err = w.OnClient(ctx, q.Question, func(ctx context.Context, c *Client) error {
 		answer, err = c.put(ctx, q)
 		return err
 	})
-	passed, ok := errors.AsType[*way.UnusableError](err)
+	passed, ok := errors.AsType[*prompt.UnusableError](err)
 	if !ok || w.own == "" {
 		return answer, err
 	}
@@ -44,34 +44,34 @@ func (w *Terminals) Ask(ctx context.Context, q way.Question) (answer way.Answer,
 		answer, err = t.put(ctx, q)
 		return err
 	})
-	if own, ok := errors.AsType[*way.UnusableError](err); ok {
-		err = way.Unusable("%w, and %w", passed, own)
+	if own, ok := errors.AsType[*prompt.UnusableError](err); ok {
+		err = prompt.Unusable("%w, and %w", passed, own)
 	}
 	return answer, err
 }
 
 // put asks q on the terminal.
-func (t *terminal) put(ctx context.Context, q way.Question) (way.Answer, error) {
+func (t *terminal) put(ctx context.Context, q prompt.Question) (prompt.Answer, error) {
 	text := "\r\n" + q.Whole()
 	switch q.Kind {
-	case way.PIN:
+	case prompt.PIN:
 		if strings.Contains(q.Whole(), "\n") { // the last line is not the question
 			text += "\nPIN"
 		}
 		pin, err := t.ask(ctx, text+": ", false)
-		return way.Answer{PIN: pin}, err
-	case way.LastTry: // y is typed too easily
-		return way.Yes(t.ask(ctx, text+"\n"+way.GoOn, true))
-	case way.Consent:
+		return prompt.Answer{PIN: pin}, err
+	case prompt.LastTry: // y is typed too easily
+		return prompt.Yes(t.ask(ctx, text+"\n"+prompt.GoOn, true))
+	case prompt.Consent:
 		line, err := t.ask(ctx, text+"\ny once, p this process, m 15 minutes, l until locked [y/p/m/l/N] ", true)
 		defer clear(line)
 		grant := meantGrant(line)
 		if err == nil && grant == ask.GrantNo {
 			err = ask.ErrRefused
 		}
-		return way.Answer{Grant: grant}, err
+		return prompt.Answer{Grant: grant}, err
 	}
-	return way.Answer{}, t.Tell(ctx, q.Whole())
+	return prompt.Answer{}, t.Tell(ctx, q.Whole())
 }
 
 // meantGrant returns the consent that was typed. Return alone is a no, since
@@ -100,7 +100,7 @@ func meantGrant(line []byte) ask.Grant {
 func (w *Terminals) OnClient(ctx context.Context, q ask.Question, f func(context.Context, *Client) error) error {
 	c, err := openClient(q)
 	if err != nil {
-		return way.Unusable("%w", err)
+		return prompt.Unusable("%w", err)
 	}
 	return w.inTurn(ctx, c.terminal, c.usable, func(ctx context.Context) error {
 		ctx, stop := c.watch(ctx)
@@ -118,7 +118,7 @@ func (w *Terminals) OnClient(ctx context.Context, q ask.Question, f func(context
 func (w *Terminals) onOwn(ctx context.Context, f func(context.Context, *terminal) error) error {
 	t, err := open(w.own)
 	if err != nil {
-		return way.Unusable("the agent has no terminal (%w)", err)
+		return prompt.Unusable("the agent has no terminal (%w)", err)
 	}
 	usable := func() error {
 		// A shell under `serve -- CMD` gives the terminal to its jobs.
@@ -140,7 +140,7 @@ func (w *Terminals) inTurn(ctx context.Context, t *terminal, usable func() error
 	}
 	defer leave()
 	if err := usable(); err != nil {
-		return way.Unusable("%w", err)
+		return prompt.Unusable("%w", err)
 	}
 	ctx, done := w.Limit(ctx)
 	defer done()

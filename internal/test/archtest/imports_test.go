@@ -20,18 +20,6 @@ func find(pkg string) (row, bool) {
 	return row{}, false
 }
 
-func TestImportsFollowTheTable(t *testing.T) {
-	t.Parallel()
-	for _, f := range sources(t) {
-		if slices.Contains(pending, f.pkg) {
-			continue
-		}
-		if r, ok := find(f.pkg); ok {
-			report(t, importProblems(f, r))
-		}
-	}
-}
-
 // importProblems lists the imports of a file that its package's row does not
 // allow.
 func importProblems(f sourceFile, r row) []string {

@@ -216,8 +216,8 @@ func (b *bench) turnAfter(pause time.Duration, signature func() error) (times, e
 	return took, nil
 }
 
-// throughput compares clients at once with the serial limit: as many signatures
-// by bare commands, one after the other, taken in turns with them.
+// throughput compares concurrent clients with the serial limit, which is the same
+// number of signatures by bare commands in sequence. The two measurements alternate.
 func (b *bench) throughput() error {
 	other, err := b.startTPM("limit")
 	if err != nil {

@@ -48,9 +48,9 @@ func (b *bench) waiting() error {
 	return nil
 }
 
-// waiting is a daemon with all that can hold somebody up: keys in a TPM with
-// and without a PIN, a software key that wants consent, and an upstream agent
-// that accepts nobody; and a software key that wants nothing.
+// waiting is an agent with everything that can block a request: TPM keys with and
+// without a PIN, a software key that needs consent, and an upstream agent that accepts
+// no connections. Its other software key needs nothing.
 type waiting struct {
 	b                       *bench
 	tpm                     *swtpm
@@ -177,8 +177,8 @@ func (w *waiting) stop() error {
 	return errors.Join(w.tpm.cmd.Process.Signal(syscall.SIGCONT), w.daemon.stop(), w.tpm.stop(), w.silent.Close())
 }
 
-// writeAskpass makes a program that shows a dialog to nobody, and leaves it
-// open until it is ended.
+// writeAskpass makes an askpass program that does not answer and runs until it is
+// ended.
 func (b *bench) writeAskpass() error {
 	script := `#!/bin/sh
 : >"` + b.dir + `/dialog.${SSH_ASKPASS_PROMPT:-pin}"
