@@ -3,36 +3,36 @@
 GO      ?= go
 PREFIX  ?= /usr/local
 DESTDIR ?=
-# Where systemd looks for user units: below a home it is share, not lib.
+# Where systemd looks for user units: share in a home directory, lib elsewhere.
 UNITDIR ?= $(PREFIX)/$(if $(filter $(HOME)/%,$(PREFIX)),share,lib)/systemd/user
 
 # make demo TPM=software uses the software TPM even if the machine has a real one.
 TPM ?= auto
-# Ends tests that hang. Nothing comes near it on a machine that works.
+# Stops tests that hang. Other tests need far less time.
 TESTTIMEOUT := 40m
 # How long `make fuzz` runs each target.
 FUZZTIME ?= 5m
 # One or more of tpm-crb and tpm-tis: the drivers that `make test-vm` boots with.
 VMTPM ?= tpm-crb
-# Whose OpenSSH `make conformance` takes: this system's, or that of a suite of
-# Debian (trixie, testing, unstable), installed into build/conformance.
+# The OpenSSH that `make conformance` tests with: empty for this system's, or a Debian
+# suite (trixie, testing, unstable), which is installed into build/conformance.
 OPENSSH ?=
-# The cases it runs, as a pattern of the shell: make conformance CASES='agent *'
+# The cases to run, as a shell pattern: make conformance CASES='agent *'
 CASES ?= *
-# The pairs that `make interop` tries, as a pattern: make interop PAIRS='openssl *'
+# The pairs that `make interop` tests, as a shell pattern: PAIRS='openssl *'
 PAIRS ?= *
 
 GOFUMPT_VERSION     := v0.12.0
 STATICCHECK_VERSION := v0.8.2
 
-# Linters depend on the Go that built them, so each Go has its own.
+# Linters depend on the version of Go that built them, so each version has its own.
 TOOLS       := build/tools/$(shell $(GO) env GOVERSION 2>/dev/null)
 GOFUMPT     := $(TOOLS)/gofumpt-$(GOFUMPT_VERSION)/gofumpt
 STATICCHECK := $(TOOLS)/staticcheck-$(STATICCHECK_VERSION)/staticcheck
 
-# The version in the binary is the one that the go command takes from git. A
-# checkout that git does not trust or know (another owner, an archive) is built
-# without one, where the go command would give up.
+# The go command gets the version of the binary from git. It fails in a checkout that
+# git does not trust (another owner) or know (an archive), so build there without a
+# version.
 ifneq ($(shell git rev-parse --verify -q HEAD >/dev/null 2>&1 && echo yes),yes)
 export GOFLAGS += -buildvcs=false
 endif
@@ -131,7 +131,7 @@ interop: build ## key files of OpenSSL, tpm2-tools and others, and ours with the
 	@.ci/deps -n interop
 	@internal/test/interop/run '$(PAIRS)'
 
-bench: build ## measures signatures, lists, start-up and memory, as ratios
+bench: build ## signatures (also on a slow TPM), lists, start-up and memory, as ratios
 	@.ci/deps -n bench
 	$(GO) run ./internal/test/bench $(if $(QUICK),-quick)
 
