@@ -88,7 +88,9 @@ func (f *fixture) steadyCommands(fn func()) []string {
 	for {
 		fn()
 		opened := f.Opened()
-		if got := f.commands(fn); f.Opened() == opened {
+		got := f.commands(fn)
+		fn() // opens the device again if it was closed at the end
+		if f.Opened() == opened {
 			return got
 		}
 	}
