@@ -69,7 +69,7 @@ type Config struct {
 	// machine sleeps.
 	Clock consent.Clock
 
-	// Lifetime is that of keys that are added without one; 0: no limit.
+	// Lifetime limits keys that are added without a lifetime; 0: no limit.
 	Lifetime time.Duration
 
 	// NoSoftwareKeys refuses to hold private keys in memory.

@@ -87,7 +87,7 @@ func NewSet(ids []Identity) *Set {
 // Len returns the number of identities.
 func (s *Set) Len() int { return len(s.ids) }
 
-// view is what a Keyring offers at one moment. It does not change.
+// view has the keys that a Keyring offers at one moment. It does not change.
 type view struct {
 	sets    []*Set    // of the sources, and what was added
 	removed *removals // by clients

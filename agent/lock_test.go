@@ -219,5 +219,5 @@ func TestLockRace(t *testing.T) {
 	wantAnswer(t, s.dial(t), unlockMessage(string(rune('a'+winner))), sshtest.Succeeded)
 }
 
-// lockDelay is what a wrong password costs: see package consent.
+// lockDelay is the time that a wrong password costs: see package consent.
 const lockDelay = 100 * time.Millisecond

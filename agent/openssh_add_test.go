@@ -38,7 +38,7 @@ func restricted(ds ...restrict.Destination) []byte {
 	return (&restrict.Constraints{Destinations: ds}).Marshal()
 }
 
-// conversation is what one client sends to an agent without keys. A nil
+// conversation has the requests that one client sends to an agent without keys. A nil
 // message opens a new connection.
 type conversation [][]byte
 

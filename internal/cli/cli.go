@@ -232,7 +232,7 @@ func CompleteKeys(sys *term.System, socket *string) cobra.CompletionFunc {
 	}
 }
 
-// version is what the Go tool chain wrote into the program.
+// version has the data that the Go tool chain wrote into the program.
 type version struct {
 	Version  string `json:"version"`            // of the module; "(devel)" outside a release
 	Commit   string `json:"commit,omitempty"`   // empty when it was not built from a checkout

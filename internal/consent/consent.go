@@ -240,7 +240,7 @@ type lockoutKnower interface {
 	Lockout(ctx context.Context) (Lockout, error)
 }
 
-// knowledge is what signatures have taught about a key. What the key says itself
+// knowledge has the facts that signatures have shown about a key. What the key says itself
 // about its PIN is a hint, and finding out with an empty auth value may cost a
 // try, so it is done once.
 type knowledge struct {
@@ -252,7 +252,7 @@ type knowledge struct {
 	emptyWrong     bool // an empty PIN was given and was wrong
 }
 
-// book is what is known about all keys, apart from their PINs.
+// book has the knowledge about all keys, apart from their PINs.
 type book struct {
 	mu    sync.Mutex
 	known map[string]knowledge // by Identity.KeyBlob
