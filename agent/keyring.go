@@ -150,8 +150,8 @@ func (k *Keyring) Offered(c *Client) (offers []Offer) {
 
 // A Message is what a client wants to have signed.
 type Message struct {
-	// Data is what an SSH client signs. It tells what the signature is for, and
-	// keys with destinations sign nothing else. nil: Use tells.
+	// Data has the bytes that an SSH client signs. They tell what the signature is
+	// for, and keys with destinations sign nothing else. nil: Use tells.
 	Data []byte
 	Use  ask.Use
 

@@ -20,7 +20,7 @@ type LockedOut interface {
 	LockedOut() (wait time.Duration) // until one try is given back, at most; 0: unknown
 }
 
-// Lockout is what the TPM says about wrong auth values.
+// Lockout tells how many wrong auth values the TPM still accepts.
 type Lockout struct {
 	Tries int           // wrong values until a lockout; 0: locked out; -1: unknown or unlimited
 	Wait  time.Duration // until one try is given back, at most; 0: unknown

@@ -12,7 +12,7 @@ import (
 // ErrNoPIN says that a key needs no PIN.
 var ErrNoPIN = errors.New("the key has no PIN")
 
-// Status is what is known about the PIN of a key.
+// Status describes the PIN of a key.
 type Status struct {
 	NeedsPIN   bool // may be wrong: see Key.AuthRequired
 	Remembered time.Duration

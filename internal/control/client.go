@@ -47,7 +47,7 @@ type Client struct {
 	ssh  sshagent.Agent // see ordinary
 }
 
-// ordinary is for requests that every agent knows.
+// ordinary returns a client for requests that every agent knows.
 func (c *Client) ordinary(ctx context.Context) sshagent.Agent {
 	c.within(ctx, agentPatience)
 	if c.ssh == nil {

@@ -27,7 +27,7 @@ type ListOptions struct {
 	JSON    bool
 }
 
-// listing is what list shows.
+// listing has the data that list prints.
 type listing struct {
 	TPM       string            `json:"tpm"`
 	Protected bool              `json:"protected"` // false: the TPM asked for is the software TPM
@@ -60,7 +60,7 @@ type listedElse struct {
 	Agent       *offer `json:"agent"`
 }
 
-// offer is what an agent says of a key.
+// offer has an agent's data about a key.
 type offer struct {
 	Offered       bool     `json:"offered"`
 	Lifetime      *int     `json:"lifetime,omitempty"` // until it is removed, in seconds
