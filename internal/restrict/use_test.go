@@ -229,6 +229,15 @@ func (o *overheard) SignWithFlags(key ssh.PublicKey, data []byte, flags client.S
 	return o.ExtendedAgent.SignWithFlags(key, data, flags)
 }
 
+// take returns what was recorded since the last call.
+func (o *overheard) take() []ask.Use {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	uses := o.uses
+	o.uses = nil
+	return uses
+}
+
 // TestUseOfOpenSSH checks that the data that ssh-keygen has signed are recognised.
 func TestUseOfOpenSSH(t *testing.T) {
 	t.Parallel()
@@ -269,15 +278,14 @@ func TestUseOfOpenSSH(t *testing.T) {
 		"-Us ca.pub -I all -O clear k.pub":            {Kind: ask.UseCertificate, KeyID: "all"},
 		"-Us ca.pub -h -I h -n h.example k.pub":       {Kind: ask.UseCertificate, KeyID: "h", Principals: []string{"h.example"}, HostCert: true},
 	} {
-		heard.uses = nil
 		cmd := exec.Command("ssh-keygen", strings.Fields(args)...)
 		cmd.Dir, cmd.Env = dir, []string{"PATH=" + os.Getenv("PATH"), "SSH_AUTH_SOCK=" + l.Addr().String()}
 		cmd.Stdin = strings.NewReader("a message")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("ssh-keygen %s: %v\n%s", args, err, out)
 		}
-		if !reflect.DeepEqual(heard.uses, []ask.Use{want}) {
-			t.Errorf("ssh-keygen %s: %+v, want %+v", args, heard.uses, want)
+		if got := heard.take(); !reflect.DeepEqual(got, []ask.Use{want}) {
+			t.Errorf("ssh-keygen %s: %+v, want %+v", args, got, want)
 		}
 	}
 }
