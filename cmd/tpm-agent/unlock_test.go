@@ -16,7 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/tpm-agent/tpm-agent/internal/control"
-	"github.com/tpm-agent/tpm-agent/internal/socket"
+	"github.com/tpm-agent/tpm-agent/internal/test/sshtest"
 )
 
 // unlock returns a tpm-agent unlock command for this agent.
@@ -281,14 +281,14 @@ func TestUnlockOtherAgents(t *testing.T) {
 		answer []byte
 		says   string
 	}{
-		"knows nothing":   {framed(5), control.ErrNotOwner.Error()},
-		"yes to all":      {framed(6), "cannot be understood"},
-		"an empty answer": {framed(), "asking the agent"},
+		"knows nothing":   {sshtest.Framed(5), control.ErrNotOwner.Error()},
+		"yes to all":      {sshtest.Framed(6), "cannot be understood"},
+		"an empty answer": {sshtest.Framed(), "asking the agent"},
 		"too long":        {[]byte{0xff, 0xff, 0xff, 0xff}, "impossible message length 4294967295"},
 		"hangs up":        {nil, "closed the connection"},
-		"half a name":     {framed(29, 0, 0, 0, 99, 'k'), "cannot be understood"},
+		"half a name":     {sshtest.Framed(29, 0, 0, 0, 99, 'k'), "cannot be understood"},
 	} {
-		s := startScripted(t, test.answer)
+		s := sshtest.StartScripted(t, test.answer)
 		for _, args := range [][]string{{"unlock", "--pin-from", "file:pin", "keys/id.tpm"}, {"lock"}, {"why"}} {
 			out, err := sc.command("tpm-agent", append(args, "--socket", s.Path)...).CombinedOutput()
 			var exit *exec.ExitError
@@ -371,68 +371,6 @@ func TestUnlockNames(t *testing.T) {
 	if n := sc.counter(); n != 0 {
 		t.Errorf("the TPM counted %d wrong tries", n)
 	}
-}
-
-// A scripted agent gives the same answer to every request, and keeps the requests.
-type scripted struct {
-	Path     string
-	Requests chan request
-}
-
-// request is a request to a scripted agent.
-type request struct {
-	Message []byte // without its length
-	Local   bool   // a descriptor came with it
-}
-
-// startScripted starts a scripted agent. answer includes its length; an empty answer
-// closes the connection.
-func startScripted(t *testing.T, answer []byte) *scripted {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "agent") // short enough for the path of a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	l, err := socket.Listen(filepath.Join(dir, "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &scripted{Path: filepath.Join(dir, "s"), Requests: make(chan request, 100)}
-	ended := make(chan struct{})
-	t.Cleanup(func() { l.Close(); <-ended })
-	go func() {
-		defer close(ended)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			s.serve(c, answer)
-		}
-	}()
-	return s
-}
-
-// serve answers the requests of one client.
-func (s *scripted) serve(c net.Conn, answer []byte) {
-	defer c.Close()
-	for {
-		message, err := readFrame(c)
-		if err != nil {
-			return
-		}
-		s.Requests <- request{message, c.(*socket.Conn).Local()}
-		if len(answer) == 0 {
-			return
-		}
-		c.Write(answer)
-	}
-}
-
-// framed returns a message with its length in front.
-func framed(message ...byte) []byte {
-	return append(binary.BigEndian.AppendUint32(nil, uint32(len(message))), message...)
 }
 
 // readFrame reads a message and returns it without its length.

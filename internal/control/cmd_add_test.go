@@ -16,73 +16,13 @@ import (
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/internal/test/needs"
+	"github.com/tpm-agent/tpm-agent/internal/test/sshtest"
 
 	"github.com/tpm-agent/tpm-agent/internal/knownhosts"
 	"github.com/tpm-agent/tpm-agent/internal/restrict"
-	"github.com/tpm-agent/tpm-agent/internal/socket"
 	"github.com/tpm-agent/tpm-agent/internal/term"
 	"github.com/tpm-agent/tpm-agent/internal/wire"
 )
-
-// A scripted agent gives the same answer to everything, and keeps what it was
-// asked.
-type scripted struct {
-	Path     string
-	Requests chan request
-}
-
-type request struct {
-	Message []byte // without its length
-	Local   bool   // a descriptor came with it
-}
-
-// startScripted starts one. Each request gets answer, which has its length in
-// front; an empty one ends the connection.
-func startScripted(t *testing.T, answer []byte) *scripted {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "agent") // short enough for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	l, err := socket.Listen(filepath.Join(dir, "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &scripted{Path: filepath.Join(dir, "s"), Requests: make(chan request, 100)}
-	ended := make(chan struct{})
-	t.Cleanup(func() { l.Close(); <-ended })
-	go func() {
-		defer close(ended)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			s.serve(c, answer)
-		}
-	}()
-	return s
-}
-
-func (s *scripted) serve(c net.Conn, answer []byte) {
-	defer c.Close()
-	for {
-		message, err := (&wire.Reader{From: c}).ReadMessage(func() {})
-		if err != nil {
-			return
-		}
-		s.Requests <- request{message, c.(*socket.Conn).Local()}
-		if len(answer) == 0 {
-			return
-		}
-		c.Write(answer)
-	}
-}
-
-func framed(message ...byte) []byte {
-	return append(binary.BigEndian.AppendUint32(nil, uint32(len(message))), message...)
-}
 
 // hostKeysFile is a known_hosts with keys of every kind for the destinations
 // below.
@@ -121,7 +61,7 @@ func TestDestinationsAsSSHAdd(t *testing.T) {
 	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", private).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	s := startScripted(t, framed(6))
+	s := sshtest.StartScripted(t, sshtest.Framed(6))
 	for _, specs := range [][]string{
 		{"gate.example"},
 		{"me@gate.example"},
@@ -239,7 +179,7 @@ func TestAgentSocket(t *testing.T) {
 // TestAskHere: the request arrives whole, with a descriptor, whatever its size.
 func TestAskHere(t *testing.T) {
 	t.Parallel()
-	s := startScripted(t, framed(29, 7))
+	s := sshtest.StartScripted(t, sshtest.Framed(29, 7))
 	c, err := Dial(t.Context(), &term.System{}, s.Path)
 	if err != nil {
 		t.Fatal(err)
@@ -267,11 +207,11 @@ func TestStrangeAgents(t *testing.T) {
 		want   string
 	}{
 		"hangs up":         {nil, "closed the connection"},
-		"no length":        {framed(), "impossible message length 0"},
+		"no length":        {sshtest.Framed(), "impossible message length 0"},
 		"endless":          {[]byte{0xff, 0xff, 0xff, 0xff}, "impossible message length 4294967295"},
 		"one byte too big": {binary.BigEndian.AppendUint32(nil, wire.MaxMessage+1), "impossible message length 262145"},
 	} {
-		s := startScripted(t, test.answer)
+		s := sshtest.StartScripted(t, test.answer)
 		c, err := Dial(t.Context(), &term.System{}, s.Path)
 		if err != nil {
 			t.Fatal(err)

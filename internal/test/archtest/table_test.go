@@ -269,7 +269,7 @@ var harnesses = []row{
 	{
 		pkg:     "internal/test/sshtest",
 		purpose: "has keys, hosts and messages for tests of the SSH agent protocol",
-		imports: []string{"internal/wire", "internal/sshkey", "golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"},
+		imports: []string{"internal/socket", "internal/wire", "internal/sshkey", "golang.org/x/crypto/ssh", "golang.org/x/crypto/ssh/agent"},
 		vars:    true, // keys and certificates, which are expensive to make
 	},
 	{
