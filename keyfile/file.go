@@ -139,7 +139,7 @@ func create(path string, data []byte, perm fs.FileMode, link func(dir *os.Root, 
 		}
 		// A rename would replace a file; a link does not.
 		err := link(dir, temp, name)
-		switch cause(err) {
+		switch errno, _ := errors.AsType[syscall.Errno](err); errno {
 		case syscall.EPERM, syscall.EOPNOTSUPP, syscall.ENOSYS, syscall.EMLINK, syscall.EXDEV: // no hard links
 			err = writeNew(dir, name, data, perm, nil)
 		}

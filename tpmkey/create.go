@@ -77,26 +77,10 @@ type Template struct {
 //
 // Errors: [UnsupportedError], [ErrOwnerAuth], [ErrNoParent], [ParentChangedError], a
 // [tpm2.TPMRC] for other refusals of the TPM, and the error from opening the TPM.
-func (t *TPM) Create(ctx context.Context, tm Template) (*keyfile.TPMKey, error) {
-	return newKey(ctx, t, tm.Parent, tm.Algorithm, func(l *link, sk storageKey) (*keyfile.TPMKey, error) {
-		return tm.create(t, l, sk)
-	})
-}
-
-// newKey calls fn, which puts a new key under a storage key.
-func newKey(ctx context.Context, t *TPM, parent uint32, a Algorithm, fn func(*link, storageKey) (*keyfile.TPMKey, error)) (file *keyfile.TPMKey, err error) {
-	named, err := storageKeyAt(parent)
-	if err != nil {
-		return nil, err
-	}
-	err = t.withTurn(ctx, func(l *link) error {
-		if err := supported(l, a); err != nil {
-			return err
-		}
-		return t.orSRK(l, named, func(sk storageKey) (err error) {
-			file, err = fn(l, sk)
-			return err
-		})
+func (t *TPM) Create(ctx context.Context, tm Template) (file *keyfile.TPMKey, err error) {
+	err = t.underParent(ctx, tm.Parent, func(l *link, sk storageKey) (err error) {
+		file, err = tm.create(t, l, sk)
+		return err
 	})
 	return file, err
 }
@@ -124,6 +108,9 @@ func supported(l *link, a Algorithm) error {
 
 // create runs TPM2_Create (TPM 2.0 Part 3, 12.1) under a storage key.
 func (tm Template) create(t *TPM, l *link, sk storageKey) (file *keyfile.TPMKey, err error) {
+	if err := supported(l, tm.Algorithm); err != nil {
+		return nil, err
+	}
 	value := authValue(tm.Auth, crypto.SHA256)
 	defer clear(value)
 	public := tm.Algorithm.public(len(value) == 0)

@@ -63,19 +63,24 @@ func (t *TPM) Import(ctx context.Context, file *keyfile.TPMKey) (*keyfile.TPMKey
 // sent, and asks the TPM first whether it has the algorithm. Neither the key nor the
 // PIN crosses the bus in clear, and the TPM stores nothing. An owner hierarchy with a
 // password is handled as by [TPM.Create].
-func (t *TPM) ImportPrivate(ctx context.Context, private crypto.PrivateKey, o WrapOptions) (*keyfile.TPMKey, error) {
+func (t *TPM) ImportPrivate(ctx context.Context, private crypto.PrivateKey, o WrapOptions) (file *keyfile.TPMKey, err error) {
 	key, err := newExternal(private)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(key.secret)
-	return newKey(ctx, t, o.Parent, key.algorithm, func(l *link, sk storageKey) (*keyfile.TPMKey, error) {
-		return key.importUnder(t, l, o, sk)
+	err = t.underParent(ctx, o.Parent, func(l *link, sk storageKey) (err error) {
+		file, err = key.importUnder(t, l, o, sk)
+		return err
 	})
+	return file, err
 }
 
 // importUnder wraps the key to the storage key sk of a TPM, and imports it.
 func (e *external) importUnder(t *TPM, l *link, o WrapOptions, sk storageKey) (file *keyfile.TPMKey, err error) {
+	if err := supported(l, e.algorithm); err != nil {
+		return nil, err
+	}
 	err = t.withParent(l, sk, func(p *parent) error {
 		to, err := p.storageKey()
 		if err != nil {

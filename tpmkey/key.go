@@ -126,9 +126,13 @@ func (k *Key) withLoaded(l *link, fn func(tpm2.NamedHandle) error) error {
 	return errors.Join(err, l.release(h, k.name))
 }
 
-// loadFromFile loads the key under the storage key that worked before, or else under
-// the first of the candidates that the TPM takes.
+// loadFromFile loads the key under the storage key that worked before, or under the
+// primary that is remembered if there is one already, or else under the first of the
+// candidates that the TPM takes.
 func (k *Key) loadFromFile(l *link) (tpm2.TPMHandle, error) {
+	if k.source == nil && k.file.Parent>>24 != 0x81 {
+		k.source = k.tpm.parents.named(k.pin)
+	}
 	if k.source != nil {
 		h, err := k.loadUnder(l, *k.source)
 		if err == nil || !wrongParent(err) {

@@ -2,6 +2,7 @@ package tpmkey
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -72,19 +73,26 @@ func storageKeyAt(parent uint32) (storageKey, error) {
 	}
 }
 
-// orSRK calls fn with the storage key for a new key. If that is the owner's primary
-// and the owner hierarchy has a password, orSRK calls fn again with the storage key
-// at [srkHandle], provided that there is one.
-func (t *TPM) orSRK(l *link, sk storageKey, fn func(storageKey) error) error {
-	err := fn(sk)
-	if sk.handle != tpm2.TPMRHOwner || !errors.Is(err, ErrOwnerAuth) {
+// underParent calls fn, in one turn, with the storage key for a new key. parent is as in
+// a [Template]. If that is the owner's primary and the owner hierarchy has a password,
+// underParent calls fn again with the storage key at [srkHandle], provided that there
+// is one.
+func (t *TPM) underParent(ctx context.Context, parent uint32, fn func(*link, storageKey) error) error {
+	sk, err := storageKeyAt(parent)
+	if err != nil {
 		return err
 	}
-	p, srkErr := t.readSRK(l)
-	if srkErr != nil || p == nil {
-		return errors.Join(err, srkErr)
-	}
-	return fn(storageKey{srkHandle, persistent})
+	return t.withTurn(ctx, func(l *link) error {
+		err := fn(l, sk)
+		if sk.handle != tpm2.TPMRHOwner || !errors.Is(err, ErrOwnerAuth) {
+			return err
+		}
+		p, srkErr := t.readSRK(l)
+		if srkErr != nil || p == nil {
+			return errors.Join(err, srkErr)
+		}
+		return fn(l, storageKey{srkHandle, persistent})
+	})
 }
 
 // parent is a storage key in the TPM. Its handle is valid inside withParent only. Its
@@ -290,12 +298,23 @@ func (k *Key) place(p *parent) Parent {
 	if p.key.template != persistent || k.file.Parent == uint32(p.key.handle) {
 		return at
 	}
-	for primary, known := range k.tpm.parents {
-		if bytes.Equal(known.name.Buffer, at.Name) {
-			at.At = primary.at()
-		}
+	if primary := k.tpm.parents.named(at.Name); primary != nil {
+		at.At = primary.at()
 	}
 	return at
+}
+
+// primaries are the primary storage keys that were created, with their contexts.
+type primaries map[storageKey]*parent
+
+// named returns the primary with this Name, nil if there is none.
+func (ps primaries) named(name []byte) *storageKey {
+	for primary, known := range ps {
+		if bytes.Equal(known.name.Buffer, name) {
+			return &primary
+		}
+	}
+	return nil
 }
 
 // named decodes the public area of a response and computes its Name, which must be

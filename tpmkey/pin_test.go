@@ -85,6 +85,30 @@ func TestPlaceOfNewKey(t *testing.T) {
 	}
 }
 
+// TestPinnedToPrimary checks that a key whose storage key is remembered, and was
+// created already, loads under it without a search.
+func TestPinnedToPrimary(t *testing.T) {
+	t.Parallel()
+	f := start(t)
+	parent, handle, err := f.tpm.ParentAt(testContext(t), 0)
+	if err != nil || handle != keyfile.ParentOwner || parent.At != "owner" {
+		t.Fatalf("%+v, %#x, %v", parent, handle, err)
+	}
+	made := f.create(t, tpmkey.ECDSAP256, "")
+	got := f.commands(func() {
+		key := f.pinned(t, made.File(), parent.Name, false)
+		mustSign(t, key, "", crypto.SHA256)
+		if key.Parent().At != "owner" {
+			t.Errorf("parent %+v", key.Parent())
+		}
+	})
+	for _, command := range []string{"ReadPublic", "CreatePrimary"} {
+		if slices.Contains(got, command) {
+			t.Errorf("%s was sent: %v", command, got)
+		}
+	}
+}
+
 // TestPlacesOfParents checks that each template has its own place.
 func TestPlacesOfParents(t *testing.T) {
 	t.Parallel()

@@ -146,23 +146,27 @@ func (s *StorageKey) fits(tp template) bool {
 // primary storage key, or the one at 0x81000001 if the owner hierarchy has a
 // password. The errors are those of [TPM.Create].
 func (t *TPM) StorageKey(ctx context.Context, at uint32) (key *StorageKey, handle uint32, err error) {
-	named, err := storageKeyAt(at)
-	if err != nil {
-		return nil, 0, err
-	}
-	err = t.withTurn(ctx, func(l *link) error {
-		return t.orSRK(l, named, func(sk storageKey) error {
-			handle = uint32(sk.handle)
-			return t.withParent(l, sk, func(p *parent) (err error) {
-				key, err = p.storageKey()
-				return err
-			})
+	err = t.underParent(ctx, at, func(l *link, sk storageKey) error {
+		handle = uint32(sk.handle)
+		return t.withParent(l, sk, func(p *parent) (err error) {
+			key, err = p.storageKey()
+			return err
 		})
 	})
-	if err != nil {
-		return nil, 0, err
-	}
-	return key, handle, nil
+	return key, handle, err
+}
+
+// ParentAt returns the storage key under which [TPM.Create] puts a new key, and the
+// handle by which key files name it. at and the errors are as for [TPM.StorageKey].
+func (t *TPM) ParentAt(ctx context.Context, at uint32) (found Parent, handle uint32, err error) {
+	err = t.underParent(ctx, at, func(l *link, sk storageKey) error {
+		handle = uint32(sk.handle)
+		return t.withParent(l, sk, func(p *parent) error {
+			found = p.identity()
+			return nil
+		})
+	})
+	return found, handle, err
 }
 
 // storageKey returns the public part of p, for wrapping.

@@ -48,7 +48,7 @@ type TPM struct {
 	opened  time.Time
 	idle    *time.Timer
 	session *session
-	parents map[storageKey]*parent
+	parents primaries
 	srk     srk
 	hashes  map[tpm2.TPMAlgID]bool
 	lost    leftovers
@@ -66,7 +66,7 @@ func New[C Conn](open func(context.Context) (C, error)) *TPM {
 			return conn, nil
 		},
 		queue:   semaphore.NewWeighted(1),
-		parents: make(map[storageKey]*parent),
+		parents: make(primaries),
 	}
 	t.idle = time.AfterFunc(idleAfter, t.rest)
 	t.idle.Stop()

@@ -79,26 +79,20 @@ func parentHandle(name string) (uint32, error) {
 // remembered one: where it was asked for, and where it is found, which is a
 // different place if the owner hierarchy has a password. changed: it need not be.
 func (p *op) storageKey(ctx context.Context, dir string, asked uint32, changed bool) (handle uint32, name []byte, err error) {
-	key, handle, err := p.tpm.StorageKey(ctx, asked)
+	found, handle, err := p.tpm.ParentAt(ctx, asked)
 	if err != nil {
 		return 0, nil, noStorageKey(err)
 	}
-	for _, at := range []uint32{asked, handle} {
-		if changed {
-			break
-		}
-		place := fmt.Sprintf("%#x", at) // as in [tpmkey.Parent]
-		switch at {
-		case keyfile.ParentOwner:
-			place = "owner"
-		case keyfile.ParentEndorsement:
-			place = "endorsement"
-		}
-		if err := p.sameTPM(dir, place, key.Name()); err != nil {
-			return 0, nil, err
-		}
+	if changed {
+		return handle, found.Name, nil
 	}
-	return handle, key.Name(), nil
+	if handle != asked { // it stands in for the owner's
+		err = p.sameTPM(dir, "owner", found.Name)
+	}
+	if err == nil {
+		err = p.sameTPM(dir, found.At, found.Name)
+	}
+	return handle, found.Name, err
 }
 
 // sameTPM refuses a storage key that differs from the last one recorded for a place.

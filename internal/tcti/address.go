@@ -40,15 +40,12 @@ type Address struct {
 }
 
 // Parse reads an address. Its errors name what is wrong and list the accepted forms.
-func Parse(s string) (Address, error) {
-	a, err := parse(s)
-	if err != nil {
-		return Address{}, fmt.Errorf("TPM address %q: %w (accepted: %s)", s, err, forms)
-	}
-	return a, nil
-}
-
-func parse(s string) (Address, error) {
+func Parse(s string) (a Address, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("TPM address %q: %w (accepted: %s)", s, err, forms)
+		}
+	}()
 	if strings.ContainsRune(s, 0) {
 		return Address{}, errors.New("it contains a NUL character")
 	}
