@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
 )
 
 const (
@@ -170,25 +169,22 @@ func (t *TPM) endSession(l *link) error {
 // With decryptSession, the first parameter of the command is encrypted on its way.
 // Without continueSession, the TPM flushes the session if the command succeeds.
 func (s *session) use(auth []byte, attributes byte) tpm2.Session {
-	return &sessionUse{session: s, auth: bytes.TrimRight(auth, "\x00"), attributes: attributes}
+	return &sessionUse{Session: tpm2.PasswordAuth(nil), session: s, auth: bytes.TrimRight(auth, "\x00"), attributes: attributes}
 }
 
-// sessionUse implements tpm2.Session for one command.
+// sessionUse implements tpm2.Session for one command. What need not be done for an HMAC
+// session here (initializing it, decrypting responses) is left to the embedded session,
+// that of an empty password, which does nothing.
 type sessionUse struct {
+	tpm2.Session
 	*session
 	auth       []byte
 	attributes byte
 }
 
-var _ tpm2.Session = (*sessionUse)(nil)
-
-func (u *sessionUse) Init(transport.TPM) error           { return nil }
-func (u *sessionUse) CleanupFailure(transport.TPM) error { return nil }
-func (u *sessionUse) NonceTPM() tpm2.TPM2BNonce          { return tpm2.TPM2BNonce{Buffer: u.nonceTPM} }
-func (u *sessionUse) IsEncryption() bool                 { return false }
-func (u *sessionUse) IsDecryption() bool                 { return u.attributes&decryptSession != 0 }
-func (u *sessionUse) Decrypt([]byte) error               { return nil }
-func (u *sessionUse) Handle() tpm2.TPMHandle             { return u.handle }
+func (u *sessionUse) Handle() tpm2.TPMHandle    { return u.handle }
+func (u *sessionUse) NonceTPM() tpm2.TPM2BNonce { return tpm2.TPM2BNonce{Buffer: u.nonceTPM} }
+func (u *sessionUse) IsDecryption() bool        { return u.attributes&decryptSession != 0 }
 
 // NewNonceCaller implements tpm2.Session.
 func (u *sessionUse) NewNonceCaller() error {
