@@ -30,11 +30,7 @@ func (r *rig) keygen(ctx context.Context) (route, error) {
 	if err != nil {
 		return nil, err
 	}
-	keys, err := r.newDir("keys")
-	if err != nil {
-		return nil, err
-	}
-	if err := r.command(ctx, counters, "keygen", "-q", "-N", "", "-f", filepath.Join(keys, "id_ecdsa")); err != nil {
+	if err := r.command(ctx, counters, "keygen", "-q", "-N", ""); err != nil { // saves it in ~/.ssh
 		return nil, err
 	}
 	return r.entered(ctx, counters)
