@@ -16,6 +16,7 @@ import (
 // signature is correct.
 func TestManyAtOnce(t *testing.T) {
 	t.Parallel()
+	began := time.Now()
 	f := start(t)
 	keys := []struct {
 		key *tpmkey.Key
@@ -39,8 +40,9 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := f.Opened(); n > 10 {
-		t.Errorf("the TPM was opened %d times", n)
+	// It stays open for a second at least, however busy the machine is.
+	if n, most := f.Opened(), 1+int(time.Since(began)/time.Second); n > most {
+		t.Errorf("the TPM was opened %d times, at most %d are necessary", n, most)
 	}
 }
 
