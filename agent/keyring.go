@@ -148,7 +148,7 @@ func (k *Keyring) Offered(c *Client) (offers []Offer) {
 	return offers
 }
 
-// A Message is what a client wants to have signed.
+// A Message is data that a client wants to have signed.
 type Message struct {
 	// Data has the bytes that an SSH client signs. They tell what the signature is
 	// for, and keys with destinations sign nothing else. nil: Use tells.
@@ -237,7 +237,7 @@ func permit(c *Client, id *identity, m Message) (destination string, err error) 
 	return restrict.MaySign(id.limits.Destinations, &c.Bindings, id.Public, m.Data, time.Now())
 }
 
-// use returns what a signature is for.
+// use returns the purpose of a signature.
 func (k *Keyring) use(c *Client, id *identity, m Message, destination string) ask.Use {
 	if m.Data == nil {
 		return m.Use

@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// Capabilities is what a TPM says of itself.
+// Capabilities describes a TPM in its own words.
 type Capabilities struct {
 	Manufacturer string      // TPM_PT_MANUFACTURER, such as "IFX"
 	Vendor       string      // TPM_PT_VENDOR_STRING_1 to _4, may be empty

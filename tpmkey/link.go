@@ -184,7 +184,7 @@ func isRC(err error, codes ...tpm2.TPMRC) bool {
 // reflection takes as long as verifying a P-256 signature does (50 µs for one
 // TPM2_ContextLoad, 35 µs for one authorization).
 
-// savedContext is what TPM2_ContextSave returned, a TPMS_CONTEXT, as the
+// savedContext is the result of TPM2_ContextSave, a TPMS_CONTEXT, as the
 // TPM2_ContextLoad command that loads it. Only the TPM understands its content.
 type savedContext []byte
 

@@ -12,7 +12,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
-// policy is what a policy session must run before it authorizes the use of a key (TPM
+// policy has the commands that a policy session must run before it authorizes the use of a key (TPM
 // 2.0 Part 1, 19.7). It is decoded from the key file, and its commands give the key's
 // policy digest.
 type policy struct {

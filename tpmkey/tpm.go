@@ -198,7 +198,7 @@ func (t *TPM) drop(l *link) {
 	t.conn, t.session = nil, nil
 }
 
-// leftovers is what broken connections may have left in a TPM that has no resource
+// leftovers names what broken connections may have left in a TPM that has no resource
 // manager.
 type leftovers struct {
 	objects []string // Names

@@ -82,7 +82,7 @@ const (
 	UseCertificate                // a certificate that the key is to sign, OpenSSH's PROTOCOL.certkeys
 )
 
-// A Use is what a signature is for, as far as the data and the client's bindings
+// A Use is the purpose of a signature, as far as the data and the client's bindings
 // tell.
 type Use struct {
 	Kind      UseKind

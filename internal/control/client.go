@@ -114,7 +114,7 @@ func (c *Client) failed(ctx context.Context, err error) error {
 }
 
 const (
-	// notOwnerHint is for agents that refuse what is for their owner only.
+	// notOwnerHint follows the refusal of a request that only the agent's owner may make.
 	notOwnerHint = "is it tpm-agent? (--socket PATH chooses another.) One that is locked does not do this (ssh-add -X unlocks it), nor one that is reached through ssh -A"
 
 	lockedHint = "an agent that is locked (ssh-add -x) shows no keys and removes none: ssh-add -X unlocks it"

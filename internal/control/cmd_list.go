@@ -207,7 +207,7 @@ func newOffer(h *agent.Held) *offer {
 	return o
 }
 
-// words are for the table.
+// words describe the key in the table.
 func (o *offer) words() string {
 	switch {
 	case o == nil:
@@ -308,7 +308,7 @@ func (k *listedKey) row() []string {
 	return []string{k.Name, k.Type, strconv.Itoa(k.Bits), k.Fingerprint, storage, pin, k.Agent.words(), k.File}
 }
 
-// row is for the table. A key in memory is known by its comment.
+// row returns the row of a key in the table. A key in memory is known by its comment.
 func (k *listedElse) row() []string {
 	name, where, bits := k.Comment, "in memory", "-"
 	switch k.Place {

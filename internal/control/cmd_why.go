@@ -146,7 +146,7 @@ func refusalHint(r refusal.Record) string {
 	return strings.NewReplacer("KEY", key, "FILE", file).Replace(causeHints[refusal.Cause(r.Cause)])
 }
 
-// causeHints are what can be done about each cause. KEY stands for the key, by file
+// causeHints say what to do about each cause. KEY stands for the key, by file
 // or fingerprint, FILE for its file.
 var causeHints = map[refusal.Cause]string{
 	refusal.Cancelled:     "try again and answer the prompt; if you did not expect it, find out which program sent the request",

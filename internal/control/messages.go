@@ -112,7 +112,7 @@ type keyBlob struct {
 	Blob []byte // the public key, or a certificate of it
 }
 
-// keyStatus is what is known about the PIN of a key.
+// keyStatus describes the PIN of a key.
 type keyStatus struct {
 	Missing    bool // there is no such key
 	NeedsPIN   bool // may be wrong: see consent.Key

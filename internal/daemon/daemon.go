@@ -257,7 +257,7 @@ func (d *daemon) openKeys() error {
 	return nil
 }
 
-// config is what the options and the keys make of the agent.
+// config is the configuration of the agent, from the options and the keys.
 func (d *daemon) config(remembering func()) agent.Config {
 	return agent.Config{
 		Sources:        []agent.Source{d.keys},

@@ -22,7 +22,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/upstream"
 )
 
-// keyOption is the value of an option that is for one key of the agent.
+// keyOption is the value of an option about one key of the agent.
 type keyOption[T any] struct {
 	key   string // as it was given
 	value T
@@ -55,7 +55,7 @@ func parseKeyOption[T any](key string, value T) (o keyOption[T], err error) {
 	return o, err
 }
 
-// matches reports whether the option is for the key in the file of that name.
+// matches reports whether the option is about the key in the file of that name.
 func (o keyOption[T]) matches(file, fingerprint string) bool {
 	switch base := filepath.Base(file); o.by {
 	case byFingerprint:
@@ -100,7 +100,7 @@ func (s keyOptions[T]) logUnmatched(log *slog.Logger, option string, entries []*
 	}
 }
 
-// pinLives is for how long PINs are remembered: --pin-ttl.
+// pinLives holds how long PINs are remembered: --pin-ttl.
 type pinLives struct {
 	keys keyOptions[time.Duration]
 	rest time.Duration // of all other keys; 0: not at all

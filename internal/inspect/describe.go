@@ -81,7 +81,7 @@ func bitsOf(public crypto.PublicKey) int {
 	return 0
 }
 
-// ParentWords names the storage key of a key file. short is for tables.
+// ParentWords names the storage key of a key file, in few words for tables and in full.
 func ParentWords(k *keyfile.TPMKey) (short, long string) {
 	primary := "P-256"
 	if k.RSAParent {

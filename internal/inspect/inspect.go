@@ -25,7 +25,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/tpmkey"
 )
 
-// inspection is what a key file says.
+// inspection describes a key file.
 type inspection struct {
 	File     string   `json:"file"`
 	Size     int64    `json:"size"`
@@ -276,7 +276,7 @@ type Listed struct {
 	Fingerprint string `json:"fingerprint"`
 	Comment     string `json:"comment"`
 	Parent      string `json:"parent"`
-	// StorageKey is what is remembered of it. Lost is set if it is gone.
+	// StorageKey is the remembered storage key. Lost is set if it is gone.
 	StorageKey   *storageKey `json:"storage_key,omitempty"`
 	Lost         string      `json:"lost,omitempty"`
 	PIN          bool        `json:"pin"`

@@ -31,7 +31,7 @@ type presence struct {
 	AtBoot string `json:"storage_key_at_boot,omitempty"`
 }
 
-// storageKey is what is remembered of a storage key.
+// storageKey describes a remembered storage key.
 type storageKey struct {
 	Name  string       `json:"name"`
 	Place string       `json:"place"`

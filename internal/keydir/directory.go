@@ -137,7 +137,7 @@ func (d *directory) sync() bool {
 // reload reads every file again.
 func (d *directory) reload() bool { return d.open(closed) }
 
-// open watches and lists what is at the path now. The evidence is for each file.
+// open watches and lists the directory at the path. Each file gets the evidence.
 func (d *directory) open(e evidence) bool {
 	d.unwatch()
 	f, err := os.OpenFile(d.path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
@@ -195,7 +195,7 @@ func (d *directory) lose(err error) bool {
 	return changed
 }
 
-// evidence is what is known about a file before it is looked at.
+// evidence tells what the agent knows about a file before it looks at it.
 type evidence int
 
 const (

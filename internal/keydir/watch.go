@@ -28,7 +28,7 @@ type watch struct {
 	buf []byte
 }
 
-// A system is what tests replace.
+// A system has the system calls that tests replace.
 type system struct {
 	now      func() time.Time
 	newWatch func(dir *os.File) (*watch, error)
@@ -79,7 +79,7 @@ func explainInotify(err error, limit string) error {
 
 func (w *watch) close() error { return unix.Close(w.fd) }
 
-// changes are what the kernel has queued since the last call.
+// changes are the events that the kernel has queued since the last call.
 type changes struct {
 	names map[string]bool // of files; true: the writer is done
 	all   bool            // look at everything: events were lost, or will be

@@ -43,7 +43,7 @@ func retiredDir(s *term.System) (string, error) {
 	return filepath.Join(state, "tpm-agent", "retired"), nil
 }
 
-// retiredName is what the old key is called in there, at its n-th try, from 1.
+// retiredName returns the name of the old key in there, at the n-th try, from 1.
 func (o *oldKey) retiredName(now time.Time, n int) string {
 	name := filepath.Base(o.path) + "." + now.Format(time.DateOnly)
 	if n > 1 {

@@ -88,7 +88,7 @@ func (b *Book) Learn(dir string, id Key, under tpmkey.Parent) {
 	})
 }
 
-// A Record is what is remembered of one key.
+// A Record holds the memory of one key.
 type Record struct {
 	Last Date // when what is so now was last noted; "": it was not
 	book *Book

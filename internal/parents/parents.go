@@ -51,7 +51,7 @@ func (p *Parent) same(other *Parent) bool {
 	return bytes.Equal(p.Name, other.Name) && p.At == other.At && p.TPM == other.TPM
 }
 
-// Memory is what is remembered. Its storage keys are in the order in which they
+// Memory holds storage keys and the keys under them, in the order in which they
 // were last seen.
 type Memory struct{ parents []*Parent }
 

@@ -114,7 +114,7 @@ func (p Peer) Instance() *Instance {
 	return nil
 }
 
-// Stat is what Linux tells about a process in /proc/PID/stat, proc_pid_stat(5).
+// Stat is the content of /proc/PID/stat, proc_pid_stat(5).
 type Stat struct {
 	PID        int
 	Name       string // of the program, at most 15 octets: whatever the process chose

@@ -54,7 +54,7 @@ const (
 
 	// useOpenSSL writes PBES2, which is read here.
 	useOpenSSL = "openssl pkcs8 -topk8 -v2 aes-256-cbc -in FILE -out NEW"
-	// useLegacy is for ciphers that OpenSSL 3 keeps in a provider of their own.
+	// useLegacy reads ciphers that OpenSSL 3 keeps in a provider of their own.
 	useLegacy = "openssl pkcs8 -provider legacy -provider default -topk8 -v2 aes-256-cbc -in FILE -out NEW"
 	// useKeygen changes a file in place, therefore the copy.
 	useKeygen = "cp FILE NEW && ssh-keygen -p -Z aes256-ctr -a 24 -f NEW"

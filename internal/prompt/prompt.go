@@ -39,7 +39,7 @@ type Way interface {
 	Ask(ctx context.Context, q Question) (Answer, error)
 }
 
-// Kind is what a question asks for.
+// Kind is the kind of a question.
 type Kind int
 
 // The kinds of questions.
@@ -66,7 +66,7 @@ func (q Question) Whole() string {
 	return q.Error + "\n" + q.Text
 }
 
-// Answer is what the user answered. The caller wipes the PIN.
+// Answer is the answer of the user. The caller wipes the PIN.
 type Answer struct {
 	PIN   []byte
 	Grant ask.Grant

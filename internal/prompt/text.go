@@ -39,7 +39,7 @@ func printable(s string) string {
 	}, strings.ToValidUTF8(s, "\uFFFD"))
 }
 
-// part is what cut keeps of a text.
+// part is the part of a text that cut keeps.
 type part bool
 
 const (

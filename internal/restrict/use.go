@@ -14,7 +14,7 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/wire"
 )
 
-// UseOf returns what a signature of data is for. key is the public key or
+// UseOf returns the purpose of a signature of data. key is the public key or
 // certificate in the request. named returns the name of a host key, "" if it has
 // none; it may be nil, and may be slow. destination is what MaySign returned.
 //

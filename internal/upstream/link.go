@@ -20,7 +20,7 @@ const (
 	answerPatience = 2 * time.Minute
 )
 
-// A link is what one client has with one upstream: a connection of its own, because
+// A link connects one client with one upstream. The connection is its own, because
 // the client's bindings decide what the upstream allows on it.
 type link struct {
 	relay *Relay

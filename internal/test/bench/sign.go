@@ -63,7 +63,7 @@ func (s *signer) serve(b *bench, name string, tm tpmkey.Template, options []stri
 	return err
 }
 
-// signRequest is what a client sends to log in: SSH_AGENTC_SIGN_REQUEST over
+// signRequest is the request that a client sends to log in: SSH_AGENTC_SIGN_REQUEST over
 // some 300 octets, for RSA with SHA-256 (RFC 9987, 5.6).
 func signRequest(key ssh.PublicKey) []byte {
 	body := ssh.Marshal(struct {

@@ -100,7 +100,7 @@ func (r *rig) copySources() error {
 	return errors.Join(err, os.WriteFile(filepath.Join(r.sources(), "cmd", "tpm-agent", hookFile), hook, 0o600))
 }
 
-// environment is what the program sees. Nothing in it leads out of the home.
+// environment returns the environment of the program. Nothing in it leads out of the home.
 func (r *rig) environment(more ...string) []string {
 	home := filepath.Join(r.dir, "home")
 	return append([]string{

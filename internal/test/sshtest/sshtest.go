@@ -296,7 +296,7 @@ func Userauth(key ssh.PublicKey, sessionID, user string, host ssh.PublicKey) Use
 	return m
 }
 
-// UserauthData is what a client signs to log in (RFC 4252, section 7).
+// UserauthData is the data that a client signs to log in (RFC 4252, section 7).
 type UserauthData struct {
 	SessionID []byte
 	Number    byte

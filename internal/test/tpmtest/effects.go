@@ -6,7 +6,7 @@ import (
 	"io"
 )
 
-// An Effect is what a fault does. It is called instead of c.Send, and may call it.
+// An Effect carries out a fault. It is called instead of c.Send, and may call it.
 type Effect func(ctx context.Context, c Conn, command []byte) ([]byte, error)
 
 // Code answers with a return code. The command does not reach the TPM.
