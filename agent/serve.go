@@ -167,12 +167,10 @@ func (s *server) each(do func(*conn)) {
 
 // within waits for done, for at most d, and reports whether it came.
 func within(d time.Duration, done <-chan struct{}) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
 	select {
 	case <-done:
 		return true
-	case <-t.C:
+	case <-time.After(d):
 		return false
 	}
 }

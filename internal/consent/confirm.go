@@ -138,12 +138,10 @@ func (o *Owner) inform(q ask.Question, wait time.Duration) {
 
 // within waits for done, for at most d, and reports whether it came.
 func within(d time.Duration, done <-chan struct{}) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
 	select {
 	case <-done:
 		return true
-	case <-t.C:
+	case <-time.After(d):
 		return false
 	}
 }
