@@ -312,7 +312,7 @@ func TestClientGoneBefore(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "ran")); err == nil {
-		t.Error("a dialog was shown for nobody")
+		t.Error("a dialog was shown though its client had gone")
 	}
 }
 

@@ -297,8 +297,8 @@ func (i *importing) finish(key *newKey, home string, to keyFiles, old *oldKey) e
 	return term.NotSaid(i.say("%s", text), "the key was imported, and is in %s", term.Plain(to.private))
 }
 
-// replace saves the key in place of the old one. The public key may come first:
-// it is that of both.
+// replace saves the key in place of the old one. The public key, which both have,
+// may come first.
 func (k *newKey) replace(to keyFiles, old *oldKey, attic string) (retired, error) {
 	public, err := k.savePublic(to)
 	if err != nil {

@@ -72,8 +72,8 @@ func (w systemd) run(ctx context.Context, q prompt.Question, text string, option
 	return said, err
 }
 
-// scope returns the options for whom to ask: root asks whoever answers for the
-// machine, other users ask their own agents, since systemd 257. Without an agent
+// scope returns the options that choose the agents to ask: root asks those of the
+// machine, other users ask their own, since systemd 257. Without an agent
 // it returns an error, because the question would only lie there until the
 // timeout.
 func scope(environ []string) (options []string, err error) {
