@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 	"github.com/tpm-agent/tpm-agent/internal/test/sshtest"
 	"github.com/tpm-agent/tpm-agent/internal/wire"
 
@@ -197,9 +198,7 @@ func TestTooLongLikeOpenSSH(t *testing.T) {
 // TestSSHAdd checks the agent with ssh-add.
 func TestSSHAdd(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("ssh-add"); err != nil {
-		t.Skip(err)
-	}
+	needs.Programs(t, "ssh-add")
 	ids, _ := bothHave()
 	s := serve(t, Config{Sources: []Source{fixed(ids...)}})
 	pub := filepath.Join(t.TempDir(), "k.pub")

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,7 +44,7 @@ func TestKeygenFullDisk(t *testing.T) {
 	t.Parallel()
 	full, done := 0, 0
 	for pages := range 6 {
-		dir := smallDisk(t, pages)
+		dir := needs.SmallDisk(t, pages)
 		cmd := program(t, "keygen", "-N", "", "-C", "here", "-f", filepath.Join(dir, "id"))
 		out, err := cmd.CombinedOutput()
 		if err == nil {
@@ -64,28 +63,6 @@ func TestKeygenFullDisk(t *testing.T) {
 	if full < 2 || done < 1 {
 		t.Errorf("%d disks were too small and %d were large enough: the test needs both", full, done)
 	}
-}
-
-// smallDisk mounts a file system with room for that many pages.
-func smallDisk(t *testing.T, pages int) string {
-	t.Helper()
-	dir := t.TempDir()
-	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "mode=700,size="+strconv.Itoa((pages+1)*os.Getpagesize()))
-	if errors.Is(err, syscall.EPERM) {
-		t.Skip("only root can make a small disk")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := os.WriteFile(filepath.Join(dir, "filler"), make([]byte, os.Getpagesize()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return dir
 }
 
 // list returns the names of the files in a directory.
@@ -127,7 +104,7 @@ func checkKey(t *testing.T, file string) {
 // TestKeygenReadOnlyDisk checks that keygen reports a read-only file system.
 func TestKeygenReadOnlyDisk(t *testing.T) {
 	t.Parallel()
-	dir := smallDisk(t, 4)
+	dir := needs.SmallDisk(t, 4)
 	if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}

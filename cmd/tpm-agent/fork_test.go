@@ -16,16 +16,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
 // caller returns a command that may start agents in the background. They end with
 // the test.
 func caller(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skip(err)
-	}
+	path := needs.Program(t, name)
 	cmd := program(t)
 	home := cmd.Dir
 	t.Cleanup(func() { endForked(home) })

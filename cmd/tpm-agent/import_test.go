@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/tpm-agent/tpm-agent/internal/inspect"
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
@@ -191,7 +192,7 @@ func TestImportFullDisk(t *testing.T) {
 	full, done := 0, 0
 	for _, option := range []string{"--quiet", "--retire", "--replace"} {
 		for pages := range 6 {
-			dir := smallDisk(t, pages+2)
+			dir := needs.SmallDisk(t, pages+2)
 			path := filepath.Join(dir, "id")
 			public := sshKey(t, path, "")
 			if err := os.Remove(path + ".pub"); err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/internal/parents"
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 	"github.com/tpm-agent/tpm-agent/keyfile"
 )
 
@@ -339,7 +340,7 @@ func TestPasswdFullDisk(t *testing.T) {
 	t.Parallel()
 	full, done := 0, 0
 	for pages := range 4 {
-		dir := smallDisk(t, pages+4)
+		dir := needs.SmallDisk(t, pages+4)
 		home := program(t).Dir
 		run := func(args ...string) (string, error) {
 			cmd := program(t, args...)
@@ -499,7 +500,7 @@ func TestPasswdWrongEmptyAuth(t *testing.T) {
 // asks for a PIN.
 func TestPasswdReadOnlyDisk(t *testing.T) {
 	t.Parallel()
-	dir := smallDisk(t, 4)
+	dir := needs.SmallDisk(t, 4)
 	cmd := program(t, "keygen", "-q", "-N", "old", "-f", filepath.Join(dir, "id"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

@@ -157,7 +157,7 @@ func TestLogPipeFull(t *testing.T) {
 func TestManOnTerminal(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("man"); err != nil {
-		t.Skip("needs the program man")
+		t.Skip("needs man: install the package man-db")
 	}
 	cmd := program(t, "man", "keygen")
 	cmd.Env = append(cmd.Env, "PAGER=cat", "MANPAGER=cat", "TERM=dumb")

@@ -6,11 +6,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
 // day is a time in the names of retired files.
@@ -88,7 +89,7 @@ func TestRetireElsewhere(t *testing.T) {
 	t.Parallel()
 	content := string(bytes.Repeat([]byte("k"), 2*os.Getpagesize()))
 	for pages, room := range map[int]bool{8: true, 1: false} {
-		dir := smallDisk(t, pages)
+		dir := needs.SmallDisk(t, pages)
 		o := oldFile(t, content)
 		r, err := o.retire(dir, day, nil)
 		if !room {
@@ -149,7 +150,7 @@ func TestReplaceBy(t *testing.T) {
 // second name is gone again.
 func TestReplaceFullDisk(t *testing.T) {
 	t.Parallel()
-	dir := smallDisk(t, 1)
+	dir := needs.SmallDisk(t, 1)
 	o := &oldKey{path: filepath.Join(dir, "id"), data: []byte("old")}
 	if err := os.WriteFile(o.path, o.data, 0o600); err != nil {
 		t.Fatal(err)
@@ -193,28 +194,6 @@ func TestFarewell(t *testing.T) {
 			t.Errorf("%s: %q is in %q", name, test.not, got)
 		}
 	}
-}
-
-// smallDisk is a file system with room for that many pages.
-func smallDisk(t *testing.T, pages int) string {
-	t.Helper()
-	dir := t.TempDir()
-	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "mode=700,size="+strconv.Itoa((pages+1)*os.Getpagesize()))
-	if errors.Is(err, syscall.EPERM) {
-		t.Skip("only root can make a small disk")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := os.WriteFile(filepath.Join(dir, "filler"), make([]byte, os.Getpagesize()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return dir
 }
 
 func list(t *testing.T, dir string) (names []string) {

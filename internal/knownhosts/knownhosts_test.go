@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
 // key returns the n-th key of these tests.
@@ -122,20 +124,10 @@ func found(t *testing.T, files []string, host string) []string {
 	return list
 }
 
-// keygen returns the path of ssh-keygen.
-func keygen(t testing.TB) string {
-	t.Helper()
-	path, err := exec.LookPath("ssh-keygen")
-	if err != nil {
-		t.Skip("ssh-keygen is not installed")
-	}
-	return path
-}
-
 // wanted lists what ssh-keygen finds and does not find revoked.
 func wanted(t *testing.T, path, host string) []string {
 	t.Helper()
-	out, err := exec.Command(keygen(t), "-l", "-F", host, "-f", path).Output()
+	out, err := exec.Command(needs.Program(t, "ssh-keygen"), "-l", "-F", host, "-f", path).Output()
 	var exit *exec.ExitError
 	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
 		t.Fatal(err)

@@ -15,13 +15,15 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
 // hashedHosts writes a file whose names ssh-keygen hashes.
 func hashedHosts(t *testing.T, content string) string {
 	t.Helper()
 	path := write(t, fill(t, content))
-	if out, err := exec.Command(keygen(t), "-H", "-f", path).CombinedOutput(); err != nil {
+	if out, err := exec.Command(needs.Program(t, "ssh-keygen"), "-H", "-f", path).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	return path

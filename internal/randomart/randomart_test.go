@@ -16,16 +16,15 @@ import (
 	"testing"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
 // TestAgainstSSHKeygen compares with what ssh-keygen draws for fresh keys, of
 // types whose names differ in length.
 func TestAgainstSSHKeygen(t *testing.T) {
 	t.Parallel()
-	keygen, err := exec.LookPath("ssh-keygen")
-	if err != nil {
-		t.Skip("ssh-keygen is not installed")
-	}
+	keygen := needs.Program(t, "ssh-keygen")
 	for kind, key := range freshKeys(t) {
 		pub, err := ssh.NewPublicKey(key)
 		if err != nil {

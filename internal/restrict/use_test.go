@@ -242,9 +242,6 @@ func (o *overheard) take() []ask.Use {
 func TestUseOfOpenSSH(t *testing.T) {
 	t.Parallel()
 	needs.Programs(t, "ssh-keygen")
-	if _, err := exec.LookPath("ssh-keygen"); err != nil {
-		t.Skip(err)
-	}
 	dir := t.TempDir()
 	heard := &overheard{ExtendedAgent: client.NewKeyring().(client.ExtendedAgent)}
 	if err := heard.Add(client.AddedKey{PrivateKey: sshtest.P256()}); err != nil {

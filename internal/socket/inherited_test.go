@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
 // inheritedChild is a service. It prints what it inherited and serves one
@@ -157,10 +159,7 @@ func rawSocket(t *testing.T, kind int) *os.File {
 // TestSystemd has systemd's own program pass the socket.
 func TestSystemd(t *testing.T) {
 	t.Parallel()
-	activate, err := exec.LookPath("systemd-socket-activate")
-	if err != nil {
-		t.Skip("systemd-socket-activate is not installed")
-	}
+	activate := needs.Program(t, "systemd-socket-activate")
 	path := shortDir(t) + "/s"
 	exe, err := os.Executable()
 	must(t, err)

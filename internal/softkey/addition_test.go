@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 	"github.com/tpm-agent/tpm-agent/internal/test/sshtest"
 	"github.com/tpm-agent/tpm-agent/internal/wire"
 )
@@ -113,11 +114,7 @@ func TestCaptures(t *testing.T) {
 // TestSSHAddSends has the ssh-add of this machine send keys of each type.
 func TestSSHAddSends(t *testing.T) {
 	t.Parallel()
-	for _, program := range []string{"ssh-add", "ssh-keygen"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skip(err)
-		}
-	}
+	needs.Programs(t, "ssh-add", "ssh-keygen")
 	dir := t.TempDir()
 	ca := keygen(t, dir, "ca", "-t", "ed25519")
 	for name, args := range map[string][]string{

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/tpm-agent/tpm-agent/internal/tcti"
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 	"github.com/tpm-agent/tpm-agent/internal/test/tpmtest"
 )
 
@@ -43,10 +43,10 @@ func open(t testing.TB, address string) *tcti.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := a.Open(t.Context())
-	if errors.Is(err, exec.ErrNotFound) {
-		t.Skip(err)
+	if address == "software" {
+		needs.Programs(t, "swtpm")
 	}
+	c, err := a.Open(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

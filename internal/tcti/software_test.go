@@ -19,6 +19,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
 // otherDir is the environment variable that makes the test binary play another process
@@ -63,7 +65,7 @@ type process struct {
 
 func startOther(t *testing.T, dir string) *process {
 	t.Helper()
-	needProgram(t)
+	needs.Programs(t, program)
 	p := &process{cmd: exec.Command(os.Args[0])}
 	p.cmd.Env = append(os.Environ(), otherDir+"="+dir)
 	p.cmd.Stderr = os.Stderr
@@ -123,17 +125,9 @@ func dies(t *testing.T, pid int) {
 	}
 }
 
-// needProgram skips the test if swtpm is not installed.
-func needProgram(t *testing.T) {
-	t.Helper()
-	if _, err := exec.LookPath(program); err != nil {
-		t.Skip(err)
-	}
-}
-
 func start1(t *testing.T, dir string) *software {
 	t.Helper()
-	needProgram(t)
+	needs.Programs(t, program)
 	tpm, err := startSoftware(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
@@ -238,7 +232,7 @@ func TestModes(t *testing.T) {
 
 func TestRefusesDirectory(t *testing.T) {
 	t.Parallel()
-	needProgram(t)
+	needs.Programs(t, program)
 	base := t.TempDir()
 	make1 := func(name string, mode os.FileMode) string {
 		dir := filepath.Join(base, name)
@@ -326,7 +320,7 @@ func TestBrokenState(t *testing.T) {
 // overwrite each other's.
 func TestRace(t *testing.T) {
 	t.Parallel()
-	needProgram(t)
+	needs.Programs(t, program)
 	dir := filepath.Join(t.TempDir(), "state")
 	var wg sync.WaitGroup
 	for range 4 {

@@ -6,11 +6,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 )
 
 // The pinentry of this machine is found.
 func TestFindHere(t *testing.T) {
-	want := program(t, "pinentry")
+	want := needs.Program(t, "pinentry")
 	got, err := find([]string{"HOME=" + t.TempDir(), "PATH=/usr/bin:/bin"})
 	if err != nil || got != want {
 		t.Errorf("got %q, %v; want %q", got, err, want)

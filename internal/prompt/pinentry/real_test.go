@@ -14,18 +14,9 @@ import (
 	"github.com/tpm-agent/tpm-agent/internal/peer"
 	"github.com/tpm-agent/tpm-agent/internal/prompt"
 	"github.com/tpm-agent/tpm-agent/internal/prompt/tty"
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
-
-// program finds one of the real pinentries.
-func program(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Skipf("%s is not installed", name)
-	}
-	return path
-}
 
 // seat is a terminal with a client in its foreground, which asks with a real
 // pinentry.
@@ -39,7 +30,7 @@ type seat struct {
 func newSeat(t *testing.T, name string, environ ...string) seat {
 	t.Helper()
 	dir := t.TempDir()
-	conf := "pinentry-program " + program(t, name) + "\n"
+	conf := "pinentry-program " + needs.Program(t, name) + "\n"
 	if err := os.WriteFile(filepath.Join(dir, "gpg-agent.conf"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +256,7 @@ func TestRealNoTerminal(t *testing.T) {
 			}
 			// The name of the file does not tell.
 			path := filepath.Join(t.TempDir(), "pinentry")
-			if err := os.WriteFile(path, []byte("#!/bin/sh\nexec "+program(t, s.name)+"\n"), 0o700); err != nil {
+			if err := os.WriteFile(path, []byte("#!/bin/sh\nexec "+needs.Program(t, s.name)+"\n"), 0o700); err != nil {
 				t.Fatal(err)
 			}
 			_, err := s.way.run(t.Context(), path, s.way.Environ, prompt.Question{Kind: kind, Text: "?"}, nil)

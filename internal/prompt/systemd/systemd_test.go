@@ -14,6 +14,7 @@ import (
 
 	"github.com/tpm-agent/tpm-agent/internal/ask"
 	"github.com/tpm-agent/tpm-agent/internal/prompt"
+	"github.com/tpm-agent/tpm-agent/internal/test/needs"
 	"github.com/tpm-agent/tpm-agent/internal/test/ptytest"
 )
 
@@ -26,11 +27,7 @@ const (
 )
 
 func TestSystemdApart(t *testing.T) {
-	for _, name := range []string{program, "systemd-tty-ask-password-agent"} {
-		if _, err := exec.LookPath(name); err != nil {
-			t.Skip(err)
-		}
-	}
+	needs.Programs(t, program, "systemd-tty-ask-password-agent")
 	// The first program that asks creates it; an agent waits for files in it.
 	for _, dir := range []string{filepath.Dir(questionsDir), questionsDir} {
 		switch err := os.Mkdir(dir, 0o755); {

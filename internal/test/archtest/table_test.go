@@ -254,7 +254,7 @@ var harnesses = []row{
 	},
 	{
 		pkg:     "internal/test/needs",
-		purpose: "skips tests whose programs are not installed, and names the packages that contain them",
+		purpose: "gives tests the programs and disks that they need, or skips them and says what is missing",
 	},
 	{
 		pkg:     "internal/test/paths",

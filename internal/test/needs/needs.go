@@ -1,25 +1,32 @@
-// Package needs skips tests whose programs are not installed, and names the
-// packages that contain them.
+// Package needs gives tests the programs and disks that they need, or skips them
+// and says what is missing.
 package needs
 
 import (
+	"errors"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
 // packages maps programs to the Debian packages that contain them, where the
 // names differ.
 var packages = map[string]string{
-	"busctl":                  "systemd",
-	"puttygen":                "putty-tools",
-	"ssh":                     "openssh-client",
-	"ssh-add":                 "openssh-client",
-	"ssh-agent":               "openssh-client",
-	"ssh-keygen":              "openssh-client",
-	"sshd":                    "openssh-server",
-	"systemd-ask-password":    "systemd",
-	"systemd-socket-activate": "systemd",
+	"busctl":                         "systemd",
+	"pinentry":                       "pinentry-curses",
+	"puttygen":                       "putty-tools",
+	"ssh":                            "openssh-client",
+	"ssh-add":                        "openssh-client",
+	"ssh-agent":                      "openssh-client",
+	"ssh-keygen":                     "openssh-client",
+	"sshd":                           "openssh-server",
+	"systemd-ask-password":           "systemd",
+	"systemd-socket-activate":        "systemd",
+	"systemd-tty-ask-password-agent": "systemd",
 }
 
 // Program returns the path of a program. It skips the test if there is none.
@@ -50,6 +57,29 @@ func Python(t testing.TB, module, debian string) {
 	if err := exec.Command("/usr/bin/python3", "-c", "import "+module).Run(); err != nil {
 		t.Skipf("needs the Python module %s: install the package %s, or run make deps", module, debian)
 	}
+}
+
+// SmallDisk mounts a file system with room for that many pages. It skips the test
+// if that is not allowed.
+func SmallDisk(t testing.TB, pages int) string {
+	t.Helper()
+	dir := t.TempDir()
+	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "mode=700,size="+strconv.Itoa((pages+1)*os.Getpagesize()))
+	if errors.Is(err, syscall.EPERM) {
+		t.Skip("only root can make a small disk")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(filepath.Join(dir, "filler"), make([]byte, os.Getpagesize()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func debianPackage(program string) string {
